@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one error tree.
+
+    RemusError                 1  E-FAILED
+    ├── UsageError             2  E-USAGE          bad command line
+    │   └── ConfigError        2  E-CONFIG         a config that cannot be loaded; names the key
+    ├── NotProtected           3  E-NOT-PROTECTED
+    ├── RefusedForSafety       4  E-UNSAFE         what was asked could lose acknowledged data
+    ├── PeerUnreachable        5  E-PEER
+    │   ├── PeerRefused        5  E-PEER-REFUSED   certificate, version, or its own reason
+    │   └── BadFrame           5  E-FRAME          the stream is not what the protocol allows
+    ├── Fenced                 7  E-FENCED         a newer term exists: this side must stay silent
+    ├── CannotProtect          8  E-PREFLIGHT      this VM or host cannot be protected
+    ├── VmError                1  E-VM             QEMU or libvirt said no
+    ├── GateError              1  E-GATE
+    └── DiskError              1  E-DISK
+
+Each class carries its exit code and a stable id; `hint` says what to do. Errors of libraries are wrapped
+at the adapter, with `from`.
+"""
+
+from __future__ import annotations
+
+
+class RemusError(Exception):
+    """Something failed; the message names what, the hint says what to do."""
+
+    exit_code = 1
+    id = "E-FAILED"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def to_dict(self) -> dict[str, object]:
+        """The error as `--json` and the control sockets carry it."""
+        return {"id": self.id, "message": str(self), "hint": self.hint, "exit_code": self.exit_code}
+
+
+class UsageError(RemusError):
+    """The command line cannot be understood."""
+
+    exit_code = 2
+    id = "E-USAGE"
+
+
+class ConfigError(UsageError):
+    """A configuration file cannot be used; the message names file and key."""
+
+    id = "E-CONFIG"
+
+
+class NotProtected(RemusError):
+    """The VM is not protected, so what was asked makes no sense."""
+
+    exit_code = 3
+    id = "E-NOT-PROTECTED"
+
+
+class RefusedForSafety(RemusError):
+    """Doing this could lose acknowledged data or make two VMs speak."""
+
+    exit_code = 4
+    id = "E-UNSAFE"
+
+
+class PeerUnreachable(RemusError):
+    """The other host, or a daemon, does not answer."""
+
+    exit_code = 5
+    id = "E-PEER"
+
+
+class PeerRefused(PeerUnreachable):
+    """The other host answered and refused."""
+
+    id = "E-PEER-REFUSED"
+
+
+class BadFrame(PeerUnreachable):
+    """The stream broke the protocol: the session is dropped, nothing of the open epoch is used."""
+
+    id = "E-FRAME"
+
+
+class Fenced(RemusError):
+    """A newer term exists: this side must stay silent."""
+
+    exit_code = 7
+    id = "E-FENCED"
+
+
+class CannotProtect(RemusError):
+    """This VM, or one of the hosts, does not meet the preconditions."""
+
+    exit_code = 8
+    id = "E-PREFLIGHT"
+
+
+class VmError(RemusError):
+    """QEMU or libvirt refused a step."""
+
+    id = "E-VM"
+
+
+class GateError(RemusError):
+    """The output gate could not be built or lost its process."""
+
+    id = "E-GATE"
+
+
+class DiskError(RemusError):
+    """A disk mirror or a replica image failed."""
+
+    id = "E-DISK"
+
+
+def from_dict(data: dict[str, object]) -> RemusError:
+    """The error a control socket carried, as an exception of its own class again."""
+    known = {cls.id: cls for cls in _tree(RemusError)}
+    cls = known.get(str(data.get("id")), RemusError)
+    return cls(str(data.get("message", "failed")), hint=str(data.get("hint", "")))
+
+
+def _tree(cls: type[RemusError]) -> list[type[RemusError]]:
+    return [cls] + [found for child in cls.__subclasses__() for found in _tree(child)]

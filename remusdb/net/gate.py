@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output gate: what a backend must do.
+
+Owns the way out of one network interface of one VM. Invariant: a frame the VM sent after `mark(n)` and
+before `mark(n + 1)` leaves only after `release(n + 1)`. A gate is closed when it is made, and nothing leaves
+when its process dies.
+
+    install() ─▶ passing ──hold()──▶ holding ◀─mark/release─┐   remove() from any state
+                    ▲                    │                   │
+                    └────open_all()──────┴───────────────────┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class GateFigures:
+    """What a gate holds and did: frames, bytes, and the guest's own addresses seen in its output."""
+
+    held_frames: int = 0
+    held_bytes: int = 0
+    released_frames: int = 0
+    dropped_frames: int = 0
+    addresses: tuple[str, ...] = field(default=())
+
+
+class Gate(Protocol):
+    """One interface's gate. All calls are made from one thread; every call returns once it took effect."""
+
+    def install(self) -> None:
+        """Wire the gate in under the live VM, letting everything pass (nothing is held yet)."""
+
+    def adopt(self) -> None:
+        """Take over a wiring that a dead process left behind, closed."""
+
+    def hold(self) -> None:
+        """From now on nothing leaves but by `release`."""
+
+    def mark(self, epoch: int) -> None:
+        """Everything sent so far and not yet marked belongs to `epoch`. Called while the VM is stopped."""
+
+    def release(self, epoch: int) -> None:
+        """Let go, in order, everything marked with `epoch` or an earlier one."""
+
+    def open_all(self) -> None:
+        """Let go everything held and pass from now on (protection ended in good order)."""
+
+    def drop_held(self) -> None:
+        """Throw away everything held; stay closed (this side was fenced)."""
+
+    def remove(self) -> None:
+        """Take the wiring out; the interface is left as `install` found it."""
+
+    def figures(self) -> GateFigures:
+        """Counters, for status."""
