@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the control frames carry, as msgpack. Bulk frames (PAGES, WRITES, DEVICES) have codecs of their own."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from remusdb.errors import BadFrame
+
+
+class RamBlock(msgspec.Struct, frozen=True):
+    """One QEMU RAM block: its name in `info ramblock` and its used size in bytes."""
+
+    name: str
+    size: int
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """One replicated disk: the guest's target name (`vda`) and its virtual size in bytes."""
+
+    target: str
+    size: int
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """HELLO, primary to agent: what is to be protected. `term` is the newest the primary knows."""
+
+    version: str
+    primary: str
+    vm: str
+    uuid: str
+    term: int
+    resume: bool
+    epoch: int
+    machine: str
+    domain_xml: str
+    blocks: list[RamBlock]
+    disks: list[Disk]
+    heartbeat_ms: int
+    qemu_version: str
+
+
+class Welcome(msgspec.Struct, frozen=True):
+    """WELCOME, agent to primary. With `resumed`, `committed` is the last epoch the agent holds whole."""
+
+    version: str
+    agent: str
+    term: int
+    committed: int
+    resumed: bool
+    silence_ms: int
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """REFUSE, agent to primary. `fenced`: the agent promoted this VM in `term`. `code`: 'preflight' or 'failed'."""
+
+    reason: str
+    hint: str = ""
+    term: int = 0
+    fenced: bool = False
+    code: str = "failed"
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """COMMIT, the end of an epoch: what must have come before it, and the guest's addresses for the announcement."""
+
+    frames: int
+    payload_bytes: int
+    addresses: list[str]
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """BYE (primary ends the session for good) and RENOUNCE (agent gives its standby up): why."""
+
+    reason: str
+
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+
+def pack(message: msgspec.Struct) -> bytes:
+    """The payload of a control frame."""
+    return msgspec.msgpack.encode(message)
+
+
+def unpack(kind: type[Message], payload: bytes | memoryview) -> Message:
+    """The message in a control frame; BadFrame when it is not one."""
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except msgspec.MsgspecError as exc:
+        raise BadFrame(f"the {kind.__name__} message cannot be read: {exc}") from exc

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primary's side of the epoch protocol: what may be cut, sent again and released.
+
+Owns the epoch counter and the list of epochs in flight of one protected VM. Invariant: an epoch is released
+only after the agent acknowledged it *in the term that is in force*, and nothing is released while fenced.
+
+    IDLE ──begin──▶ SEEDING ──first ack──▶ PROTECTED ◀──resumed── HELD
+                       │                       └──────lost─────────▶│
+                       └──────────────fence / end──────────────▶ FENCED, ENDED
+
+Sans-IO: no socket, no clock. The caller makes a term durable before it calls `begin` or `fence` with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from remusdb.errors import BadFrame, Fenced
+
+
+class PrimaryState(Enum):
+    """Where the primary's session stands."""
+
+    IDLE = "idle"
+    SEEDING = "seeding"
+    PROTECTED = "protected"
+    HELD = "held"
+    FENCED = "fenced"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Release:
+    """Let go everything marked with this epoch or an earlier one."""
+
+    epoch: int
+
+
+class Pipeline:
+    """Epochs of one VM on the primary, at most `window` of them in flight."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.state = PrimaryState.IDLE
+        self.term = 0
+        self.captured = 0
+        self.committed = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Epochs that were cut and are not yet acknowledged."""
+        return self.captured - self.committed
+
+    def begin(self, term: int) -> None:
+        """A new session in a newer term; the initial copy starts and epochs count from 1 again."""
+        self._newer(term)
+        self.term, self.state = term, PrimaryState.SEEDING
+        self.captured = self.committed = 0
+
+    def next_epoch(self) -> int | None:
+        """The number of the epoch that may be cut now, or None while the window is full or the peer lost."""
+        if self.state not in (PrimaryState.SEEDING, PrimaryState.PROTECTED) or self.in_flight >= self.window:
+            return None
+        return self.captured + 1
+
+    def cut(self, epoch: int) -> None:
+        """`epoch` was cut: gates marked, memory copied."""
+        if epoch != self.captured + 1:
+            raise ValueError(f"epoch {epoch} cut after {self.captured}")
+        self.captured = epoch
+
+    def ack(self, term: int, epoch: int) -> Release | None:
+        """An ACK came: what to release. Acks are cumulative; those of another term are void."""
+        if term != self.term or self.state not in (PrimaryState.SEEDING, PrimaryState.PROTECTED, PrimaryState.HELD):
+            return None
+        if epoch > self.captured:
+            raise BadFrame(f"the agent acknowledges epoch {epoch}, only {self.captured} were cut")
+        if epoch <= self.committed:
+            return None
+        self.committed = epoch
+        if self.state is PrimaryState.SEEDING:
+            self.state = PrimaryState.PROTECTED
+        return Release(epoch)
+
+    def lost(self) -> None:
+        """The connection to the agent is gone; output stays held."""
+        if self.state is PrimaryState.PROTECTED:
+            self.state = PrimaryState.HELD
+
+    def resumed(self, term: int, committed: int) -> tuple[Release | None, list[int]]:
+        """The agent took the same session up again: what to release, and the epochs to send once more."""
+        if term != self.term or self.state is not PrimaryState.HELD:
+            raise Fenced(f"the agent answers in term {term}, this session is of term {self.term}")
+        if not self.committed <= committed <= self.captured:
+            raise BadFrame(f"the agent holds epoch {committed}, outside {self.committed}..{self.captured}")
+        release = self.ack(term, committed)
+        self.state = PrimaryState.PROTECTED
+        return release, list(range(self.committed + 1, self.captured + 1))
+
+    def fence(self, term: int) -> None:
+        """A newer term exists elsewhere: never release again."""
+        self.term = max(self.term, term)
+        self.state = PrimaryState.FENCED
+
+    def end(self) -> None:
+        """Protection ended in good order: the agent can no longer promote."""
+        if self.state is not PrimaryState.FENCED:
+            self.state = PrimaryState.ENDED
+
+    def _newer(self, term: int) -> None:
+        if term <= self.term:
+            raise Fenced(f"term {term} is not newer than {self.term}")

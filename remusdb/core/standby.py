@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backup's side of the epoch protocol: what is acknowledged, applied and promoted.
+
+Owns the term and the committed epoch of one VM on the agent. Invariant: an epoch is acknowledged only when it
+is held whole, in order, in the term in force; after `promote` nothing of an older term is ever acknowledged.
+
+    EMPTY ──begin──▶ SEEDING ──first commit──▶ READY ──promote──▶ PROMOTED
+      ▲                 │                        │
+      └────renounce─────┴────────────────────────┘
+
+Sans-IO. Whoever calls makes the term durable *before* `begin(term)` or `promote(term)`: a term that is used
+and forgotten in a crash could be used twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from remusdb.errors import BadFrame, RefusedForSafety
+
+
+class StandbyState(Enum):
+    """Where the standby of one VM stands."""
+
+    EMPTY = "empty"
+    SEEDING = "seeding"
+    READY = "ready"
+    PROMOTED = "promoted"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Answer to a HELLO: go on in `term`. With `resumed`, the session of that term continues after `committed`."""
+
+    term: int
+    resumed: bool
+    committed: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Answer to a HELLO that must not be served. `fenced`: this side speaks as the VM, in `term`."""
+
+    reason: str
+    term: int
+    fenced: bool
+
+
+class Standby:
+    """One VM's replica on the backup; `term` and `promoted` are what the durable store knew."""
+
+    def __init__(self, term: int = 0, promoted: bool = False) -> None:
+        self.term = term
+        self.state = StandbyState.PROMOTED if promoted else StandbyState.EMPTY
+        self.committed = 0
+        self.applied = 0
+
+    def hello(self, term: int, resume: bool) -> Offer | Refusal:
+        """A primary asks: the term to make durable and go on in, or why not."""
+        if self.state is StandbyState.PROMOTED:
+            return Refusal("this host runs the VM: it took over", self.term, fenced=True)
+        if resume:
+            if self.state is StandbyState.READY and term == self.term:
+                return Offer(self.term, True, self.committed)
+            return Refusal("no standby of that session is here", self.term, fenced=term < self.term)
+        return Offer(max(term, self.term) + 1, False, 0)
+
+    def begin(self, term: int) -> None:
+        """The initial copy starts in `term` (durable by now); until its first commit nothing can be promoted."""
+        if term <= self.term:
+            raise RefusedForSafety(f"term {term} is not newer than {self.term}")
+        if self.state is StandbyState.PROMOTED:
+            raise RefusedForSafety("this host runs the VM")
+        self.term, self.state = term, StandbyState.SEEDING
+        self.committed = self.applied = 0
+
+    def accepts(self, term: int) -> bool:
+        """Whether frames of this term may be used at all."""
+        return term == self.term and self.state in (StandbyState.SEEDING, StandbyState.READY)
+
+    def commit(self, term: int, epoch: int) -> bool:
+        """`epoch` is here, whole and checked. True: acknowledge it. False: of a void term, drop it silently."""
+        if not self.accepts(term):
+            return False
+        if epoch <= self.committed:
+            return True
+        if epoch != self.committed + 1:
+            raise BadFrame(f"epoch {epoch} came after {self.committed}")
+        self.committed, self.state = epoch, StandbyState.READY
+        return True
+
+    def moved(self, epoch: int) -> None:
+        """Memory and disks of the replica are exactly `epoch` now."""
+        if epoch != self.applied + 1 or epoch > self.committed:
+            raise ValueError(f"epoch {epoch} applied after {self.applied}, committed {self.committed}")
+        self.applied = epoch
+
+    def promotable(self) -> str | None:
+        """None when a takeover is possible, else why not."""
+        if self.state is StandbyState.READY:
+            return None
+        return {
+            StandbyState.EMPTY: "there is no replica here",
+            StandbyState.SEEDING: "the initial copy is not complete",
+            StandbyState.PROMOTED: "it was already promoted",
+        }[self.state]
+
+    def promote(self, term: int) -> int:
+        """Take over in `term` (durable by now): the epoch to resume from. From here on no older term is served."""
+        why = self.promotable()
+        if why is not None:
+            raise RefusedForSafety(f"cannot take over: {why}")
+        if term <= self.term:
+            raise RefusedForSafety(f"term {term} is not newer than {self.term}")
+        self.term, self.state = term, StandbyState.PROMOTED
+        return self.committed
+
+    def renounce(self) -> None:
+        """The replica is given up: this side can no longer take over in the term in force."""
+        if self.state is not StandbyState.PROMOTED:
+            self.state = StandbyState.EMPTY
