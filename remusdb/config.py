@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two daemons are told: host.toml and agent.toml as frozen structs.
+
+Unknown keys are refused, every time and size carries its unit in its name, and values that contradict each
+other are refused here rather than adjusted: a setting that was silently changed is one nobody can reason about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from msgspec import Meta, Struct, field
+
+from remusdb.errors import ConfigError
+from remusdb.tomlstruct import decode, read_toml, refuse_unknown, subtable
+
+T = TypeVar("T")
+
+HEARTBEATS_PER_SILENCE = 3  # two lost or late heartbeats must never look like a dead host
+
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+Text = Annotated[str, Meta(min_length=1, max_length=255)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Host(Struct, frozen=True, kw_only=True):
+    """`[host]` of host.toml."""
+
+    name: Name
+    run_dir: Path = Path("/run/remusdb")
+    state_dir: Path = Path("/var/lib/remusdb/host")
+    libvirt_uri: Text = "qemu:///system"
+
+
+class Tls(Struct, frozen=True, kw_only=True):
+    """`[tls]`: what `remusdb certs` made for this host."""
+
+    ca: Path = Path("/etc/remusdb/tls/ca.pem")
+    cert: Path = Path("/etc/remusdb/tls/cert.pem")
+    key: Path = Path("/etc/remusdb/tls/key.pem")
+
+
+class Peer(Struct, frozen=True, kw_only=True):
+    """`[peers.NAME]`: a host whose agent may keep standbys for this one."""
+
+    address: Text
+    port: Port = 7473
+
+
+class Protection(Struct, frozen=True, kw_only=True):
+    """`[protection]`, and any key of it again under `[vms.NAME]`."""
+
+    epoch_ms: Annotated[int, Meta(ge=25, le=1000)] = 50
+    window: Annotated[int, Meta(ge=1, le=16)] = 4  # epochs in flight
+    encoding: Literal["delta", "full"] = "delta"
+    gate: Literal["auto", "tap", "plug"] = "auto"
+    held_max_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 32)] = 64 << 20
+    heartbeat_ms: Annotated[int, Meta(ge=10, le=10_000)] = 100
+    connect_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 3000
+    vm_call_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 5000
+    sync_bandwidth_mib_s: Annotated[int, Meta(ge=0, le=1 << 20)] = 0  # 0 = no limit
+
+
+class HostConfig(Struct, frozen=True, kw_only=True):
+    """host.toml. `vms` holds the full protection of each VM that has settings of its own."""
+
+    host: Host
+    tls: Tls = field(default_factory=Tls)
+    peers: dict[str, Peer] = {}
+    protection: Protection = field(default_factory=Protection)
+    vms: dict[str, Protection] = {}
+
+    def for_vm(self, name: str) -> Protection:
+        """The settings that hold for this VM."""
+        return self.vms.get(name, self.protection)
+
+
+class Agent(Struct, frozen=True, kw_only=True):
+    """`[agent]` of agent.toml."""
+
+    name: Name
+    listen: Text = "0.0.0.0"
+    port: Port = 7473
+    run_dir: Path = Path("/run/remusdb")
+    state_dir: Path = Path("/var/lib/remusdb/agent")
+    image_dir: Path = Path("/var/lib/remusdb/images")
+    libvirt_uri: Text = "qemu:///system"
+
+
+class Failover(Struct, frozen=True, kw_only=True):
+    """`[failover]`: when the agent promotes by itself, and for how long it then announces the VM's addresses."""
+
+    silence_ms: Annotated[int, Meta(ge=200, le=60_000)] = 500
+    automatic: bool = True
+    announce_s: Annotated[int, Meta(ge=1, le=600)] = 10
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """`[limits]`: what a primary may make the agent hold."""
+
+    epoch_max_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 40)] = 2 << 30
+
+
+class Network(Struct, frozen=True, kw_only=True):
+    """`[network]`: the primary's bridge -> the bridge here; a bridge that is not named keeps its name."""
+
+    bridges: dict[str, Text] = {}
+
+    def local_bridge(self, primary: str) -> str:
+        """The bridge here that stands for the primary's."""
+        return self.bridges.get(primary, primary)
+
+
+class AgentConfig(Struct, frozen=True, kw_only=True):
+    """agent.toml."""
+
+    agent: Agent
+    tls: Tls = field(default_factory=Tls)
+    failover: Failover = field(default_factory=Failover)
+    limits: Limits = field(default_factory=Limits)
+    network: Network = field(default_factory=Network)
+
+
+def load_host(path: Path | str) -> HostConfig:
+    """host.toml, validated; ConfigError names the file and the key."""
+    path = Path(path)
+    doc = read_toml(path)
+    refuse_unknown(path, doc, HostConfig.__struct_fields__)
+    base = subtable(path, doc, "protection")
+    config = HostConfig(
+        host=decode(path, _required(path, doc, "host"), Host, "host"),
+        tls=decode(path, subtable(path, doc, "tls"), Tls, "tls"),
+        peers=_each(path, doc, "peers", lambda table, at: decode(path, table, Peer, at)),
+        protection=_protection(path, base, "protection"),
+        vms=_each(path, doc, "vms", lambda table, at: _protection(path, {**base, **table}, at)),
+    )
+    if config.host.name in config.peers:
+        raise ConfigError(f"{path}: peers.{config.host.name}: is this host itself")
+    return config
+
+
+def load_agent(path: Path | str) -> AgentConfig:
+    """agent.toml, validated; ConfigError names the file and the key."""
+    path = Path(path)
+    doc = read_toml(path)
+    refuse_unknown(path, doc, AgentConfig.__struct_fields__)
+    return AgentConfig(
+        agent=decode(path, _required(path, doc, "agent"), Agent, "agent"),
+        tls=decode(path, subtable(path, doc, "tls"), Tls, "tls"),
+        failover=decode(path, subtable(path, doc, "failover"), Failover, "failover"),
+        limits=decode(path, subtable(path, doc, "limits"), Limits, "limits"),
+        network=decode(path, subtable(path, doc, "network"), Network, "network"),
+    )
+
+
+def check_silence(heartbeat_ms: int, silence_ms: int) -> None:
+    """Refuse a heartbeat that is too slow for the agent's silence limit; both sides of the session ask this."""
+    if heartbeat_ms * HEARTBEATS_PER_SILENCE > silence_ms:
+        raise ConfigError(
+            f"protection.heartbeat_ms = {heartbeat_ms} is too slow for the agent's failover.silence_ms = {silence_ms}",
+            hint=f"at least {HEARTBEATS_PER_SILENCE} heartbeats must fit in it: heartbeat_ms <= "
+            f"{silence_ms // HEARTBEATS_PER_SILENCE}, or a longer silence_ms in agent.toml",
+        )
+
+
+def _protection(file: Path, table: dict[str, Any], path: str) -> Protection:
+    found = decode(file, table, Protection, path)
+    rules = [
+        ("heartbeat_ms", found.heartbeat_ms, "connect_timeout_ms", found.connect_timeout_ms),
+        ("epoch_ms", found.epoch_ms, "vm_call_timeout_ms", found.vm_call_timeout_ms),
+    ]
+    for small, low, large, high in rules:
+        if low >= high:
+            raise ConfigError(f"{file}: {path}.{small}: {low} must be less than {path}.{large} = {high}")
+    return found
+
+
+def _required(file: Path, doc: dict[str, Any], key: str) -> dict[str, Any]:
+    if key not in doc:
+        raise ConfigError(f"{file}: {key}: the table [{key}] is missing")
+    return subtable(file, doc, key)
+
+
+def _each(file: Path, doc: dict[str, Any], key: str, make: Callable[[dict[str, Any], str], T]) -> dict[str, T]:
+    tables = subtable(file, doc, key)
+    return {name: make(subtable(file, tables, name, f"{key}.{name}"), f"{key}.{name}") for name in tables}

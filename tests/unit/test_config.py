@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration: what loads, and what each kind of mistake is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from remusdb.config import AgentConfig, HostConfig, check_silence, load_agent, load_host
+from remusdb.errors import ConfigError
+
+HOST = """
+[host]
+name = "alpha"
+[peers.beta]
+address = "192.0.2.2"
+[protection]
+epoch_ms = 40
+window = 2
+[vms.db1]
+epoch_ms = 100
+"""
+
+
+def host(tmp_path: Path, text: str) -> HostConfig:
+    file = tmp_path / "host.toml"
+    file.write_text(text)
+    return load_host(file)
+
+
+def agent(tmp_path: Path, text: str) -> AgentConfig:
+    file = tmp_path / "agent.toml"
+    file.write_text(text)
+    return load_agent(file)
+
+
+def test_a_host_file_with_defaults(tmp_path: Path) -> None:
+    config = host(tmp_path, HOST)
+    assert config.host.run_dir == Path("/run/remusdb")
+    assert config.peers["beta"].port == 7473
+    assert config.tls.ca == Path("/etc/remusdb/tls/ca.pem")
+    assert config.for_vm("other").epoch_ms == 40
+
+
+def test_a_vm_overrides_and_inherits(tmp_path: Path) -> None:
+    mine = host(tmp_path, HOST).for_vm("db1")
+    assert (mine.epoch_ms, mine.window) == (100, 2)
+
+
+def test_an_agent_file(tmp_path: Path) -> None:
+    config = agent(tmp_path, '[agent]\nname = "beta"\n[network.bridges]\nbr0 = "br1"\n')
+    assert config.failover.silence_ms == 500
+    assert config.network.local_bridge("br0") == "br1"
+    assert config.network.local_bridge("lan") == "lan"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "why"),
+    [
+        (HOST.replace("epoch_ms = 40", "epoch_ms = 10"), "protection.epoch_ms", ">= 25"),
+        (HOST.replace("epoch_ms = 40", 'epoch_ms = "50"'), "protection.epoch_ms", "got `str`"),
+        (HOST.replace("epoch_ms = 40", "epoch_ms = true"), "protection.epoch_ms", "got `bool`"),
+        (HOST.replace("epoch_ms = 100", "epoch_ms = 5000"), "vms.db1.epoch_ms", "<= 1000"),
+        (HOST.replace("window = 2", 'gate = "magic"'), "protection.gate", "magic"),
+        (HOST.replace('"192.0.2.2"', "7"), "peers.beta.address", "str"),
+        (HOST.replace('address = "192.0.2.2"', ""), "peers.beta.address", "is missing"),
+        (HOST.replace("[peers.beta]", "[peers.alpha]"), "peers.alpha", "this host itself"),
+        (HOST.replace('name = "alpha"', ""), "host.name", "is missing"),
+        (HOST.replace('"alpha"', '"../etc"'), "host.name", "regex"),
+        ("", "host", "is missing"),
+        ("host = 3", "host", "expected a table"),
+        (HOST.replace("[peers.beta]\naddress", "[peers]\nbeta"), "peers.beta", "expected a table, got a string"),
+        (HOST + "[tls]\nca = 'relative.pem'", "tls.ca", "absolute"),
+        (HOST + "[tls]\nca = 3", "tls.ca", "path"),
+        (HOST.replace("window = 2", "heartbeat_ms = 200\nconnect_timeout_ms = 150"), "protection.heartbeat_ms", "less"),
+        (HOST.replace("epoch_ms = 40", "vm_call_timeout_ms = 100\nepoch_ms = 100"), "protection.epoch_ms", "less"),
+    ],
+)
+def test_a_mistake_names_file_and_key(tmp_path: Path, text: str, key: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        host(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'host.toml'}: {key}: "), caught.value
+    assert why in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "near"),
+    [
+        (HOST.replace("epoch_ms = 40", "epoch = 40"), "protection.epoch", "protection.epoch_ms"),
+        (HOST.replace("epoch_ms = 100", "windw = 1"), "vms.db1.windw", "vms.db1.window"),
+        (HOST + "[protect]\n", "protect", "protection"),
+        (HOST.replace('name = "alpha"', 'name = "alpha"\nrundir = "/run"'), "host.rundir", "host.run_dir"),
+    ],
+)
+def test_an_unknown_key_is_told_the_nearest(tmp_path: Path, text: str, key: str, near: str) -> None:
+    with pytest.raises(ConfigError, match="unknown key") as caught:
+        host(tmp_path, text)
+    assert f": {key}: " in str(caught.value)
+    assert f"`{near}`" in caught.value.hint
+
+
+def test_a_key_like_no_other_is_told_all(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        agent(tmp_path, '[agent]\nname = "b"\n[failover]\nzzz = 1\n')
+    assert "silence_ms" in caught.value.hint
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_host(tmp_path / "absent.toml")
+    with pytest.raises(ConfigError, match="not TOML"):
+        host(tmp_path, "[host")
+    (tmp_path / "agent.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_agent(tmp_path / "agent.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_host(tmp_path)
+
+
+def test_a_heartbeat_too_slow_for_the_agent_is_refused() -> None:
+    check_silence(100, 300)
+    with pytest.raises(ConfigError, match="silence_ms = 299"):
+        check_silence(100, 299)
