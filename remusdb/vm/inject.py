@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One system call inside a running process, made through ptrace.
+
+QEMU must itself create the userfaultfd that watches its memory. The process is interrupted for about 2 ms
+(measured), runs a `syscall` instruction that libc holds, and goes on with its registers as they were.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from remusdb.errors import VmError
+from remusdb.vm.kernel import SYS_CLOSE, SYS_USERFAULTFD, UFFD_USER_MODE_ONLY, check, libc, pidfd_getfd
+
+PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_SINGLESTEP, PTRACE_DETACH = 12, 13, 9, 17
+PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
+WALL = 0x40000000
+NO_RESTART = 2**64 - 1  # orig_rax of -1: the kernel must not restart an interrupted call with our registers
+SYSCALL_OPCODE = b"\x0f\x05"
+
+
+class Registers(ctypes.Structure):
+    """struct user_regs_struct, x86-64."""
+
+    _fields_ = [
+        (name, ctypes.c_ulonglong)
+        for name in (
+            "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss "
+            "fs_base gs_base ds es fs gs"
+        ).split()
+    ]
+
+
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+libc.ptrace.restype = ctypes.c_long
+
+
+def _ptrace(request: int, pid: int, address: int | None = None, data: int | None = None) -> None:
+    check(libc.ptrace(request, pid, address, data), "ptrace")
+
+
+def _syscall_instruction(pid: int) -> int:
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb") as memory:
+        for line in maps:
+            if "r-xp" in line and ("libc.so" in line or "libc-2" in line):
+                low, high = (int(part, 16) for part in line.split()[0].split("-"))
+                memory.seek(low)
+                at = memory.read(high - low).find(SYSCALL_OPCODE)
+                if at >= 0:
+                    return low + at
+    raise VmError(f"process {pid} maps no libc with a syscall instruction")
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    try:
+        _ptrace(PTRACE_SEIZE, pid)
+    except OSError as exc:
+        hint = "remusdb must run as root, with ptrace allowed (kernel.yama.ptrace_scope < 3), and no debugger attached"
+        raise VmError(f"cannot attach to QEMU (pid {pid}): {exc}", hint=hint) from exc
+    try:
+        _ptrace(PTRACE_INTERRUPT, pid)
+        os.waitpid(pid, WALL)
+        yield
+    finally:
+        _ptrace(PTRACE_DETACH, pid)
+
+
+def _call(pid: int, instruction: int, number: int, argument: int) -> int:
+    """Run one system call with one argument in the stopped main thread of `pid`; its result or OSError."""
+    saved = Registers()
+    _ptrace(PTRACE_GETREGS, pid, None, ctypes.addressof(saved))
+    work = Registers.from_buffer_copy(saved)
+    work.rax, work.orig_rax, work.rip, work.rdi = number, NO_RESTART, instruction, argument
+    try:
+        _ptrace(PTRACE_SETREGS, pid, None, ctypes.addressof(work))
+        _ptrace(PTRACE_SINGLESTEP, pid)
+        os.waitpid(pid, WALL)
+        _ptrace(PTRACE_GETREGS, pid, None, ctypes.addressof(work))
+    finally:
+        _ptrace(PTRACE_SETREGS, pid, None, ctypes.addressof(saved))
+    result = ctypes.c_longlong(work.rax).value
+    if -4096 < result < 0:
+        raise OSError(-result, f"{os.strerror(-result)} (injected system call {number})")
+    return result
+
+
+def userfaultfd_of(pid: int) -> int:
+    """A userfaultfd that watches the memory of process `pid`, as a descriptor of this process alone.
+
+    QEMU's own copy is closed again, so that the watch ends when this process closes its descriptor or dies.
+    """
+    try:
+        instruction = _syscall_instruction(pid)
+        with _stopped(pid):
+            theirs = _call(pid, instruction, SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY)
+            try:
+                return pidfd_getfd(pid, theirs)
+            finally:
+                _call(pid, instruction, SYS_CLOSE, theirs)
+    except OSError as exc:
+        hint = "QEMU's seccomp sandbox or the kernel forbids userfaultfd" if exc.errno == errno.EPERM else ""
+        raise VmError(f"no userfaultfd in QEMU (pid {pid}): {exc}", hint=hint) from exc
