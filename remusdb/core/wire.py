@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frame header: 40 bytes in front of every payload, little-endian.
+
+    offset  0  magic     4 bytes  b'RMDB'
+            4  version   u8       PROTOCOL_VERSION; stands before everything that a later version may change
+            5  type      u8       FrameType, zero is reserved
+            6  flags     u16      zero in version 1
+            8  length    u32      bytes of payload, at most MAX_PAYLOAD
+           12  pad       u32      zero
+           16  term      u64
+           24  epoch     u64
+           32  checksum  u64      xxh3-64 of the 32 bytes above, then the payload
+
+Invariant: nothing is allocated on a peer's word before its length was checked here, and no payload is
+used before its checksum was. Sans-IO: bytes in, values out; `BadFrame` is the one error.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from xxhash import xxh3_64
+
+from remusdb.errors import BadFrame
+
+MAGIC = b"RMDB"
+PROTOCOL_VERSION = 1
+MAX_PAYLOAD = 16 * 1024 * 1024  # bytes
+HEADER_BYTES = 40
+
+_FIELDS = struct.Struct("<4sBBHIIQQ")  # all but the checksum
+_CHECKSUM = struct.Struct("<Q")
+
+
+class FrameType(IntEnum):
+    """What a frame carries; the order of use is in docs/architecture.md."""
+
+    HELLO = 1
+    WELCOME = 2
+    REFUSE = 3
+    PAGES = 4
+    WRITES = 5
+    DEVICES = 6
+    COMMIT = 7
+    ACK = 8
+    HEARTBEAT = 9
+    BYE = 10
+    RENOUNCE = 11
+    SEEDED = 12
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame whose checksum held."""
+
+    type: FrameType
+    term: int
+    epoch: int
+    payload: bytes | memoryview
+
+
+@dataclass(frozen=True)
+class Header:
+    """A header that makes sense on its own; `check_payload` decides whether it is the payload's."""
+
+    type: FrameType
+    length: int  # bytes of payload
+    term: int
+    epoch: int
+    checksum: int
+    fields: bytes  # the bytes under the checksum
+
+
+def encode_header(type: FrameType, term: int, epoch: int, payload: bytes | memoryview) -> bytes:
+    """The 40 bytes that go before `payload`.
+
+    ValueError for a payload over MAX_PAYLOAD: that is a bug of the caller, who has to split.
+    """
+    length = memoryview(payload).nbytes
+    if length > MAX_PAYLOAD:
+        raise ValueError(f"a payload of {length} bytes is over the limit of {MAX_PAYLOAD}")
+    fields = _FIELDS.pack(MAGIC, PROTOCOL_VERSION, type, 0, length, 0, term, epoch)
+    return fields + _CHECKSUM.pack(_checksum(fields, payload))
+
+
+def decode_header(data: bytes | bytearray | memoryview) -> Header:
+    """The header in `data`, which must be HEADER_BYTES long. BadFrame says what is wrong with it."""
+    if len(data) != HEADER_BYTES:
+        raise BadFrame(f"truncated header: {len(data)} of {HEADER_BYTES} bytes")
+    fields = bytes(data[: _FIELDS.size])
+    magic, version, kind, flags, length, pad, term, epoch = _FIELDS.unpack(fields)
+    if magic != MAGIC:
+        raise BadFrame(f"bad magic {magic!r}: the peer does not speak remusdb's protocol")
+    if version != PROTOCOL_VERSION:
+        raise BadFrame(
+            f"the peer speaks protocol version {version}, this side version {PROTOCOL_VERSION}",
+            hint="install the same remusdb on both hosts",
+        )
+    if flags or pad:
+        raise BadFrame(f"reserved bits are set (flags {flags:#x}, pad {pad:#x})")
+    if length > MAX_PAYLOAD:
+        raise BadFrame(f"oversized frame: {length} bytes of payload, the limit is {MAX_PAYLOAD}")
+    (checksum,) = _CHECKSUM.unpack(data[_FIELDS.size :])
+    return Header(_frame_type(kind), length, term, epoch, checksum, fields)
+
+
+def check_payload(header: Header, payload: bytes | bytearray | memoryview) -> None:
+    """BadFrame unless `payload` is exactly what `header` was written for."""
+    length = memoryview(payload).nbytes
+    if length != header.length:
+        raise BadFrame(f"truncated payload: {length} of {header.length} bytes")
+    if _checksum(header.fields, payload) != header.checksum:
+        raise BadFrame(f"checksum mismatch in a {header.type.name} frame of {length} bytes")
+
+
+def _frame_type(value: int) -> FrameType:
+    try:
+        return FrameType(value)
+    except ValueError:
+        raise BadFrame(f"unknown frame type {value}") from None
+
+
+def _checksum(fields: bytes, payload: bytes | bytearray | memoryview) -> int:
+    digest = xxh3_64(fields)
+    digest.update(payload)
+    return digest.intdigest()
