@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One running libvirt domain as remusdb sees it: its QEMU process, monitor, RAM blocks and devices."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from remusdb.errors import VmError
+from remusdb.vm.deadline import Deadline
+from remusdb.vm.ramblocks import Block, parse_ramblocks
+
+PID_FOLDER = Path("/run/libvirt/qemu")  # qemu.conf has no setting for it; NAME.pid
+
+
+@dataclass(frozen=True)
+class Nic:
+    """One bridged interface of the VM: its tap on this host, the bridge it is on, and its MAC address."""
+
+    tap: str
+    bridge: str
+    mac: str
+
+
+class Domain:
+    """A running domain. All libvirt calls are made under `deadline`."""
+
+    def __init__(self, connection: libvirt.virConnect, name: str, deadline: Deadline) -> None:
+        self.name = name
+        self.deadline = deadline
+        self.handle: libvirt.virDomain = deadline.call(f"VM {name}", connection.lookupByName, name)
+        if not deadline.call(f"VM {name}", self.handle.isActive):
+            raise VmError(f"VM {name} is not running", hint=f"start it: virsh start {name}")
+        self.uuid: str = self.handle.UUIDString()
+        self.xml = deadline.call(f"VM {name}", self.handle.XMLDesc, libvirt.VIR_DOMAIN_XML_SECURE)
+        self.tree = ET.fromstring(self.xml)
+        self.pid = _pid_of(name)
+
+    @property
+    def machine(self) -> str:
+        """The machine type as QEMU knows it, alias resolved (`pc-q35-10.0`)."""
+        kind = self.tree.find("./os/type")
+        return kind.get("machine", "") if kind is not None else ""
+
+    @property
+    def accel(self) -> str:
+        """'kvm' or 'tcg'."""
+        return "kvm" if self.tree.get("type") == "kvm" else "tcg"
+
+    @property
+    def nics(self) -> list[Nic]:
+        """The interfaces that stand on a bridge of this host."""
+        return nics_of(self.tree)
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """One QMP command through libvirt's monitor; its return value."""
+        return self.deadline.call(f"{command} on {self.name}", self.qmp_blocking, command, **arguments)
+
+    def qmp_blocking(self, command: str, **arguments: Any) -> Any:
+        """Like `qmp`, in the caller's thread and without a deadline."""
+        text = json.dumps({"execute": command, "arguments": arguments})
+        return _answer(command, libvirt_qemu.qemuMonitorCommand(self.handle, text, 0))
+
+    def blocks(self) -> list[Block]:
+        """The RAM blocks of QEMU."""
+        text = self.qmp("human-monitor-command", **{"command-line": "info ramblock"})
+        return parse_ramblocks(text)
+
+    def alive(self) -> bool:
+        """Whether QEMU's process is there. A truth of the kernel, not of libvirt."""
+        return Path(f"/proc/{self.pid}").exists()
+
+    def state_folder(self) -> Path:
+        """The folder libvirt keeps for this run of the domain: QEMU may open files there under any confinement."""
+        words = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        for word in words:
+            _, found, tail = word.partition("path=")
+            if found and "/monitor.sock" in tail:
+                return Path(tail.split(",")[0]).parent
+        raise VmError(f"the command line of {self.name}'s QEMU names no libvirt monitor socket")
+
+
+def nics_of(tree: ET.Element) -> list[Nic]:
+    """The bridged interfaces in a live domain XML."""
+    nics = []
+    for interface in tree.iterfind("./devices/interface"):
+        source, target, mac = interface.find("source"), interface.find("target"), interface.find("mac")
+        if source is not None and target is not None and mac is not None and source.get("bridge"):
+            nics.append(Nic(target.get("dev", ""), source.get("bridge", ""), mac.get("address", "")))
+    return nics
+
+
+def _pid_of(name: str) -> int:
+    pid = 0
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((PID_FOLDER / f"{name}.pid").read_text())
+    if not pid or not Path(f"/proc/{pid}").exists():
+        raise VmError(f"the QEMU process of VM {name} is not to be found in {PID_FOLDER}")
+    return pid
+
+
+def _answer(command: str, text: str) -> Any:
+    reply = json.loads(text)
+    if "error" in reply:
+        raise VmError(f"QEMU refuses {command}: {reply['error'].get('desc', reply['error'])}")
+    return reply["return"]
+
+
+def connect(uri: str, deadline: Deadline) -> libvirt.virConnect:
+    """A connection to libvirt; its default error printing is silenced."""
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    try:
+        return deadline.call(f"libvirt at {uri}", libvirt.open, uri)
+    except VmError as exc:
+        raise VmError(str(exc), hint="is libvirtd running on this host?") from exc

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The FIFO through which QEMU hands its device state, and holds still meanwhile.
+
+`xen-save-devices-state` on a running VM stops it, writes the state, and starts it again. Into a FIFO whose
+buffer is one page QEMU cannot finish before we read: between its first byte and our reading the rest, the VM is
+stopped. If we die, the write fails with EPIPE and QEMU starts the VM by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from remusdb.errors import VmError
+from remusdb.vm.kernel import F_SETPIPE_SZ
+
+NAME = "remusdb-state"
+PIPE_BYTES = 4096  # less than QEMUFile's buffer of 32 KiB (migration/qemu-file.c), so its first write blocks
+
+
+class StateFifo:
+    """A FIFO that the QEMU with owner `uid`/`gid` may write, and its guard process."""
+
+    def __init__(self, folder: Path, uid: int, gid: int) -> None:
+        self.path = folder / NAME
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+        os.mkfifo(self.path, 0o600)
+        os.chown(self.path, uid, gid)
+        command = [sys.executable, "-m", "remusdb.vm.guard", str(self.path)]
+        self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def guarded(self) -> bool:
+        """Whether the guard lives: without it, our death could leave QEMU waiting."""
+        return self._guard.poll() is None
+
+    def open(self) -> int:
+        """The read end for one cut; the caller closes it, whatever happens."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
+        return fd
+
+    def close(self) -> None:
+        """Take the FIFO away and dismiss the guard."""
+        if self._guard.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._guard.stdin.write(b"q")
+                self._guard.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._guard.wait(2)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+
+def wait_readable(fd: int, wake: int, timeout_s: float) -> bool:
+    """Wait for bytes on `fd`. False when `wake` became readable first; VmError when neither did."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    poller.register(wake, select.POLLIN)
+    ready = dict(poller.poll(timeout_s * 1000))
+    if not ready:
+        raise VmError(f"QEMU did not hand its device state within {timeout_s:g} s")
+    return fd in ready
+
+
+def drain(fd: int, timeout_s: float) -> bytes:
+    """Everything until the writer closes; VmError when that takes longer than `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    parts: list[bytes] = []
+    while True:
+        try:
+            part = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            if time.monotonic() > end or not select.select([fd], [], [], timeout_s)[0]:
+                raise VmError(f"QEMU stopped handing its device state for {timeout_s:g} s") from None
+            continue
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
