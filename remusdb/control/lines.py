@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One JSON object a line over a stream socket, with the length of a line bounded.
+
+Used by the control sockets and between the host daemon and its workers.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+import msgspec
+
+from remusdb.errors import BadFrame
+
+MAX_LINE_BYTES = 4 << 20
+CHUNK_BYTES = 64 << 10
+
+
+class LineChannel:
+    """A socket that carries JSON objects. Any thread may send; one thread receives."""
+
+    def __init__(self, sock: socket.socket, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        self._sock = sock
+        self._max = max_line_bytes
+        self._buffer = bytearray()
+        self._send_lock = threading.Lock()
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for a selector."""
+        return self._sock.fileno()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one object; OSError if the other end is gone."""
+        line = msgspec.json.encode(message) + b"\n"
+        with self._send_lock:
+            self._sock.sendall(line)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next object, or None when the other end closed between two lines."""
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > self._max:
+                raise BadFrame(f"a control line is longer than {self._max} bytes")
+            chunk = self._sock.recv(CHUNK_BYTES)
+            if not chunk:
+                if self._buffer:
+                    raise BadFrame("the control stream ended in the middle of a line")
+                return None
+            self._buffer += chunk
+        if end > self._max:
+            raise BadFrame(f"a control line is longer than {self._max} bytes")
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return _parse(line)
+
+    def close(self) -> None:
+        """Close both directions; a thread blocked in `receive` sees the end."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # not connected any more: closing is all that is left
+        self._sock.close()
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        message = msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise BadFrame(f"a control line is not JSON: {exc}") from exc
+    if not isinstance(message, dict):
+        raise BadFrame("a control line is not a JSON object")
+    return message

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon's control socket.
+
+Owns the socket file and a lock beside it. Invariant: at most one live server a path, and no request, however
+broken, ends the daemon. One thread a connection, one request a connection.
+
+    new ──start()──▶ listening ──close()──▶ closed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from remusdb.control.lines import LineChannel
+from remusdb.errors import BadFrame, RemusError, UsageError
+
+log = logging.getLogger(__name__)
+
+ProgressFn = Callable[[dict[str, Any]], None]
+Handler = Callable[[dict[str, Any], ProgressFn], dict[str, Any]]
+
+MAX_REQUEST_BYTES = 64 << 10
+MAX_CONNECTIONS = 64
+REQUEST_TIMEOUT_S = 10.0
+
+
+class ControlServer:
+    """Answers `{"op", "args"}` with what the handler of that op returns or raises."""
+
+    def __init__(self, path: Path | str, handlers: Mapping[str, Handler]) -> None:
+        self._path = Path(path)
+        self._handlers = handlers
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._lock_fd = -1
+        self._listener: socket.socket | None = None
+        self._acceptor = threading.Thread(target=self._accept, name="control", daemon=True)
+
+    def start(self) -> None:
+        """Listen. A socket that a dead daemon left is replaced, a live daemon's is refused."""
+        try:
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self._take_lock()
+            self._path.unlink(missing_ok=True)
+            self._listener = socket.socket(socket.AF_UNIX)
+            os.fchmod(self._listener.fileno(), 0o600)  # before bind: the file is never wider, not even for a moment
+            self._listener.bind(str(self._path))
+            self._listener.listen(16)
+        except OSError as exc:
+            self.close()
+            raise RemusError(f"{self._path}: cannot listen: {exc.strerror or exc}") from exc
+        self._acceptor.start()
+
+    def close(self) -> None:
+        """Stop listening and take the socket file away; running requests are left to end by themselves."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            self._path.unlink(missing_ok=True)
+            try:
+                listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() alone does not
+            except OSError:
+                pass
+            listener.close()
+        if self._acceptor.is_alive():
+            self._acceptor.join(timeout=5)
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _take_lock(self) -> None:
+        # A lock instead of a try to connect: the kernel drops it with the process, and two daemons that start
+        # together cannot both believe that the other's socket is stale.
+        fd = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            os.close(fd)
+            raise RemusError(
+                f"{self._path}: another daemon is listening there", hint="one daemon a run directory: stop the other"
+            ) from exc
+        self._lock_fd = fd
+
+    def _accept(self) -> None:
+        listener = self._listener
+        while listener is not None and self._listener is listener:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                if self._listener is not None:
+                    log.exception("control socket: accept failed")
+                    threading.Event().wait(0.2)  # out of descriptors: do not spin
+                continue
+            if not self._slots.acquire(blocking=False):
+                log.warning("control socket: more than %d requests at once, one refused", MAX_CONNECTIONS)
+                sock.close()
+                continue
+            threading.Thread(target=self._serve, args=(sock,), name="control-request", daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        channel = LineChannel(sock, max_line_bytes=MAX_REQUEST_BYTES)
+        try:
+            sock.settimeout(REQUEST_TIMEOUT_S)
+            request = self._request(channel)
+            if request is not None:
+                channel.send(self._answer(request, _progress_to(channel)))
+        except OSError as exc:
+            log.info("control socket: the client went away: %s", exc)
+        finally:
+            channel.close()
+            self._slots.release()
+
+    def _request(self, channel: LineChannel) -> dict[str, Any] | None:
+        try:
+            return channel.receive()
+        except BadFrame as exc:
+            channel.send({"error": UsageError(str(exc)).to_dict()})
+        except TimeoutError:
+            channel.send({"error": UsageError(f"no request within {REQUEST_TIMEOUT_S:g} s").to_dict()})
+        return None
+
+    def _answer(self, request: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+        try:
+            handler, args = self._understood(request)
+            return {"result": handler(args, progress)}
+        except RemusError as exc:
+            log.info("control request %r: %s", request.get("op"), exc)
+            return {"error": exc.to_dict()}
+        except Exception as exc:  # task boundary: the daemon outlives any request
+            log.exception("control request %r failed", request.get("op"))
+            return {"error": RemusError(f"the daemon failed: {type(exc).__name__}: {exc}").to_dict()}
+
+    def _understood(self, request: dict[str, Any]) -> tuple[Handler, dict[str, Any]]:
+        op, args = request.get("op"), request.get("args", {})
+        if not isinstance(op, str) or not isinstance(args, dict):
+            raise UsageError('a request is {"op": text, "args": {...}}')
+        if op not in self._handlers:
+            raise UsageError(f"unknown op `{op}`", hint=f"known here: {', '.join(sorted(self._handlers))}")
+        return self._handlers[op], args
+
+
+def _progress_to(channel: LineChannel) -> ProgressFn:
+    """Progress to a client that may hang up: what it asked for goes on without it."""
+    gone = False
+
+    def send(progress: dict[str, Any]) -> None:
+        nonlocal gone
+        if not gone:
+            try:
+                channel.send({"progress": progress})
+            except OSError:
+                gone = True
+
+    return send

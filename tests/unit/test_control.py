@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket: answers, errors of their own class, and everything a client can do wrong."""
+
+from __future__ import annotations
+
+import json
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remusdb.control import ControlServer, LineChannel, ProgressFn, call
+from remusdb.control import server as server_module
+from remusdb.errors import BadFrame, CannotProtect, PeerUnreachable, RemusError, UsageError
+
+
+def echo(args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+    progress({"step": "one", "done": 1, "total": 2, "unit": "pages"})
+    return args
+
+
+def refuse(args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+    raise CannotProtect("vm db1 has a vhost-user device", hint="remove it")
+
+
+def break_(args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+    raise TimeoutError("inner")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "host.sock"
+
+
+@pytest.fixture
+def server(path: Path) -> Iterator[ControlServer]:
+    server = ControlServer(path, {"echo": echo, "refuse": refuse, "break": break_})
+    server.start()
+    yield server
+    server.close()
+
+
+def raw(path: Path, data: bytes, *, half_close: bool = False) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(str(path))
+        sock.sendall(data)
+        if half_close:
+            sock.shutdown(socket.SHUT_WR)
+        reply = b""
+        while chunk := sock.recv(65536):
+            reply += chunk
+    answer: dict[str, Any] = json.loads(reply)
+    return answer
+
+
+def test_an_answer_with_progress(server: ControlServer, path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    assert call(path, "echo", {"vm": "dß1"}, seen.append, timeout_s=5) == {"vm": "dß1"}
+    assert seen == [{"step": "one", "done": 1, "total": 2, "unit": "pages"}]
+
+
+def test_an_error_keeps_its_class_and_hint(server: ControlServer, path: Path) -> None:
+    with pytest.raises(CannotProtect, match="vhost-user") as caught:
+        call(path, "refuse", {}, timeout_s=5)
+    assert caught.value.hint == "remove it"
+
+
+def test_a_handler_that_breaks_is_reported_and_survived(server: ControlServer, path: Path) -> None:
+    with pytest.raises(RemusError, match="the daemon failed: TimeoutError: inner"):
+        call(path, "break", {}, timeout_s=5)
+    assert call(path, "echo", {}, timeout_s=5) == {}
+
+
+def test_an_unknown_op_names_the_known(server: ControlServer, path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown op `protekt`") as caught:
+        call(path, "protekt", {}, timeout_s=5)
+    assert "echo" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\n",
+        b"[1]\n",
+        b"\xff\xfe\n",
+        b'{"op": 3}\n',
+        b'{"op": "echo", "args": 7}\n',
+        b"[" * 60_000 + b"\n",
+        b"{}\n",
+        b"\n",
+    ],
+)
+def test_garbage_gets_a_clean_error(server: ControlServer, path: Path, data: bytes) -> None:
+    assert raw(path, data)["error"]["exit_code"] == 2
+    assert call(path, "echo", {}, timeout_s=5) == {}
+
+
+def test_a_request_cut_short(server: ControlServer, path: Path) -> None:
+    assert "middle of a line" in raw(path, b'{"op": "ec', half_close=True)["error"]["message"]
+
+
+def test_a_line_without_end_is_bounded(server: ControlServer, path: Path) -> None:
+    size = server_module.MAX_REQUEST_BYTES + 1
+    assert "longer than" in raw(path, b"x" * size)["error"]["message"]
+
+
+def test_a_client_that_says_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "REQUEST_TIMEOUT_S", 0.1)
+    server = ControlServer(path, {"echo": echo})
+    server.start()
+    assert "no request within" in raw(path, b"")["error"]["message"]
+    server.close()
+
+
+def test_a_client_that_hangs_up_does_not_stop_the_work(path: Path) -> None:
+    hung_up, done = threading.Event(), threading.Event()
+
+    def slow(args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+        hung_up.wait(5)
+        for _ in range(3):
+            progress({"step": "x"})
+        done.set()
+        return {}
+
+    server = ControlServer(path, {"slow": slow})
+    server.start()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        sock.sendall(b'{"op": "slow"}\n')
+    hung_up.set()
+    assert done.wait(5)
+    server.close()
+
+
+def test_the_socket_is_for_root_alone(server: ControlServer, path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_live_daemon_is_not_replaced(server: ControlServer, path: Path) -> None:
+    with pytest.raises(RemusError, match="another daemon"):
+        ControlServer(path, {}).start()
+    assert call(path, "echo", {}, timeout_s=5) == {}
+
+
+def test_a_stale_socket_is_replaced(path: Path) -> None:
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    server = ControlServer(path, {"echo": echo})
+    server.start()
+    assert call(path, "echo", {}, timeout_s=5) == {}
+    server.close()
+    assert not path.exists()
+
+
+def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
+    with pytest.raises(RemusError, match="cannot listen"):
+        ControlServer(tmp_path / ("x" * 120), {}).start()
+    with pytest.raises(PeerUnreachable):
+        call(tmp_path / ("x" * 120), "echo", {})
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with pytest.raises(PeerUnreachable, match="not running") as caught:
+        call(tmp_path / "agent.sock", "status", {})
+    assert "remusdb-agent.service" in caught.value.hint
+
+
+def serve_once(path: Path, reply: bytes, hold_s: float = 0) -> threading.Thread:
+    """A daemon that answers one request with these bytes."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1)
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as sock:
+            sock.recv(65536)
+            sock.sendall(reply)
+            time.sleep(hold_s)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("reply", [b"", b'{"progress": {}}\n'])
+def test_a_daemon_that_dies(tmp_path: Path, reply: bytes) -> None:
+    serve_once(tmp_path / "host.sock", reply)
+    with pytest.raises(PeerUnreachable, match="ended before it answered|hung up"):
+        call(tmp_path / "host.sock", "status", {})
+
+
+@pytest.mark.parametrize("reply", [b'{"result": 3}\n', b"{}\n", b"nonsense\n", b'{"res'])
+def test_a_daemon_that_talks_nonsense(tmp_path: Path, reply: bytes) -> None:
+    serve_once(tmp_path / "host.sock", reply)
+    with pytest.raises(BadFrame):
+        call(tmp_path / "host.sock", "status", {})
+
+
+def test_a_daemon_that_hangs(tmp_path: Path) -> None:
+    serve_once(tmp_path / "host.sock", b"", hold_s=1)
+    with pytest.raises(PeerUnreachable, match="did not answer `status` within 0.1 s"):
+        call(tmp_path / "host.sock", "status", {}, timeout_s=0.1)
+
+
+def test_several_lines_in_one_read() -> None:
+    left, right = socket.socketpair()
+    left.sendall(b'{"a": 1}\n{"b": 2}\n')
+    left.close()
+    channel = LineChannel(right)
+    assert [channel.receive(), channel.receive(), channel.receive()] == [{"a": 1}, {"b": 2}, None]
+    channel.close()
