@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What develops and shows the product; nothing here is installed with it."""

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host that runs VMs: a node with a bridge, its own system folders and its own libvirtd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.lab import procs
+from tools.lab.node import Node
+from tools.lab.paths import REPO
+
+# What a host has for itself. Inside the host's mount namespace these are its own folders; all else is shared.
+PRIVATE = (
+    "/run",
+    "/var/lib/libvirt",
+    "/etc/libvirt",
+    "/var/cache/libvirt",
+    "/var/log/libvirt",
+    "/var/lib/remusdb",
+    "/etc/remusdb",
+)
+
+_QEMU_CONF = """\
+# QEMU runs as root without confinement: the lab has no AppArmor profile, no cgroups of its own and no udev.
+user = "root"
+group = "root"
+security_driver = "none"
+cgroup_controllers = []
+remember_owner = 0
+"""
+
+_LIBVIRTD_CONF = """\
+auth_unix_rw = "none"
+log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
+host_uuid = "{uuid}"
+"""
+
+
+@dataclass(frozen=True)
+class Killed:
+    """When a host died: the clocks just before its link went down, and how long the stroke took."""
+
+    monotonic_ns: int
+    time_ns: int
+    took_ms: float
+    pids: tuple[int, ...]
+
+
+class Host(Node):
+    """Owns a folder, a mount namespace (held open by one sleeping process) and what runs in both.
+
+    `folder` holds the host's PRIVATE folders: the host's `/run` is `path("/run")` seen from outside.
+    """
+
+    device = "br0"
+
+    def __init__(self, lab_id: str, name: str, number: int, folder: Path, state: Path) -> None:
+        super().__init__(lab_id, name, number)
+        self.folder = folder
+        # A short alias of the host's /run: a unix socket's path may have 107 bytes, whatever the repository's depth.
+        self.run_alias = state / name
+        self._holder: subprocess.Popen[str] | None = None
+
+    def _wire(self) -> str:
+        # The bridge's address is fixed: by default it follows its ports, and changes when a VM's tap joins.
+        return (
+            f"link add br0 address {self.mac} type bridge stp_state 0 forward_delay 0\n"
+            "link set eth0 master br0 up\n"
+            "link set br0 up\n"
+        )
+
+    def create(self) -> None:
+        """Makes network, folders and mount namespace. Raises RuntimeError if the mounts fail."""
+        super().create()
+        for inside in PRIVATE:
+            self.path(inside).mkdir(parents=True, exist_ok=True)
+            # A bind mount needs its mount point; these two stay behind, empty, on a machine without remusdb.
+            Path(inside).mkdir(parents=True, exist_ok=True)
+        self.run_alias.symlink_to(self.path("/run"))
+        self._configure_libvirt()
+        binds = "".join(f"mount --bind '{self.path(inside)}' {inside}\n" for inside in PRIVATE)
+        # sysfs shows the links of the namespace that mounted it; libvirt looks there.
+        script = f"set -e\nmount -t sysfs sysfs /sys\nmount -t tmpfs tmpfs /dev/shm\n{binds}echo ready\nexec sleep infinity\n"
+        unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+        self._holder = subprocess.Popen(
+            [*super().enter(Path("/")), *unshare],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._holder.stdout is not None
+        if self._holder.stdout.readline() != "ready\n":
+            raise RuntimeError(f"{self.name}: cannot build the mount namespace (the reason is above)")
+
+    def path(self, inside: str) -> Path:
+        """The outside path of a path in one of the host's PRIVATE folders, such as /run/libvirt/x.sock."""
+        for prefix in PRIVATE:
+            if inside == prefix or inside.startswith(prefix + "/"):
+                return self.folder / prefix.strip("/").replace("/", "-") / inside[len(prefix) :].lstrip("/")
+        raise ValueError(f"{inside} is not private to a host")
+
+    def _configure_libvirt(self) -> None:
+        """Debian's own *.conf, without the machine's VMs and networks, which would autostart here."""
+        etc = self.path("/etc/libvirt")
+        for conf in Path("/etc/libvirt").glob("*.conf"):
+            shutil.copy(conf, etc)
+        (etc / "qemu.conf").write_text(_QEMU_CONF)
+        (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(uuid=uuid.uuid4()))
+
+    def enter(self, cwd: Path = REPO) -> list[str]:
+        assert self._holder is not None, "create() first"
+        pid = self._holder.pid
+        return ["nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--net=/proc/{pid}/ns/net", "--", "env", f"--chdir={cwd}"]
+
+    def start_libvirt(self, timeout_s: float = 30.0) -> None:
+        """Starts virtlogd and libvirtd as daemons, and returns when libvirtd answers."""
+        self.run(["virtlogd", "-d"], timeout_s=timeout_s)
+        self.run(["libvirtd", "-d"], timeout_s=timeout_s)
+        self.run(["virsh", "-c", "qemu:///system", "version"], timeout_s=timeout_s)
+
+    @property
+    def libvirt_uri(self) -> str:
+        """URI of this host's libvirtd for a process outside of the host's namespaces."""
+        return f"qemu+unix:///system?socket={self.run_alias}/libvirt/libvirt-sock"
+
+    def qemu_pid(self, vm: str) -> int:
+        """The QEMU process of a running domain. Raises FileNotFoundError when it does not run."""
+        return int(self.path(f"/run/libvirt/qemu/{vm}.pid").read_text())
+
+    def pids(self) -> list[int]:
+        """All processes of this host, but for the one that only holds its namespaces open."""
+        holder = self._holder.pid if self._holder else None
+        return [pid for pid in super().pids() if pid != holder]
+
+    def kill(self) -> Killed:
+        """Power failure: the link goes down, then every process gets SIGKILL, all within a few ms.
+
+        The host stays usable afterwards: `restore_link()` and `start_libvirt()` are its next boot.
+        """
+        pids = self.pids()  # the slow part, so before the stroke
+        at, wall = time.monotonic_ns(), time.time_ns()
+        self.cut_link()
+        procs.kill_all(pids)
+        took_ms = (time.monotonic_ns() - at) / 1e6
+        assert self._holder is not None, "create() first"
+        procs.kill_members(self.netns_id, spare=[self._holder.pid])
+        return Killed(at, wall, took_ms, tuple(pids))
+
+    def kill_qemu(self, vm: str) -> Killed:
+        """SIGKILL for one domain's QEMU alone."""
+        pid = self.qemu_pid(vm)
+        at, wall = time.monotonic_ns(), time.time_ns()
+        os.kill(pid, signal.SIGKILL)
+        return Killed(at, wall, (time.monotonic_ns() - at) / 1e6, (pid,))
+
+    def close(self) -> None:
+        super().close()
+        if self._holder:
+            self._holder.kill()
+            self._holder.wait()
+            if self._holder.stdout:
+                self._holder.stdout.close()
+            self._holder = None
