@@ -84,9 +84,11 @@ class Capture:
         begin = time.perf_counter()
         try:
             call = self._save_devices()
-            if not wait_readable(fd, self._wake, self._timeout_s):
-                self._domain.deadline.finish(call, "xen-save-devices-state")
-                raise VmError("QEMU saved its device state without writing any")
+            while not wait_readable(fd, self._wake, self._timeout_s):
+                self._clear_wake()
+                if call.done():
+                    self._domain.deadline.finish(call, "xen-save-devices-state")
+                    raise VmError("QEMU saved its device state without writing any")
             stopped = time.perf_counter()
             at_stop()
             memory = self._read(self._tracker.collect())
@@ -96,7 +98,6 @@ class Capture:
         finally:
             os.close(fd)
         self._domain.deadline.finish(call, "xen-save-devices-state")
-        self._clear_wake()
         return Cut(devices, memory, 1000 * (end - begin), 1000 * (end - stopped))
 
     def close(self) -> None:
@@ -105,7 +106,6 @@ class Capture:
 
     def _save_devices(self) -> Future[Any]:
         """Begin the one monitor call. `live=false`: with true, a save of a paused VM would inactivate its disks."""
-        self._clear_wake()
         call = self._domain.deadline.start(
             self._domain.qmp_blocking, "xen-save-devices-state", filename=str(self._fifo.path), live=False
         )

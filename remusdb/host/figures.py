@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of one protection session, and the status made of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+KEPT_EPOCHS = 2000  # the window of the percentiles: 100 s at 50 ms
+
+
+@dataclass
+class Figures:
+    """What the session's threads note; read by status. Times in ms, sizes in bytes."""
+
+    state: str = "seeding"
+    reason: str = "starting"
+    pause_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
+    epoch_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
+    dirty_pages: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
+    cut_at: dict[int, float] = field(default_factory=dict)
+    committed_cut_at: float | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def set(self, state: str, reason: str) -> None:
+        """Enter a state, with why."""
+        with self.lock:
+            self.state, self.reason = state, reason
+
+    def cut(self, epoch: int, pause_ms: float, pages: int) -> None:
+        """An epoch was cut just now."""
+        with self.lock:
+            self.pause_ms.append(pause_ms)
+            self.dirty_pages.append(pages)
+            self.cut_at[epoch] = time.monotonic()
+
+    def shipped(self, payload_bytes: int) -> None:
+        """An epoch was encoded to so many bytes."""
+        with self.lock:
+            self.epoch_bytes.append(payload_bytes)
+
+    def committed(self, epoch: int) -> None:
+        """The agent holds everything up to `epoch`."""
+        with self.lock:
+            for number in [number for number in self.cut_at if number <= epoch]:
+                self.committed_cut_at = self.cut_at.pop(number)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as status shows them."""
+        with self.lock:
+            age = None if self.committed_cut_at is None else 1000 * (time.monotonic() - self.committed_cut_at)
+            return {
+                "state": self.state,
+                "reason": self.reason,
+                "committed_age_ms": None if age is None else round(age, 1),
+                "pause_ms_p50": _percentile(self.pause_ms, 50),
+                "pause_ms_p99": _percentile(self.pause_ms, 99),
+                "bytes_per_epoch": _percentile(self.epoch_bytes, 50),
+                "dirty_pages": _percentile(self.dirty_pages, 50),
+            }
+
+
+def _percentile(values: deque[float] | deque[int], percent: float) -> float | None:
+    return round(float(np.percentile(np.array(values), percent)), 2) if values else None

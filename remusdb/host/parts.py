@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a protected VM on its primary host, built in order and taken down in the opposite one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+import libvirt
+
+from remusdb.disk.mirror import DiskSpec, Mirror, disks_of
+from remusdb.disk.writelog import WriteLog
+from remusdb.errors import RemusError
+from remusdb.host.encoder import Encoder
+from remusdb.host.order import Order
+from remusdb.net.factory import GateGroup, make_gate
+from remusdb.vm.capture import Capture
+from remusdb.vm.deadline import Deadline
+from remusdb.vm.domain import Domain, connect
+from remusdb.vm.fifo import StateFifo
+from remusdb.vm.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class Parts:
+    """What protection adds to a VM. `close` leaves the VM as it was found, whatever was built so far."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self._undo = contextlib.ExitStack()
+        self.deadline = Deadline(order.protection.vm_call_timeout_ms / 1000)
+        self._undo.callback(self.deadline.close)
+        try:
+            self.connection: libvirt.virConnect = connect(order.libvirt_uri, self.deadline)
+            self.domain = Domain(self.connection, order.vm, self.deadline)
+            self.disks: list[DiskSpec] = self.deadline.call("disks", disks_of, self.domain.handle)
+            self.blocks = self.domain.blocks()
+            nics = self.domain.nics
+            kind, held = order.protection.gate, order.protection.held_max_bytes
+            self.gates = GateGroup([make_gate(kind, nic.tap, held) for nic in nics])
+        except BaseException:
+            self._undo.close()
+            raise
+
+    def build(self) -> None:
+        """Start capture and the disks' write logs. Gates come later, once the copy is nearly done."""
+        folder = self.order.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        owner = Path(f"/proc/{self.domain.pid}").stat()
+        self.tracker = Tracker(self.domain.pid, self.blocks)
+        self._undo.callback(self.tracker.close)
+        fifo = StateFifo(self.domain.state_folder(), owner.st_uid, owner.st_gid)
+        self._undo.callback(fifo.close)
+        self.capture = Capture(self.domain, self.tracker, fifo, self.deadline.timeout_s)
+        self._undo.callback(self.capture.close)
+        self.encoder = Encoder(self.blocks, self.order.protection.encoding)
+        self.tracker.protect_all()
+        self.logs: list[WriteLog] = []
+        self.mirrors: list[Mirror] = []
+        for index, disk in enumerate(d for d in self.disks if not d.readonly):
+            writes = WriteLog(folder, index, disk.capacity_bytes, uid=owner.st_uid, gid=owner.st_gid)
+            mirror = Mirror(self.domain.handle, disk.target, writes.nbd_socket, "")
+            self.logs.append(writes)
+            self.mirrors.append(mirror)
+            self._undo.callback(writes.close)
+            self._undo.callback(self._stop_mirror, mirror)
+
+    def install_gates(self) -> None:
+        """Wire the gates in; they are taken out by `close` unless `leave_gates` was said."""
+        self.gates.install()
+
+    def close(self, *, remove_gates: bool) -> None:
+        """Take everything down. With `remove_gates`, held output goes out and the network is as found."""
+        if remove_gates:
+            self._undo.callback(self._remove_gates)
+        self._undo.close()
+
+    def _remove_gates(self) -> None:
+        with contextlib.suppress(RemusError):
+            self.gates.open_all()  # a gate whose process died has nothing left to let go
+        try:
+            self.gates.remove()
+        except RemusError as exc:
+            log.error("gate not removed: %s", exc)
+
+    def _stop_mirror(self, mirror: Mirror) -> None:
+        try:
+            self.deadline.call(f"end block copy of {mirror.target}", mirror.stop)
+        except RemusError as exc:
+            log.warning("block copy of %s not ended: %s", mirror.target, exc)

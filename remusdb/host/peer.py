@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connection to the agent: greeting, heartbeats, what it says, and getting the connection back.
+
+Owns the stream of one session. Invariant: whoever is told `on_lost` hears nothing more of the old connection;
+an answer of the agent in a newer term ends in `on_fenced`, whatever else was under way.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from remusdb.config import check_silence
+from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack, unpack
+from remusdb.core.wire import Frame, FrameType
+from remusdb.errors import BadFrame, CannotProtect, Fenced, PeerRefused, PeerUnreachable, RemusError
+from remusdb.host.order import Order
+from remusdb.transport.stream import FrameStream
+from remusdb.transport.tls import client_context, connect
+
+RECONNECT_S = 0.05
+MIN_PATIENCE_S = 1.0  # an agent that is silent for so long has its connection made anew
+
+
+class Listener(Protocol):
+    """Who acts on what the agent says. Called from the peer's thread."""
+
+    def on_ack(self, term: int, epoch: int) -> None:
+        """The agent holds everything up to `epoch`."""
+
+    def on_lost(self, reason: str) -> None:
+        """The connection is gone; it is being tried anew."""
+
+    def on_resumed(self, stream: FrameStream, welcome: Welcome) -> None:
+        """The agent took the session up again on this new connection."""
+
+    def on_renounced(self, reason: str) -> None:
+        """The agent gave its standby up and can no longer take over."""
+
+    def on_fenced(self, term: int, reason: str) -> None:
+        """The agent runs the VM, in `term`."""
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """A connection on which the agent said WELCOME."""
+
+    stream: FrameStream
+    welcome: Welcome
+
+
+def greet(order: Order, hello: Hello) -> Greeting:
+    """Connect and say HELLO. Raises PeerUnreachable, PeerRefused, CannotProtect or Fenced."""
+    context = client_context(order.tls.ca, order.tls.cert, order.tls.key)
+    timeout_s = order.protection.connect_timeout_ms / 1000
+    stream = connect(order.peer.address, order.peer.port, context, order.peer.name, timeout_s)
+    try:
+        stream.send(FrameType.HELLO, hello.term, 0, pack(hello))
+        # A standby is started before the agent welcomes a new session: that takes as long as starting a QEMU.
+        frame = stream.receive(timeout_s if hello.resume else 60.0)
+        if frame is None:
+            raise PeerUnreachable(f"agent {order.peer.name} does not answer HELLO")
+        if frame.type is FrameType.REFUSE:
+            raise _refused(order.peer.name, unpack(Refuse, frame.payload))
+        if frame.type is not FrameType.WELCOME:
+            raise BadFrame(f"agent {order.peer.name} answers HELLO with {frame.type.name}")
+        welcome = unpack(Welcome, frame.payload)
+        check_silence(order.protection.heartbeat_ms, welcome.silence_ms)
+    except RemusError:
+        stream.close()
+        raise
+    return Greeting(stream, welcome)
+
+
+def _refused(peer: str, refuse: Refuse) -> RemusError:
+    if refuse.fenced:
+        return Fenced(f"agent {peer}: {refuse.reason} (term {refuse.term})", hint=refuse.hint)
+    kind = CannotProtect if refuse.code == "preflight" else PeerRefused
+    return kind(f"agent {peer}: {refuse.reason}", hint=refuse.hint)
+
+
+class Peer:
+    """The agent, as the running session sees it: two threads, one that listens and one that beats."""
+
+    def __init__(self, order: Order, hello: Callable[[bool], Hello], listener: Listener) -> None:
+        self._order = order
+        self._hello = hello
+        self._listener = listener
+        self._stream: FrameStream | None = None
+        self._term = 0
+        self._patience_s = MIN_PATIENCE_S
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._listen, name="peer", daemon=True),
+            threading.Thread(target=self._beat, name="heartbeat", daemon=True),
+        ]
+
+    def start(self, greeting: Greeting) -> None:
+        """Listen and beat on this connection."""
+        self._take(greeting)
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End for good."""
+        self._ended.set()
+        if self._stream is not None:
+            self._stream.close()
+
+    def join(self) -> None:
+        """Wait for the threads to end (not from one of them)."""
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(2)
+
+    def _take(self, greeting: Greeting) -> None:
+        self._stream, self._term = greeting.stream, greeting.welcome.term
+        self._patience_s = max(2 * greeting.welcome.silence_ms / 1000, MIN_PATIENCE_S)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._order.protection.heartbeat_ms / 1000):
+            stream = self._stream
+            if stream is None:
+                continue
+            try:
+                stream.send(FrameType.HEARTBEAT, self._term, 0)
+            except PeerUnreachable:
+                stream.close()
+
+    def _listen(self) -> None:
+        while not self._ended.is_set():
+            stream = self._stream
+            assert stream is not None
+            try:
+                self._hear(stream)
+            except (PeerUnreachable, Fenced) as exc:
+                stream.close()
+                if self._ended.is_set():
+                    return
+                self._stream = None
+                self._listener.on_lost(str(exc))
+                self._come_back()
+
+    def _hear(self, stream: FrameStream) -> None:
+        while not self._ended.is_set():
+            frame = stream.receive(0.2)
+            if frame is not None:
+                self._act(frame)
+            elif time.monotonic() - stream.last_heard > self._patience_s:
+                raise PeerUnreachable(f"agent {self._order.peer.name} is silent for {self._patience_s:g} s")
+
+    def _act(self, frame: Frame) -> None:
+        if frame.type is FrameType.ACK:
+            self._listener.on_ack(frame.term, frame.epoch)
+        elif frame.type is FrameType.RENOUNCE:
+            self._ended.set()
+            self._listener.on_renounced(unpack(Notice, frame.payload).reason)
+        elif frame.type is FrameType.REFUSE:
+            refuse = unpack(Refuse, frame.payload)
+            if refuse.fenced:
+                self._fenced(refuse.term, refuse.reason)
+        elif frame.type is not FrameType.HEARTBEAT:
+            raise BadFrame(f"agent {self._order.peer.name} sends {frame.type.name} in a session")
+
+    def _fenced(self, term: int, reason: str) -> None:
+        self._ended.set()
+        self._listener.on_fenced(term, reason)
+
+    def _come_back(self) -> None:
+        """Try until the agent takes the session up again, or says that it will not."""
+        while not self._ended.wait(RECONNECT_S):
+            try:
+                greeting = greet(self._order, self._hello(True))
+                self._listener.on_resumed(greeting.stream, greeting.welcome)
+                self._take(greeting)
+                return
+            except Fenced as exc:
+                return self._fenced(0, str(exc))
+            except (PeerRefused, CannotProtect) as exc:
+                self._ended.set()
+                return self._listener.on_renounced(str(exc))
+            except PeerUnreachable:
+                continue

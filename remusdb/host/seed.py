@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The initial copy: disks through their mirrors, memory in rounds, both while the VM runs.
+
+What is sent here is epoch 0: the agent applies it as it comes, and can promote nothing before epoch 1 made the
+replica consistent.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from remusdb.core.wire import FrameType
+from remusdb.core.writes import encode_writes
+from remusdb.disk.mirror import Mirror
+from remusdb.disk.writelog import WriteLog
+from remusdb.errors import DiskError
+from remusdb.host.encoder import Encoder
+from remusdb.host.outbox import Outbox
+from remusdb.vm.capture import Capture, DirtyBlock
+from remusdb.vm.domain import Domain
+from remusdb.vm.memory import ProcessMemory
+from remusdb.vm.ramblocks import PAGE_BYTES
+
+Progress = Callable[[str, int, int, str], None]
+
+STEP_PAGES = 4096  # 16 MiB of memory read, encoded and sent at a time
+FEW_PAGES = 2048  # the copy of memory is near enough: the rest goes into epoch 1
+MAX_ROUNDS = 8
+PUMP_S = 0.02
+
+
+class DiskPump(threading.Thread):
+    """Sends the disks' write logs as epoch 0 until it is stopped; the rest then belongs to epoch 1."""
+
+    def __init__(self, logs: list[WriteLog], outbox: Outbox) -> None:
+        super().__init__(name="disk-pump", daemon=True)
+        self._logs = logs
+        self._outbox = outbox
+        self._stop = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Move what came in until stopped."""
+        try:
+            while not self._stop.wait(PUMP_S):
+                for log in self._logs:
+                    self._move(log)
+        except Exception as exc:  # task boundary: the session asks for it
+            self.error = exc
+
+    def finish(self) -> None:
+        """Stop, and raise what went wrong."""
+        self._stop.set()
+        self.join()
+        if self.error is not None:
+            raise self.error
+
+    def _move(self, log: WriteLog) -> None:
+        if log.failed is not None:
+            raise DiskError(f"disk {log.disk}: {log.failed}")
+        raw = log.take(log.position(), 10.0)
+        if raw:
+            self._outbox.seed([(FrameType.WRITES, payload) for payload in encode_writes(raw)])
+
+
+def wait_for_disks(domain: Domain, mirrors: list[Mirror], pump: DiskPump, progress: Progress) -> None:
+    """Until every mirror is ready: from then on each guest write reaches its log before the guest sees it done."""
+    waiting = list(mirrors)
+    while waiting:
+        if pump.error is not None:
+            raise pump.error
+        waiting = [mirror for mirror in waiting if not domain.deadline.call("block job", mirror.ready)]
+        totals = [domain.deadline.call("block job", mirror.progress) for mirror in mirrors]
+        progress("copy disks", sum(done for done, _ in totals), sum(total for _, total in totals), "bytes")
+        time.sleep(0.1 if waiting else 0)
+
+
+def copy_memory(domain: Domain, capture: Capture, encoder: Encoder, outbox: Outbox, progress: Progress) -> None:
+    """All of memory, then what was written meanwhile, until a round is small."""
+    memory = ProcessMemory(domain.pid)
+    total = sum(block.size for block in capture.blocks)
+    done = 0
+    for index, block in enumerate(capture.blocks):
+        for first in range(0, block.pages, STEP_PAGES):
+            numbers = np.arange(first, min(first + STEP_PAGES, block.pages), dtype=np.int64)
+            _send(DirtyBlock(index, numbers, memory.read(block.address, numbers)), encoder, outbox)
+            done += len(numbers) * PAGE_BYTES
+            progress("copy memory", done, total, "bytes")
+    for _ in range(MAX_ROUNDS):
+        dirty = capture.live_pages()
+        for part in dirty:
+            _send(part, encoder, outbox)
+        if sum(len(part.numbers) for part in dirty) < FEW_PAGES:
+            return
+
+
+def _send(dirty: DirtyBlock, encoder: Encoder, outbox: Outbox) -> None:
+    """Always as delta: zero pages of a fresh replica cost nothing, whatever the epochs' encoding."""
+    outbox.seed([(FrameType.PAGES, payload) for payload in encoder.pages(dirty, "delta")])
+
+
+def start_mirrors(domain: Domain, logs: list[WriteLog], mirrors: list[Mirror]) -> None:
+    """Begin the copy of every disk."""
+    for log, mirror in zip(logs, mirrors, strict=True):
+        log.start()
+        domain.deadline.call(f"block copy of {mirror.target}", mirror.start)
