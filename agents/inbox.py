@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The open epoch on the agent: frames gathered until COMMIT says that all of them are here.
+
+Invariant: an epoch leaves the inbox whole, with the number of frames and bytes that its COMMIT announced, or not
+at all. Memory is bounded by `max_bytes` an epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from remusdb.core.messages import Commit, unpack
+from remusdb.core.wire import Frame, FrameType
+from remusdb.errors import BadFrame
+
+BULK = (FrameType.PAGES, FrameType.WRITES, FrameType.DEVICES)
+
+
+@dataclass(frozen=True)
+class WholeEpoch:
+    """One epoch, every byte of it here."""
+
+    term: int
+    epoch: int
+    frames: list[Frame]
+    addresses: list[str]
+
+
+@dataclass
+class Inbox:
+    """Gathers one epoch at a time."""
+
+    max_bytes: int
+    _frames: list[Frame] = field(default_factory=list)
+    _bytes: int = 0
+
+    def clear(self) -> None:
+        """Forget the open epoch: its connection broke."""
+        self._frames, self._bytes = [], 0
+
+    def add(self, frame: Frame) -> None:
+        """A bulk frame of the open epoch; BadFrame when epochs mix or the bound is passed."""
+        if self._frames and (frame.epoch, frame.term) != (self._frames[0].epoch, self._frames[0].term):
+            raise BadFrame(f"a frame of epoch {frame.epoch} inside epoch {self._frames[0].epoch}")
+        self._bytes += len(frame.payload)
+        if self._bytes > self.max_bytes:
+            raise BadFrame(f"epoch {frame.epoch} is larger than {self.max_bytes} bytes (limits.epoch_max_bytes)")
+        self._frames.append(frame)
+
+    def close(self, frame: Frame) -> WholeEpoch:
+        """COMMIT came: the epoch, if it is whole."""
+        commit = unpack(Commit, frame.payload)
+        frames, size = self._frames, self._bytes
+        self.clear()
+        if len(frames) != commit.frames or size != commit.payload_bytes:
+            raise BadFrame(
+                f"epoch {frame.epoch}: {len(frames)} frames of {size} bytes came, "
+                f"{commit.frames} of {commit.payload_bytes} were announced"
+            )
+        if any((part.epoch, part.term) != (frame.epoch, frame.term) for part in frames):
+            raise BadFrame(f"epoch {frame.epoch} holds frames of another")
+        return WholeEpoch(frame.term, frame.epoch, frames, commit.addresses)

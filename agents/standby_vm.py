@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The warm standby: a paused libvirt domain that waits for a migration stream, its memory written from outside.
+
+A QEMU that waits for an incoming migration loads no ROMs: every RAM block comes from the primary. At promotion
+it is fed a stream of device state alone; what a save of device state omits (the configuration section) is added.
+`xen-load-devices-state` must not be used: it asserts and kills QEMU (7.2, 10.0 and 11.1, measured).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import libvirt
+import numpy as np
+
+from remusdb.core.messages import RamBlock
+from remusdb.core.pages import PagesDecoded, resolve
+from remusdb.errors import BadFrame, CannotProtect, VmError
+from remusdb.vm.deadline import Deadline
+from remusdb.vm.domain import Domain
+from remusdb.vm.memory import ProcessMemory
+from remusdb.vm.ramblocks import PAGE_BYTES, Block
+
+CONFIGURATION_SECTION = 0x07  # migration/qemu-file-types.h QEMU_VM_CONFIGURATION
+FILE_HEADER_BYTES = 8  # magic and version
+VMDESCRIPTION = b"\x06" + struct.pack(">I", 2) + b"{}"  # QEMU waits for one after the devices
+SMALL_BLOCK_BYTES = 64 << 20  # blocks up to this size are blanked: the copy counts on a replica of zeros
+STEP_PAGES = 4096
+LOAD_S = 20.0
+POLL_S = 0.002
+OWNER = "remusdb standby"  # the domain's title: whose it is
+
+
+def device_stream(devices: bytes, machine: str) -> bytes:
+    """A migration stream from the file that `xen-save-devices-state` wrote."""
+    name = machine.encode()
+    section = bytes([CONFIGURATION_SECTION]) + struct.pack(">I", len(name)) + name
+    return devices[:FILE_HEADER_BYTES] + section + devices[FILE_HEADER_BYTES:] + VMDESCRIPTION
+
+
+class StandbyVm:
+    """One standby domain on this host."""
+
+    def __init__(self, connection: libvirt.virConnect, deadline: Deadline, name: str, xml: str) -> None:
+        """Start it paused; VmError when libvirt or QEMU refuses the XML."""
+        self._connection = connection
+        self._deadline = deadline
+        self.name = name
+        handle = deadline.call(f"start standby {name}", connection.createXML, xml, libvirt.VIR_DOMAIN_START_PAUSED)
+        self._handle: libvirt.virDomain = handle
+        self.domain = Domain(connection, name, deadline)
+        self._memory = ProcessMemory(self.domain.pid)
+        self._blocks: list[Block] = []
+
+    def match(self, wanted: Sequence[RamBlock]) -> None:
+        """Put the blocks into the primary's order; CannotProtect when the machines differ. Blanks the small ones."""
+        here = {block.name: block for block in self.domain.blocks()}
+        for want in wanted:
+            block = here.get(want.name)
+            if block is None or block.size != want.size:
+                found = "is not there" if block is None else f"has {block.size} bytes"
+                raise CannotProtect(
+                    f"RAM block {want.name} of {want.size} bytes {found} on the standby of {self.name}",
+                    hint="both hosts need the same QEMU and firmware packages",
+                )
+            self._blocks.append(block)
+            if block.size <= SMALL_BLOCK_BYTES:
+                self._blank(block)
+
+    def apply(self, pages: PagesDecoded) -> None:
+        """Move these pages to their new content; BadFrame when they are not of this machine."""
+        if pages.block >= len(self._blocks):
+            raise BadFrame(f"RAM block {pages.block} is not known")
+        block = self._blocks[pages.block]
+        pages.require_within(block.pages)
+        if len(pages.numbers):
+            old = self._memory.read(block.address, pages.numbers) if pages.encoding == "delta" else pages.data
+            self._memory.write(block.address, pages.numbers, resolve(pages, old))
+        for low in range(0, len(pages.zero), STEP_PAGES):
+            part = pages.zero[low : low + STEP_PAGES]
+            self._memory.write(block.address, part, np.zeros((len(part), PAGE_BYTES), dtype=np.uint8))
+
+    def load(self, devices: bytes, socket_path: Path) -> None:
+        """Feed the device state: QEMU then is the machine of that epoch, still paused."""
+        self.domain.qmp("migrate-incoming", uri=f"unix:{socket_path}")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(LOAD_S)
+            try:
+                sock.connect(str(socket_path))
+                sock.sendall(device_stream(devices, self.domain.machine))
+            except OSError as exc:
+                raise VmError(f"standby {self.name} does not take its device state: {exc}") from exc
+            self._await_load()
+        with contextlib.suppress(OSError):
+            socket_path.unlink()
+
+    def resume(self) -> None:
+        """Let the VM run."""
+        self._deadline.call(f"resume {self.name}", self._handle.resume)
+
+    def announce(self) -> None:
+        """Have QEMU announce the VM's MAC addresses, and the guest (virtio-net) its own IP addresses."""
+        self.domain.qmp("announce-self", initial=50, max=1000, rounds=6, step=150)
+
+    def persist(self, xml: str) -> None:
+        """Define the running domain, so that it outlives a stop."""
+        self._deadline.call(f"define {self.name}", self._connection.defineXML, xml)
+
+    def destroy(self) -> None:
+        """End the standby. Quiet when it is gone already."""
+        with contextlib.suppress(VmError):
+            self._deadline.call(f"destroy standby {self.name}", self._handle.destroy)
+
+    def alive(self) -> bool:
+        """Whether its QEMU is there."""
+        return self.domain.alive()
+
+    def _await_load(self) -> None:
+        end = time.monotonic() + LOAD_S
+        while time.monotonic() < end:
+            state = self.domain.qmp("query-migrate")
+            if state.get("status") == "completed":
+                return
+            if state.get("status") == "failed":
+                raise VmError(f"standby {self.name} cannot load the device state: {state.get('error-desc', state)}")
+            time.sleep(POLL_S)
+        raise VmError(f"standby {self.name} did not load the device state within {LOAD_S:g} s")
+
+    def _blank(self, block: Block) -> None:
+        zeros = np.zeros((STEP_PAGES, PAGE_BYTES), dtype=np.uint8)
+        for first in range(0, block.pages, STEP_PAGES):
+            numbers = np.arange(first, min(first + STEP_PAGES, block.pages), dtype=np.int64)
+            if self._memory.read(block.address, numbers).any():
+                self._memory.write(block.address, numbers, zeros[: len(numbers)])

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the primary's live domain XML to the standby's: the same machine, other files, incoming.
+
+Pure. The guest must find the very same devices at the very same addresses, so nothing is left out that QEMU
+would give an address to; only what names things of the primary host is replaced.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+
+QEMU_NS = "http://libvirt.org/schemas/domain/qemu/1.0"
+ET.register_namespace("qemu", QEMU_NS)
+
+# Libvirt writes these into live XML; on another host it must choose them anew, or they name the primary's files.
+RUNTIME_CHILDREN = ("seclabel", "resource", "genid")
+DISK_RUNTIME = ("mirror", "backingStore", "backenddomain", "snapshot")
+
+
+def standby_xml(live: str, images: Mapping[str, Path], bridges: Mapping[str, str]) -> str:
+    """The standby's XML: disk targets on the raw `images`, bridges mapped, QEMU waiting for a migration stream."""
+    root = _portable(live, images, bridges)
+    line = root.find(f"{{{QEMU_NS}}}commandline")
+    if line is None:
+        line = ET.SubElement(root, f"{{{QEMU_NS}}}commandline")
+    for word in ("-incoming", "defer"):
+        ET.SubElement(line, f"{{{QEMU_NS}}}arg", {"value": word})
+    return ET.tostring(root, encoding="unicode")
+
+
+def survivor_xml(live: str, images: Mapping[str, Path], bridges: Mapping[str, str]) -> str:
+    """The definition under which the promoted VM starts next time: the standby's without the waiting."""
+    return ET.tostring(_portable(live, images, bridges), encoding="unicode")
+
+
+def _portable(live: str, images: Mapping[str, Path], bridges: Mapping[str, str]) -> ET.Element:
+    root = ET.fromstring(live)
+    root.attrib.pop("id", None)
+    for name in RUNTIME_CHILDREN:
+        for child in root.findall(name):
+            root.remove(child)
+    for disk in root.iterfind("./devices/disk"):
+        _disk(disk, images)
+    for interface in root.iterfind("./devices/interface"):
+        _interface(interface, bridges)
+    for console in (*root.iterfind("./devices/serial"), *root.iterfind("./devices/console")):
+        _console(console)
+    for channel in root.iterfind("./devices/channel"):
+        _channel(channel)
+    return root
+
+
+def _disk(disk: ET.Element, images: Mapping[str, Path]) -> None:
+    for name in DISK_RUNTIME:
+        for child in disk.findall(name):
+            disk.remove(child)
+    target, source, driver = disk.find("target"), disk.find("source"), disk.find("driver")
+    image = images.get(target.get("dev", "")) if target is not None else None
+    if image is None or source is None:
+        return
+    disk.set("type", "file")
+    source.attrib.clear()
+    for child in list(source):
+        source.remove(child)
+    source.set("file", str(image))
+    if driver is not None:
+        driver.set("type", "raw")
+        for name in ("discard_no_unref", "metadata_cache"):
+            driver.attrib.pop(name, None)
+
+
+def _interface(interface: ET.Element, bridges: Mapping[str, str]) -> None:
+    source, target = interface.find("source"), interface.find("target")
+    if target is not None and target.get("dev", "").startswith(("vnet", "tap")):
+        interface.remove(target)  # libvirt names the tap
+    if source is not None and source.get("bridge"):
+        bridge = source.get("bridge", "")
+        interface.set("type", "bridge")
+        source.attrib.clear()
+        source.set("bridge", bridges.get(bridge, bridge))
+
+
+def _console(console: ET.Element) -> None:
+    """A pty of the primary means nothing here: libvirt opens a new one."""
+    source = console.find("source")
+    console.attrib.pop("tty", None)
+    if console.get("type") == "pty" and source is not None:
+        console.remove(source)
+
+
+def _channel(channel: ET.Element) -> None:
+    """Libvirt's own socket paths are made anew; the guest's view is the target, which stays."""
+    source, target = channel.find("source"), channel.find("target")
+    if source is not None and "/channel/target/" in source.get("path", ""):
+        channel.remove(source)
+    if target is not None:
+        target.attrib.pop("state", None)
