@@ -40,7 +40,16 @@ class Gate(Protocol):
         """From now on nothing leaves but by `release`."""
 
     def mark(self, epoch: int) -> None:
-        """Everything sent so far and not yet marked belongs to `epoch`. Called while the VM is stopped."""
+        """Everything sent so far and not yet marked belongs to `epoch`. Called while the VM is stopped.
+
+        The same as `mark_begin` and `mark_wait` in a row.
+        """
+
+    def mark_begin(self, epoch: int) -> None:
+        """Ask for the mark; the VM must stay stopped until `mark_wait` returned. No other call in between."""
+
+    def mark_wait(self) -> None:
+        """Wait until the mark asked for is made."""
 
     def release(self, epoch: int) -> None:
         """Let go, in order, everything marked with `epoch` or an earlier one."""

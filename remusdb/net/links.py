@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links: a thin typed wrapper over pyroute2.
+
+Owns one pyroute2 socket. Foreign errors become GateError here. Links that we make are quiet: no IPv6 address
+generation, no ARP, and addresses are set, so that neither the kernel nor udev makes them speak.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from remusdb.errors import GateError
+
+NAME_MAX = 15
+_ADDRGENMODE_NONE = 1
+_NOARP = 0x80
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface as the kernel describes it; sizes in bytes, counters in frames."""
+
+    index: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    master: int
+    up: bool
+    alias: str
+    tx_dropped: int
+    tx_frames: int
+    rx_frames: int
+
+
+class Links:
+    """Requests about links."""
+
+    def __init__(self) -> None:
+        with _wrapped("opening netlink"):
+            self._ipr = IPRoute()
+
+    def close(self) -> None:
+        self._ipr.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def find(self, name: str) -> Link | None:
+        """The link, or None."""
+        try:
+            return _link(self._ipr.link("get", ifname=name)[0])
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return None
+            raise GateError(f"looking for {name}: {error}") from error
+
+    def get(self, name: str) -> Link:
+        """The link; GateError if it is not there."""
+        link = self.find(name)
+        if link is None:
+            raise GateError(f"no network interface named {name}", hint="is the VM running, and is this its tap?")
+        return link
+
+    def name_of(self, index: int) -> str:
+        """Name of the link with this ifindex."""
+        with _wrapped(f"looking for interface {index}"):
+            return str(self._ipr.get_links(index)[0].get_attr("IFLA_IFNAME"))
+
+    def add_veth(self, name: str, peer: str, mac: str) -> None:
+        """A veth pair; `peer` carries `mac`."""
+        with _wrapped(f"making {name}"):
+            self._ipr.link("add", ifname=name, kind="veth", peer={"ifname": peer, "address": mac})
+
+    def add_ifb(self, name: str) -> None:
+        """An IFB device."""
+        with _wrapped(f"making {name}", "the plug gate needs the ifb module"):
+            self._ipr.link("add", ifname=name, kind="ifb")
+
+    def delete(self, name: str) -> None:
+        """Remove the link; nothing happens if it is not there."""
+        link = self.find(name)
+        if link is not None:
+            with _wrapped(f"removing {name}"):
+                self._ipr.link("del", index=link.index)
+
+    def quieten(self, name: str, *, mtu: int, txqlen: int, alias: str = "") -> Link:
+        """Bring one of our links up so that nothing ever speaks on it by itself."""
+        index = self.get(name).index
+        _disable_ipv6(name)
+        with _wrapped(f"setting up {name}"):
+            self._ipr.link("set", index=index, mtu=mtu, txqlen=txqlen, flags=_NOARP, change=_NOARP)
+            self._ipr.link("set", index=index, IFLA_AF_SPEC=_no_address_generation())
+            if alias:
+                self._ipr.link("set", index=index, IFLA_IFALIAS=alias)
+            self._ipr.link("set", index=index, state="up")
+        return self.get(name)
+
+    def set_up(self, name: str, up: bool) -> None:
+        """Bring the link up or down."""
+        with _wrapped(f"bringing {name} {'up' if up else 'down'}"):
+            self._ipr.link("set", index=self.get(name).index, state="up" if up else "down")
+
+    def set_forwarding_entry(self, port: Link, mac: str) -> None:
+        """Tell the port's bridge that `mac` is behind it, as if a frame had come in there."""
+        with _wrapped(f"teaching the bridge {mac}"):
+            self._ipr.fdb("replace", ifindex=port.index, lladdr=mac, state=0x02, flags=0x04)
+
+
+def short_name(prefix: str, tap: str) -> str:
+    """A device name of at most 15 characters, the same every time for the same tap."""
+    if len(prefix) + len(tap) <= NAME_MAX:
+        return prefix + tap
+    digest = hashlib.blake2s(tap.encode(), digest_size=4).hexdigest()
+    return f"{prefix}{tap[: NAME_MAX - len(prefix) - 8]}{digest}"
+
+
+def _no_address_generation() -> dict[str, Any]:
+    return {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", _ADDRGENMODE_NONE]]}]]}
+
+
+def _disable_ipv6(name: str) -> None:
+    # Not an error if missing: a kernel without IPv6 has nothing to disable.
+    with contextlib.suppress(FileNotFoundError):
+        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+
+
+def _link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    stats = message.get_attr("IFLA_STATS64") or {}
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=(info.get_attr("IFLA_INFO_KIND") if info else "") or "",
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        master=message.get_attr("IFLA_MASTER") or 0,
+        up=bool(message["flags"] & 1),
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        tx_dropped=stats.get("tx_dropped", 0),
+        tx_frames=stats.get("tx_packets", 0),
+        rx_frames=stats.get("rx_packets", 0),
+    )
+
+
+@contextlib.contextmanager
+def _wrapped(what: str, hint: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (NetlinkError, OSError) as error:
+        denied = getattr(error, "code", error.errno) == errno.EPERM if isinstance(error, OSError) else False
+        raise GateError(f"{what} failed: {error}", hint="run as root" if denied else hint) from error

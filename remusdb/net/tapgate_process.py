@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that holds one interface's frames: `python -m remusdb.net.tapgate_process`.
+
+Owns the reading end of the gate's tap, the sending socket and every held frame. Invariant: it sends only what
+the worker released. It ends, without sending another frame, as soon as the control socket does: a dead worker
+can commit nothing. Separate from the worker so that frames are read while the worker is busy with pages.
+
+One loop: control first, then a batch in, then a batch out, so that a long release delays neither a mark nor the
+reading by more than one batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import gc
+import os
+import select
+import signal
+import socket
+
+from remusdb.net.gatewire import MESSAGE_MAX_BYTES, Op, Reply, Request, Status
+from remusdb.net.hold import EpochOrder, HoldQueue
+from remusdb.net.tuntap import FRAME_MAX_BYTES
+
+_BATCH_FRAMES = 64
+_NICE = -15  # woken at once for a mark, also beside a busy emulated guest
+_RETRY_MS = 1
+_NO_ROOM = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+
+
+class GateProcess:
+    """The loop; `tap_fd` is non-blocking."""
+
+    def __init__(self, control: socket.socket, tap_fd: int, sender: socket.socket, max_bytes: int, closed: bool):
+        self._control = control
+        self._tap_fd = tap_fd
+        self._sender = sender
+        self._queue = HoldQueue(max_bytes)
+        self._flushes: list[int] = []
+        self._stuck = False
+        if closed:
+            self._queue.hold()
+
+    def run(self) -> None:
+        """Until the worker is gone."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._tap_fd, select.POLLIN)
+        control_fd, queue = self._control.fileno(), self._queue
+        while True:
+            wait_ms = (_RETRY_MS if self._stuck else 0) if queue.sending else None
+            ready = {fd for fd, _events in poll.poll(wait_ms)}
+            if control_fd in ready and not self._serve():
+                return
+            if self._tap_fd in ready:
+                self._read(_BATCH_FRAMES)
+            if queue.sending:
+                self._send()
+            if self._flushes and not queue.sending:
+                self._answer_flushes()
+
+    def _read(self, most: int) -> int:
+        """Take at most this many frames from the tap; how many there were."""
+        frames: list[bytes] = []
+        read, fd, append = os.read, self._tap_fd, frames.append
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(most):
+                append(read(fd, FRAME_MAX_BYTES))
+        self._queue.accept(frames)
+        return len(frames)
+
+    def _drain(self) -> None:
+        """Take every frame that was sent before now; the VM is stopped, so this ends."""
+        while self._read(_BATCH_FRAMES) == _BATCH_FRAMES:
+            pass
+
+    def _send(self) -> None:
+        """Send at most one batch of what was released."""
+        queue, sending, send = self._queue, self._queue.sending, self._sender.send
+        self._stuck = False
+        for _ in range(min(_BATCH_FRAMES, len(sending))):
+            frame = sending[0]
+            try:
+                send(frame)
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._stuck = True
+                    return
+                # A frame the kernel will not take (a malformed header from the guest) must not stop the rest.
+                queue.sent(sending.popleft(), ok=False)
+                continue
+            queue.sent(sending.popleft(), ok=True)
+
+    def _serve(self) -> bool:
+        """Answer one request; False once the worker is gone."""
+        try:
+            data = self._control.recv(MESSAGE_MAX_BYTES)
+            if not data:
+                return False
+            request = Request.unpack(data)
+            if request.op is Op.FLUSH:
+                self._drain()
+                self._flushes.append(request.sequence)
+            else:
+                self._control.send(self._reply(request.sequence, self._do(request)))
+        except (ConnectionError, BrokenPipeError):
+            return False
+        return True
+
+    def _do(self, request: Request) -> Status:
+        queue = self._queue
+        match request.op:
+            case Op.HOLD:
+                queue.hold()
+            case Op.MARK:
+                self._drain()
+                try:
+                    queue.mark(request.epoch)
+                except EpochOrder:
+                    return Status.EPOCH_ORDER
+            case Op.RELEASE:
+                queue.release(request.epoch)
+            case Op.OPEN_ALL:
+                queue.open_all()
+            case Op.DROP_HELD:
+                self._drain()
+                queue.drop_held()
+        return Status.DONE
+
+    def _reply(self, sequence: int, status: Status) -> bytes:
+        queue = self._queue
+        return Reply(status, sequence, queue.held_frames, queue.held_bytes, queue.released, queue.dropped).pack()
+
+    def _answer_flushes(self) -> None:
+        for sequence in self._flushes:
+            self._control.send(self._reply(sequence, Status.DONE))
+        self._flushes.clear()
+
+
+def main() -> None:
+    """Entry point; the descriptors are inherited."""
+    parser = argparse.ArgumentParser()
+    for name in ("--control-fd", "--tap-fd", "--sender-fd", "--max-bytes"):
+        parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--closed", action="store_true")
+    args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the daemon's terminal is the daemon's business
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    control = socket.socket(fileno=args.control_fd)
+    sender = socket.socket(fileno=args.sender_fd)
+    gc.disable()  # frames are bytes: no cycles, and a collection would lengthen a mark
+    control.send(Reply(Status.DONE, 0).pack())
+    with contextlib.suppress(ConnectionError):
+        GateProcess(control, args.tap_fd, sender, args.max_bytes, args.closed).run()
+
+
+if __name__ == "__main__":
+    main()

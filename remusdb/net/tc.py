@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traffic control: the redirect at a link's ingress, and the plug qdisc.
+
+`index` is always a link's ifindex. Requests are idempotent where the gate needs it: removing what is not there
+does nothing, and a redirect replaces the one before it in one step, so no frame passes between the two.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Self
+
+from remusdb.errors import GateError
+from remusdb.net.netlink import (
+    CREATE,
+    DUMP,
+    EXCL,
+    NESTED,
+    REPLACE,
+    KernelError,
+    Netlink,
+    Reply,
+    attribute,
+    text,
+)
+
+_NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
+_NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
+_ROOT, _CLSACT, _INGRESS = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFFFFF2
+_CLSACT_HANDLE, _PLUG_HANDLE = 0xFFFF0000, 0x00010000
+_KIND, _OPTIONS, _STATS = 1, 2, 3
+_BPF_ACT, _BPF_OPS_LEN, _BPF_OPS = 1, 4, 5
+_ACT_KIND, _ACT_OPTIONS, _MIRRED_PARMS = 1, 2, 2
+_STOLEN = 4
+_TCMSG = struct.Struct("=BBHiIII")
+_TC_STATS = struct.Struct("=QIIIIIII")
+
+PREFERENCE = 1  # ours must be asked before any other ingress filter
+_FILTER_HANDLE = 1  # fixed, so that a change replaces it in one step
+_FILTER_INFO = PREFERENCE << 16 | socket.htons(3)  # protocol all: IPv4 alone would let ARP and IPv6 out
+
+
+class Direction(enum.Enum):
+    """Where mirred puts the frame: into the device's transmit path, or as if the device had received it."""
+
+    EGRESS = 1
+    INGRESS = 3
+
+
+class PlugAction(enum.Enum):
+    """What `sch_plug` may be told; the values are the kernel's."""
+
+    BUFFER = 0
+    RELEASE_ONE = 1
+    RELEASE_INDEFINITE = 2
+    LIMIT = 3
+
+
+@dataclass(frozen=True)
+class QdiscStats:
+    """What a root qdisc passed, holds and dropped."""
+
+    sent_frames: int
+    held_frames: int
+    held_bytes: int
+    dropped_frames: int
+
+
+class Tc:
+    """Requests about qdiscs and filters."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink()
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def add_clsact(self, index: int) -> bool:
+        """True if it was added, False if the link has one; another ingress qdisc is an error."""
+        body = _tcmsg(index, _CLSACT_HANDLE, _CLSACT) + text(_KIND, "clsact")
+        try:
+            self._ask("adding clsact", _NEWQDISC, CREATE | EXCL, body)
+        except KernelError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            if self.ingress_qdisc(index) != "clsact":
+                hint = "another program shapes this interface's ingress (libvirt's <bandwidth>?); remove that first"
+                raise GateError("the interface has an ingress qdisc of another kind", hint=hint) from error
+            return False
+        return True
+
+    def del_clsact(self, index: int) -> None:
+        """Remove it, with its filters."""
+        if self.ingress_qdisc(index) == "clsact":
+            self._ask("removing clsact", _DELQDISC, 0, _tcmsg(index, _CLSACT_HANDLE, _CLSACT))
+
+    def ingress_qdisc(self, index: int) -> str:
+        """Kind of the ingress qdisc, or ""."""
+        for reply in self._ask("listing qdiscs", _GETQDISC, DUMP, _tcmsg(index)):
+            if reply.fixed[3] == index and reply.fixed[4] == _CLSACT_HANDLE:
+                return _kind(reply)
+        return ""
+
+    def redirect(self, index: int, program: bytes, target: int, direction: Direction) -> None:
+        """Send what `program` matches at the link's ingress to `target` instead; replaces our earlier redirect."""
+        mirred = struct.pack("=IIiiiiI", 0, 0, _STOLEN, 0, 0, direction.value, target)
+        action = text(_ACT_KIND, "mirred") + attribute(_ACT_OPTIONS | NESTED, attribute(_MIRRED_PARMS, mirred))
+        options = (
+            attribute(_BPF_ACT | NESTED, attribute(1 | NESTED, action))
+            + attribute(_BPF_OPS_LEN, struct.pack("=H", len(program) // 8))
+            + attribute(_BPF_OPS, program)
+        )
+        body = _tcmsg(index, _FILTER_HANDLE, _INGRESS, _FILTER_INFO)
+        body += text(_KIND, "bpf") + attribute(_OPTIONS | NESTED, options)
+        self._ask("redirecting the interface's output", _NEWTFILTER, CREATE, body)
+
+    def del_redirect(self, index: int) -> None:
+        """Take our redirect away."""
+        if self.redirected(index):
+            # By preference, without a handle: the kernel then frees the whole classifier and leaves no empty one.
+            body = _tcmsg(index, 0, _INGRESS, _FILTER_INFO) + text(_KIND, "bpf")
+            self._ask("removing the redirect", _DELTFILTER, 0, body)
+
+    def redirected(self, index: int) -> bool:
+        """Whether our redirect is on the link."""
+        return (PREFERENCE, "bpf") in self.ingress_filters(index)
+
+    def ingress_filters(self, index: int) -> set[tuple[int, str]]:
+        """(preference, kind) of every ingress filter of the link."""
+        if self.ingress_qdisc(index) != "clsact":
+            return set()
+        found = self._ask("listing filters", _GETTFILTER, DUMP, _tcmsg(index, 0, _INGRESS))
+        return {(reply.fixed[6] >> 16, _kind(reply)) for reply in found}
+
+    def no_queue(self, index: int) -> None:
+        """Hand frames straight to the driver: none may wait in a qdisc when we drain the link."""
+        body = _tcmsg(index, 0, _ROOT) + text(_KIND, "noqueue")
+        self._ask("taking the queue off our tap", _NEWQDISC, CREATE | REPLACE, body)
+
+    def add_plug(self, index: int, limit_bytes: int) -> None:
+        """A root plug qdisc, plugged, that holds at most `limit_bytes`."""
+        self._ask("adding the plug qdisc", _NEWQDISC, CREATE | EXCL, _plug(index, PlugAction.LIMIT, limit_bytes))
+
+    def plug(self, index: int, action: PlugAction) -> None:
+        """Tell the link's plug qdisc."""
+        self._ask(f"plug {action.name}", _NEWQDISC, 0, _plug(index, action, 0))
+
+    def del_plug(self, index: int) -> None:
+        """Remove the plug qdisc and what it holds. The link must be down, or what it holds would leave."""
+        self._ask("removing the plug qdisc", _DELQDISC, 0, _tcmsg(index, _PLUG_HANDLE, _ROOT))
+
+    def root_stats(self, index: int) -> QdiscStats:
+        """Counters of the root qdisc."""
+        for reply in self._ask("reading the qdisc", _GETQDISC, 0, _tcmsg(index, 0, _ROOT)):
+            _bytes, sent, dropped, _over, _bps, _pps, queued, backlog = _TC_STATS.unpack_from(reply.attributes[_STATS])
+            return QdiscStats(sent, queued, backlog, dropped)
+        raise GateError("the kernel told nothing about the qdisc")
+
+    def _ask(self, what: str, kind: int, flags: int, body: bytes) -> list[Reply]:
+        return self._netlink.ask(what, kind, flags, body, _TCMSG)
+
+
+def _tcmsg(index: int, handle: int = 0, parent: int = 0, info: int = 0) -> bytes:
+    return _TCMSG.pack(0, 0, 0, index, handle, parent, info)
+
+
+def _plug(index: int, action: PlugAction, limit_bytes: int) -> bytes:
+    options = struct.pack("=iI", action.value, limit_bytes)
+    return _tcmsg(index, _PLUG_HANDLE, _ROOT) + text(_KIND, "plug") + attribute(_OPTIONS, options)
+
+
+def _kind(reply: Reply) -> str:
+    return reply.attributes.get(_KIND, b"").rstrip(b"\0").decode()
