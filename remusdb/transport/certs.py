@@ -41,8 +41,7 @@ def make_ca_and_hosts(out: Path, hosts: dict[str, list[str]], *, overwrite: bool
     The CA in `out`/ca is reused if it is there, so that a host can be added later. UsageError for a bad
     name and, unless `overwrite`, for a host that has a key already; nothing is written then.
     """
-    for name in hosts:
-        _check_name(name)
+    names = {name: _alternatives(name, addresses) for name, addresses in hosts.items()}
     taken = [name for name in hosts if (out / name / "key.pem").exists()]
     if taken and not overwrite:
         raise UsageError(
@@ -50,7 +49,7 @@ def make_ca_and_hosts(out: Path, hosts: dict[str, list[str]], *, overwrite: bool
             hint="leave that host out, or ask for its key to be overwritten",
         )
     authority = _authority(out / "ca")
-    return [_make_host(out / name, name, addresses, authority) for name, addresses in hosts.items()]
+    return [_make_host(out / name, name, alternatives, authority) for name, alternatives in names.items()]
 
 
 def _check_name(name: str) -> None:
@@ -95,7 +94,7 @@ def _new_authority() -> _Authority:
     return _Authority(builder.sign(key, hashes.SHA256()), key)
 
 
-def _make_host(folder: Path, name: str, addresses: list[str], authority: _Authority) -> Path:
+def _make_host(folder: Path, name: str, names: list[x509.GeneralName], authority: _Authority) -> Path:
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = authority.certificate
     both_sides = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -104,7 +103,7 @@ def _make_host(folder: Path, name: str, addresses: list[str], authority: _Author
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(both_sides), critical=False)
-        .add_extension(x509.SubjectAlternativeName(_alternatives(name, addresses)), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(_issuer_key_id(authority), critical=False)
     )
     _write(folder / "ca.pem", _pem(issuer), 0o644)
@@ -147,6 +146,7 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
 
 def _alternatives(name: str, addresses: list[str]) -> list[x509.GeneralName]:
     """The name itself and every address, without repetition."""
+    _check_name(name)
     return [_general_name(entry) for entry in dict.fromkeys([name, *addresses])]
 
 

@@ -71,6 +71,7 @@ class TlsLink:
             for piece in pieces:
                 view = memoryview(piece).cast("B")
                 for at in range(0, len(view), _CHUNK):
+                    _raise_again(self._send_failure)
                     with self._crypto:
                         self._encrypt(view[at : at + _CHUNK])
                         data = self._outgoing.read()
