@@ -179,6 +179,7 @@ def test_every_truncation_is_refused() -> None:
             decode_pages(payload + b"x")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_noise_is_refused_and_nothing_worse(noise: bytes) -> None:
     for payload in (noise, HEAD.pack(1, 0, 0, 3, 2, 0) + noise):

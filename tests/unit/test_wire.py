@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remusdb.core import wire
@@ -20,6 +20,7 @@ def altered(header: bytes, offset: int, value: bytes) -> bytes:
     return header[:offset] + value + header[offset + len(value) :]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(FrameType), U64, U64, st.binary(max_size=500))
 def test_round_trip(type: FrameType, term: int, epoch: int, payload: bytes) -> None:
     header = decode_header(encode_header(type, term, epoch, payload))

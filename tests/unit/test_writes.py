@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remusdb.core import writes
@@ -46,6 +46,7 @@ def applied(raw: bytes, size: int) -> bytes:
     return bytes(disk)
 
 
+@settings(deadline=None)
 @given(logs())
 def test_round_trip(raw: bytes) -> None:
     payloads = encode_writes(raw)
@@ -55,6 +56,7 @@ def test_round_trip(raw: bytes) -> None:
     assert b"".join(rebuilt) == raw
 
 
+@settings(deadline=None)
 @given(logs(), st.data())
 def test_a_cut_log_is_refused_or_ends_between_records(raw: bytes, data: st.DataObject) -> None:
     cut = raw[: data.draw(st.integers(0, len(raw)))]
