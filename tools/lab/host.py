@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.lab import procs
+from tools.lab import capabilities, procs
 from tools.lab.node import Node
 from tools.lab.paths import REPO
 
@@ -26,6 +26,8 @@ PRIVATE = (
     "/var/lib/remusdb",
     "/etc/remusdb",
 )
+
+_CAPABILITIES = "/var/cache/libvirt/qemu/capabilities"
 
 _QEMU_CONF = """\
 # QEMU runs as root without confinement: the lab has no AppArmor profile, no cgroups of its own and no udev.
@@ -114,6 +116,7 @@ class Host(Node):
             shutil.copy(conf, etc)
         (etc / "qemu.conf").write_text(_QEMU_CONF)
         (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(uuid=uuid.uuid4()))
+        capabilities.lend(self.path(_CAPABILITIES))
 
     def enter(self, cwd: Path = REPO) -> list[str]:
         assert self._holder is not None, "create() first"
@@ -125,6 +128,7 @@ class Host(Node):
         self.run(["virtlogd", "-d"], timeout_s=timeout_s)
         self.run(["libvirtd", "-d"], timeout_s=timeout_s)
         self.run(["virsh", "-c", "qemu:///system", "version"], timeout_s=timeout_s)
+        capabilities.keep(self.path(_CAPABILITIES))
 
     @property
     def libvirt_uri(self) -> str:

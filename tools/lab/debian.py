@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this Debian is, and where its apt gets packages from."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+
+
+def codename() -> str:
+    """`bookworm`, `trixie`, ... Raises RuntimeError on a system that is no Debian release."""
+    name = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    if not name:
+        raise RuntimeError("/etc/os-release names no VERSION_CODENAME: this is not a Debian release")
+    return name
+
+
+def mirror() -> str:
+    """The mirror that apt uses for this release, so that no mirror has to be named anywhere else.
+
+    Raises RuntimeError when apt has no source for it.
+    """
+    suite = codename()
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", f"Codename: {suite}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout.split()
+    if not listed:
+        raise RuntimeError(f"apt has no source for {suite}")
+    return listed[0]
+
+
+def proxy_options() -> list[str]:
+    """apt's own settings for how to reach a mirror, as lines for another apt."""
+    dump = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True, timeout=60).stdout
+    return [line for line in dump.splitlines() if line.startswith(("Acquire::http", "Acquire::https"))]

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The database VM's disk image, kernel and initrd: built once a recipe and kept in build/cache.
+
+    python -m tools.lab.image       builds it if need be, and prints where it is
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.lab import debian
+from tools.lab.paths import CACHE
+
+_RECIPE = Path(__file__).parent / "pgvm"
+_SIZE = "2G"  # sparse: the file takes what is in it
+_PACKAGES = (
+    "linux-image-cloud-amd64",
+    "systemd-sysv",
+    "udev",
+    "iproute2",
+    "postgresql",
+    # for the test of the plug gate, which needs a kernel that has sch_plug: this one
+    "python3",
+    "python3-pyroute2",
+)
+# Never read in this VM, and about half of its bytes. libLLVM and bitcode are for JIT, which is off.
+_LEFT_OUT = (
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/locale/*",
+    "/usr/share/i18n/*",
+    "/usr/lib/postgresql/*/lib/bitcode/*",
+    "/usr/lib/x86_64-linux-gnu/libLLVM*",
+    "/usr/lib/llvm-*",
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a VM boots from: copy the disk, share the rest."""
+
+    disk: Path
+    kernel: Path
+    initrd: Path
+
+    def copy_disk(self, to: Path) -> None:
+        """A private copy of the disk, sparse, and sharing blocks where the file system can."""
+        to.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "--sparse=always", "--reflink=auto", self.disk, to], check=True, timeout=120)
+
+
+def ensure(log: Path | None = None) -> Image:
+    """The image, built first if there is none of this recipe (about a minute).
+
+    mmdebstrap's words go to `log`, or to stderr. Raises subprocess.CalledProcessError when the build fails.
+    """
+    folder = CACHE / f"pgvm-{_key()}"
+    image = Image(folder / "disk.raw", folder / "vmlinuz", folder / "initrd")
+    with _only_builder():
+        if not folder.exists():
+            for old in CACHE.glob("pgvm-*"):
+                shutil.rmtree(old)
+            with (log.open("w") if log else os.fdopen(os.dup(2), "w")) as out:
+                _build(folder, out.fileno())
+    return image
+
+
+def _key() -> str:
+    """Changes when anything that goes into the image changes."""
+    parts = [debian.codename().encode(), Path(__file__).read_bytes()]
+    parts += [file.read_bytes() for file in sorted(_RECIPE.iterdir())]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+@contextmanager
+def _only_builder() -> Iterator[None]:
+    """One build at a time; the others wait for it and use what it made."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "image.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(folder: Path, log_fd: int) -> None:
+    work = CACHE / "pgvm-build"
+    root = work / "root"
+    made = work / "image"
+    made.mkdir(parents=True)
+    try:
+        suite = debian.codename()
+        options = ['Apt::Install-Recommends "false"', *debian.proxy_options()]
+        command = [
+            # A mount namespace of its own: a build that is killed leaves no mounts behind.
+            *("unshare", "--mount", "--propagation", "private"),
+            *("mmdebstrap", "--variant=minbase", "--format=directory", f"--include={','.join(_PACKAGES)}"),
+            *(f"--aptopt={option}" for option in options),
+            "--dpkgopt=force-unsafe-io",
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT),
+            f"--essential-hook={_RECIPE / 'essential.sh'}",
+            f"--customize-hook={_RECIPE / 'customize.sh'}",
+            *(suite, str(root), f"deb {debian.mirror()} {suite} main"),
+        ]
+        _run(command, log_fd)
+        shutil.copy(next(root.glob("boot/vmlinuz-*")), made / "vmlinuz")
+        # Unpacked here once, and not by an emulated CPU at each boot.
+        packed = next(root.glob("boot/initrd.img-*"))
+        (made / "initrd").write_bytes(gzip.decompress(packed.read_bytes()))
+        shutil.rmtree(root / "boot")
+        (root / "boot").mkdir()
+        # No lazy initialisation: the guest's kernel would do it in the background of every run.
+        features = ["-E", "lazy_itable_init=0,lazy_journal_init=0", "-m", "0", "-L", "lab"]
+        _run(["mke2fs", "-q", "-F", "-t", "ext4", *features, "-d", str(root), str(made / "disk.raw"), _SIZE], log_fd)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _run(command: list[str], log_fd: int) -> None:
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=log_fd, stderr=log_fd, timeout=900)
+
+
+if __name__ == "__main__":
+    print(ensure().disk, file=sys.stdout)
