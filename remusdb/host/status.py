@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status of one VM as the host daemon tells it: every key always there, so that readers need no guesses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class VmStatus(msgspec.Struct, kw_only=True):
+    """See docs/architecture.md, control sockets. Figures are None until there are any."""
+
+    vm: str
+    role: str = "primary"
+    state: str = "unprotected"  # unprotected | seeding | protected | held | fenced | failed
+    reason: str = ""
+    peer: str | None = None
+    term: int = 0
+    epoch: int = 0
+    committed: int = 0
+    committed_age_ms: float | None = None
+    epoch_ms: float | None = None
+    window: int | None = None
+    in_flight: int = 0
+    pause_ms_p50: float | None = None
+    pause_ms_p99: float | None = None
+    bytes_per_epoch: float | None = None
+    dirty_pages: float | None = None
+    held_frames: int = 0
+    held_bytes: int = 0
+    dropped_frames: int = 0
+    monitor: str | None = None  # libvirt | private
+    gate: str | None = None
+    encoding: str | None = None
+    accel: str | None = None
+
+    def take(self, told: dict[str, Any]) -> None:
+        """Take over what a worker told; what it does not name stays, keys that are none of these are dropped."""
+        for key in self.__struct_fields__:
+            if key in told and key != "vm":
+                setattr(self, key, told[key])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the control socket carries it."""
+        return {key: getattr(self, key) for key in self.__struct_fields__}

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's end of one worker process: JSON lines over a socketpair.
+
+Owns the child process. Invariant: the child is reaped, and every request to it is answered, with an error if
+the worker ends first. The worker answers requests in the order in which it got them.
+
+    new ──spawn()──▶ running ──the worker ends, or stop()──▶ ended
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from remusdb.control.lines import LineChannel
+from remusdb.errors import BadFrame, RemusError, from_dict
+
+log = logging.getLogger(__name__)
+
+LINGER_S = 5.0  # a worker that closed its socket has this long to exit
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class WorkerEvents(Protocol):
+    """What a worker tells without being asked. Called from the link's reader thread."""
+
+    def on_status(self, status: dict[str, Any]) -> None:
+        """The VM's state as the worker sees it."""
+
+    def on_save(self, saved: dict[str, Any]) -> None:
+        """Keep this durably; the worker waits for it. An exception is told to the worker."""
+
+    def on_end(self, how: str) -> None:
+        """The worker is gone and reaped."""
+
+
+@dataclass
+class _Pending:
+    progress: Progress
+    answer: Future[dict[str, Any]] = field(default_factory=Future)
+
+
+class WorkerLink:
+    """One worker process."""
+
+    def __init__(self, vm: str, argv: Sequence[str], events: WorkerEvents) -> None:
+        self._vm = vm
+        self._argv = list(argv)
+        self._events = events
+        self._pending: deque[_Pending] = deque()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: LineChannel | None = None
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id, 0 before it was spawned."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether a request still waits for its answer."""
+        return bool(self._pending)
+
+    def spawn(self) -> None:
+        """Start the process. Call from a thread that lives as long as the daemon: the worker asks the kernel for
+        SIGKILL when its parent dies, and the kernel means the parent *thread*."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                # A session of its own, so that Ctrl-C on a foreground daemon does not reach the workers;
+                # stdout goes to the log, because nobody else reads it.
+                self._process = subprocess.Popen(
+                    [*self._argv, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    start_new_session=True,
+                )
+            except OSError as exc:
+                ours.close()
+                self._ended.set()
+                raise RemusError(f"the worker of {self._vm} cannot be started: {exc}") from exc
+        self._channel = LineChannel(ours)
+        threading.Thread(target=self._read, name=f"worker-{self._vm}", daemon=True).start()
+
+    def request(
+        self, op: str, args: dict[str, Any], progress: Progress, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """Ask the worker and wait for its answer; its error is raised as its own class."""
+        pending = _Pending(progress)
+        with self._lock:
+            if self._channel is None or self._ended.is_set():
+                raise RemusError(f"the worker of {self._vm} has ended")
+            self._pending.append(pending)
+            try:
+                self._channel.send({"op": op, "args": args})
+            except OSError:
+                log.debug("worker hung up before %s", op, extra={"vm": self._vm})  # the reader answers for it
+        try:
+            return pending.answer.result(timeout_s)
+        except FutureTimeout as exc:
+            raise RemusError(f"the worker of {self._vm} did not answer `{op}` within {timeout_s:g} s") from exc
+
+    def stop(self, grace_s: float = LINGER_S) -> None:
+        """Ask the worker to end, leaving its VM as it is; kill it if it does not."""
+        process, channel = self._process, self._channel
+        if process is None or channel is None:
+            return
+        try:
+            channel.send({"op": "stop"})
+        except OSError:
+            pass  # it is ending already
+        if not self._ended.wait(grace_s):
+            log.warning("worker did not stop within %g s: killed", grace_s, extra={"vm": self._vm})
+            process.kill()
+            self._ended.wait(LINGER_S)
+
+    def _read(self) -> None:
+        channel = self._channel
+        if channel is None:
+            raise AssertionError("read before spawn")
+        try:
+            while (message := channel.receive()) is not None:
+                self._dispatch(channel, message)
+        except (OSError, BadFrame) as exc:
+            log.warning("worker's channel: %s", exc, extra={"vm": self._vm})
+        except Exception:  # task boundary: the worker must not be left without a reader
+            log.exception("worker's message failed", extra={"vm": self._vm})
+        self._finish(channel)
+
+    def _dispatch(self, channel: LineChannel, message: dict[str, Any]) -> None:
+        match message:
+            case {"status": dict(status)}:
+                self._events.on_status(status)
+            case {"progress": dict(progress)}:
+                if self._pending:
+                    self._pending[0].progress(progress)
+            case {"save": dict(saved)}:
+                channel.send(self._save(saved))
+            case {"result": dict(result)}:
+                self._next().set_result(result)
+            case {"error": dict(error)}:
+                self._next().set_exception(from_dict(error))
+            case _:
+                raise BadFrame(f"unknown message with keys {sorted(message)}")
+
+    def _save(self, saved: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._events.on_save(saved)
+            return {"saved": True}
+        except RemusError as exc:
+            log.error("state not saved: %s", exc, extra={"vm": self._vm})
+            return {"saved": False, "error": exc.to_dict()}
+
+    def _next(self) -> Future[dict[str, Any]]:
+        if not self._pending:
+            raise BadFrame("an answer that nothing asked for")
+        return self._pending.popleft().answer
+
+    def _finish(self, channel: LineChannel) -> None:
+        how = self._reap()
+        with self._lock:
+            self._ended.set()
+            channel.close()
+            left, self._pending = self._pending, deque()
+        self._events.on_end(how)
+        for pending in left:
+            pending.answer.set_exception(RemusError(f"the worker of {self._vm} {how}", hint="its log says more"))
+
+    def _reap(self) -> str:
+        process = self._process
+        if process is None:
+            raise AssertionError("reap before spawn")
+        try:
+            code = process.wait(LINGER_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if code < 0:
+            return f"was killed by {_signal_name(-code)}"
+        return "ended" if code == 0 else f"ended with exit code {code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logging of the daemons and workers: one line a record on stderr, or one JSON object with REMUSDB_LOG=json.
+
+Levels by who reads them: ERROR wants an operator now, WARNING soon, INFO tells the story of a VM afterwards,
+DEBUG is for whoever works on the code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+FIELDS = ("vm", "role", "term", "epoch")  # what a record may carry through `extra=`
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        entry: dict[str, Any] = {
+            "time": _stamp(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(entry).decode()
+
+
+class LineFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.123Z WARNING remusdb.host.daemon vm=db1: text`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line (an exception adds its traceback)."""
+        fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
+        line = f"{_stamp(record)} {record.levelname} {record.name}{fields}: {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def setup(*, debug: bool = False) -> None:
+    """Send the log to stderr. Every process of ours calls this once, first thing."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if os.environ.get("REMUSDB_LOG") == "json" else LineFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    debug = debug or os.environ.get("REMUSDB_DEBUG") == "1"
+    root.setLevel(logging.DEBUG if debug else logging.INFO)
+    logging.getLogger("pyroute2").setLevel(logging.WARNING)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: record.__dict__[key] for key in FIELDS if key in record.__dict__}
+
+
+def _stamp(record: logging.LogRecord) -> str:
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.msecs):03d}Z"
