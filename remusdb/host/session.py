@@ -25,7 +25,7 @@ from remusdb.core.messages import Disk, Hello, Notice, RamBlock, Welcome, pack
 from remusdb.core.pipeline import Pipeline, PrimaryState
 from remusdb.core.wire import FrameType
 from remusdb.disk.mirror import query_block_jobs, unsynced
-from remusdb.errors import DiskError, Fenced, PeerUnreachable, RefusedForSafety
+from remusdb.errors import DiskError, Fenced, PeerRefused, PeerUnreachable, RefusedForSafety
 from remusdb.host.encoder import EpochFrames
 from remusdb.host.figures import Figures
 from remusdb.host.order import Order
@@ -33,6 +33,7 @@ from remusdb.host.outbox import Outbox
 from remusdb.host.parts import Parts
 from remusdb.host.peer import Peer, greet
 from remusdb.host.seed import DiskPump, Progress, copy_memory, start_mirrors, wait_for_disks
+from remusdb.net.gate import GateFigures
 from remusdb.transport.stream import FrameStream
 from remusdb.vm.capture import Cut
 
@@ -63,6 +64,8 @@ class Session:
         self._cuts: queue.Queue[CutEpoch | None] = queue.Queue()
         self._over = threading.Event()
         self._renounced = threading.Event()
+        self._leaving = False
+        self._failure: Exception | None = None
         self.figures = Figures()
         self.ended = threading.Event()
 
@@ -73,14 +76,16 @@ class Session:
         try:
             self._protect()
         except BaseException as exc:
-            self.figures.set("failed", str(exc))
+            cause = self._failure or exc
+            self.figures.set("failed", str(cause))
             self._abandon()
-            raise
+            raise cause from exc
 
     def unprotect(self, peer_is_dead: bool) -> None:
         """End protection in good order: the agent gives its standby up first, then output flows freely."""
         if self._pipeline.state is PrimaryState.FENCED:
             raise Fenced("the other host runs this VM now; its output stays shut here", hint="destroy the VM here")
+        self._leaving = True
         self._outbox.say(FrameType.BYE, pack(Notice("unprotect was asked")))
         if not self._renounced.wait(RENOUNCE_S) and not peer_is_dead:
             raise RefusedForSafety(
@@ -92,7 +97,7 @@ class Session:
     def status(self) -> dict[str, Any]:
         """VmStatus, see docs/architecture.md."""
         pipeline, order, parts = self._pipeline, self._order, self._parts
-        held = parts.gates.figures() if parts is not None else None
+        held = self._gate_figures() if parts is not None and not self.ended.is_set() else None
         return {
             "vm": order.vm,
             "role": "primary",
@@ -215,7 +220,12 @@ class Session:
         with self._lock:
             self._pipeline.cut(epoch)
         self.figures.cut(epoch, cut.pause_ms, cut.pages)
-        self._cuts.put((epoch, cut, positions, list(parts.gates.figures().addresses)))
+        self._cuts.put((epoch, cut, positions, list(self._gate_figures().addresses)))
+
+    def _gate_figures(self) -> GateFigures:
+        assert self._parts is not None
+        with self._gate_lock:
+            return self._parts.gates.figures()
 
     def _ship_epochs(self) -> None:
         while (item := self._cuts.get()) is not None and not self._over.is_set():
@@ -279,7 +289,10 @@ class Session:
     def on_renounced(self, reason: str) -> None:
         """The agent can no longer take over: the VM may speak freely, unprotected."""
         self._renounced.set()
-        if not self._over.is_set() and "unprotect" not in reason:
+        if self._pipeline.state is PrimaryState.SEEDING:
+            self._outbox.detach()
+            self._fail(PeerRefused(f"agent {self._order.peer.name} gave up: {reason}"))
+        elif not self._over.is_set() and not self._leaving:
             threading.Thread(target=self._finish, args=("failed", f"the agent gave up: {reason}"), daemon=True).start()
 
     def on_fenced(self, term: int, reason: str) -> None:
@@ -299,6 +312,7 @@ class Session:
     def _fail(self, exc: Exception) -> None:
         """Cutting or shipping cannot go on. Dead VM: say nothing more, so that the agent takes over."""
         parts = self._parts
+        self._failure = self._failure or exc
         self.figures.set("failed", str(exc))
         if parts is not None and self._pipeline.committed and not parts.domain.alive():
             self._over.set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import socket
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from remusdb.errors import RemusError
+from remusdb.errors import RemusError, from_dict
 from remusdb.host.order import read_order
 from remusdb.host.session import Session
 
@@ -33,7 +34,7 @@ class Channel:
         self._file = sock.makefile("rb")
         self._sock = sock
         self._lock = threading.Lock()
-        self._saved = threading.Semaphore(0)
+        self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
 
     def tell(self, **message: Any) -> None:
         """Send one line; a daemon that is gone ends this process."""
@@ -44,9 +45,11 @@ class Channel:
             os._exit(0)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Have the daemon make `state` durable; returns when it is."""
+        """Have the daemon make `state` durable; returns when it is, raises when it cannot be."""
         self.tell(save=state)
-        self._saved.acquire()
+        answer = self._answers.get()
+        if not answer["saved"]:
+            raise from_dict(answer["error"])
 
     def next(self) -> dict[str, Any] | None:
         """The next order; None when the daemon is gone."""
@@ -54,7 +57,7 @@ class Channel:
             message: dict[str, Any] = msgspec.json.decode(line)
             if "saved" not in message:
                 return message
-            self._saved.release()
+            self._answers.put(message)
         return None
 
 

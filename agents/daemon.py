@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backup host's agent: listens for primaries, keeps their replicas, answers its control socket."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from typing import Any
+
+from remusdb.config import AgentConfig
+from remusdb.control.notify import notify
+from remusdb.control.server import ControlServer
+from remusdb.core.messages import Hello, Refuse, pack, unpack
+from remusdb.core.wire import FrameType
+from remusdb.errors import BadFrame, NotProtected, RemusError
+from remusdb.host.state import StateStore
+from remusdb.transport.stream import FrameStream
+from remusdb.transport.tls import Listener, server_context
+from remusdb_agents.replica import Replica
+
+log = logging.getLogger(__name__)
+
+HELLO_S = 10.0
+DRAIN_S = 2.0
+
+
+class AgentDaemon:
+    """All replicas of this host."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._store = StateStore(config.agent.state_dir)
+        self._lock = threading.Lock()
+        self._replicas = {name: Replica(name, config, self._store) for name in self._store.names()}
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: self._stop.set())
+        tls, agent = self._config.tls, self._config.agent
+        context = server_context(tls.ca, tls.cert, tls.key)
+        handlers = {"status": self._status, "failover": self._failover}
+        with contextlib.ExitStack() as stack:
+            control = ControlServer(agent.run_dir / "agent.sock", handlers)
+            control.start()
+            stack.callback(control.close)
+            listener = Listener(agent.listen, agent.port, context)
+            listener.start(self._serve)
+            stack.callback(listener.close)
+            log.info("agent %s listens on %s:%d", agent.name, agent.listen, agent.port)
+            notify("READY=1")
+            self._stop.wait()
+            for replica in self._replicas.values():
+                replica.close()
+
+    def _serve(self, stream: FrameStream) -> None:
+        """One connection, from HELLO to its end."""
+        frame = stream.receive(HELLO_S)
+        if frame is None or frame.type is not FrameType.HELLO:
+            raise BadFrame("a session must begin with HELLO")
+        hello = unpack(Hello, frame.payload)
+        replica = self._replica(hello.vm)
+        answer = replica.greet(stream, hello)
+        if isinstance(answer, Refuse):
+            log.warning("%s: refused: %s", hello.vm, answer.reason)
+            stream.send(FrameType.REFUSE, answer.term, 0, pack(answer))
+            stream.close(drain_s=DRAIN_S)
+            return
+        stream.send(FrameType.WELCOME, answer.term, 0, pack(answer))
+        log.info("%s: session of term %d with %s", hello.vm, answer.term, stream.peer_name)
+        self._follow(replica, stream)
+
+    def _follow(self, replica: Replica, stream: FrameStream) -> None:
+        try:
+            while True:
+                frame = stream.receive(0.5)
+                if frame is not None and not replica.take(stream, frame):
+                    stream.close(drain_s=DRAIN_S)
+                    return
+        except RemusError as exc:
+            log.warning("%s: session ended: %s", replica.vm, exc)
+            replica.lost(stream, str(exc))
+            stream.close(drain_s=DRAIN_S)
+
+    def _replica(self, vm: str) -> Replica:
+        with self._lock:
+            if vm not in self._replicas:
+                self._replicas[vm] = Replica(vm, self._config, self._store)
+            return self._replicas[vm]
+
+    def _status(self, args: dict[str, Any], _progress: object) -> dict[str, Any]:
+        wanted = args.get("vm")
+        replicas = list(self._replicas.values())
+        return {"vms": [replica.status() for replica in replicas if wanted in (None, replica.vm)]}
+
+    def _failover(self, args: dict[str, Any], _progress: object) -> dict[str, Any]:
+        vm = str(args.get("vm"))
+        if vm not in self._replicas:
+            raise NotProtected(f"no replica of VM {vm} is on this host", hint="ask the agent of the backup host")
+        return self._replicas[vm].promote("asked for with `remusdb failover`")

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One protected VM on the backup: its term, its standby, the session that feeds it, and the takeover.
+
+Owns everything of the VM on this host. Invariants: a term is on disk before it is used; an ACK is sent only for
+an epoch that `core.Standby` committed; promotion resumes exactly the last committed epoch, or does not happen.
+
+    empty ─hello▶ seeding ─epoch 1▶ ready ─silence, or `remusdb failover`▶ promoted
+      ▲              │                │
+      └── lost, bye, broken ◀─────────┘   (the agent then says RENOUNCE: it cannot take over)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import Any
+
+from remusdb import __version__
+from remusdb.config import AgentConfig
+from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack
+from remusdb.core.standby import Refusal, Standby, StandbyState
+from remusdb.core.wire import Frame, FrameType
+from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.host.state import SavedVm, StateStore
+from remusdb.transport.stream import FrameStream
+from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
+from remusdb_agents.machine import Machine
+from remusdb_agents.silence import SilenceWatch
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.02
+APPLY_S = 30.0
+PROMOTED_ROLES = ("promoting", "promoted")
+
+
+class Replica:
+    """One VM's replica on this host."""
+
+    def __init__(self, vm: str, config: AgentConfig, store: StateStore) -> None:
+        self.vm = vm
+        self._config = config
+        self._store = store
+        saved = store.load(vm)
+        memory = saved.saved if saved else {}
+        self._peer = saved.peer if saved else ""
+        self._core = Standby(int(memory.get("term", 0)), memory.get("role") in PROMOTED_ROLES)
+        self._reason = str(memory.get("reason", "")) or "no session yet"
+        self._lock = threading.RLock()
+        self._machine: Machine | None = None
+        self._inbox = Inbox(config.limits.epoch_max_bytes)
+        self._stream: FrameStream | None = None
+        self._last_heard = time.monotonic()
+        self._owed: int | None = None  # the newest epoch whose ACK waits for the applier
+        self._addresses: list[str] = []
+        self._times: dict[str, int] = {k: v for k, v in memory.items() if k.endswith("_at_ns")}
+        threading.Thread(target=self._watch, name=f"watch-{vm}", daemon=True).start()
+
+    # --- the session (called by its receiving thread) ---
+
+    def greet(self, stream: FrameStream, hello: Hello) -> Welcome | Refuse:
+        """Answer a HELLO. For a new session the standby is started here."""
+        with self._lock:
+            answer = self._core.hello(hello.term, hello.resume)
+            if isinstance(answer, Refusal):
+                return Refuse(reason=answer.reason, term=answer.term, fenced=answer.fenced)
+            self._drop_stream()
+            if not answer.resumed:
+                try:
+                    self._begin(answer.term, hello)
+                except RemusError as exc:
+                    self._give_up(str(exc))
+                    return Refuse(reason=str(exc), hint=exc.hint, term=self._core.term, code="preflight")
+            self._inbox.clear()
+            self._stream, self._last_heard = stream, time.monotonic()
+            return Welcome(
+                version=__version__,
+                agent=self._config.agent.name,
+                term=answer.term,
+                committed=answer.committed,
+                resumed=answer.resumed,
+                silence_ms=self._config.failover.silence_ms,
+            )
+
+    def take(self, stream: FrameStream, frame: Frame) -> bool:
+        """One frame of the session; False when the session is over."""
+        with self._lock:
+            if stream is not self._stream or not self._core.accepts(frame.term):
+                return False
+            machine = self._machine
+        assert machine is not None
+        if frame.type is FrameType.HEARTBEAT:
+            stream.send(FrameType.HEARTBEAT, frame.term, 0)
+        elif frame.type in BULK and frame.epoch == 0:
+            machine.applier.apply(frame)
+        elif frame.type in BULK:
+            self._inbox.add(frame)
+        elif frame.type is FrameType.COMMIT:
+            self._commit(stream, self._inbox.close(frame))
+        elif frame.type is FrameType.BYE:
+            self._bye(stream, frame)
+            return False
+        return True
+
+    def lost(self, stream: FrameStream, reason: str) -> None:
+        """The session broke: a complete replica stays and waits, an incomplete one goes, and the primary is told."""
+        with self._lock:
+            if stream is not self._stream:
+                return
+            self._last_heard = stream.last_heard
+            self._stream = None
+            self._inbox.clear()
+            self._reason = f"session lost: {reason}"
+            if self._core.state is not StandbyState.SEEDING:
+                return
+            self._give_up(f"the initial copy broke off: {reason}")
+        with contextlib.suppress(PeerUnreachable):
+            stream.send(FrameType.RENOUNCE, self._core.term, 0, pack(Notice(reason)))
+
+    def _begin(self, term: int, hello: Hello) -> None:
+        """A new session: the term first, then a fresh standby. What was here before is given up."""
+        self._close_machine()
+        self._peer = hello.primary
+        self._save("standby", term, "the initial copy runs")
+        self._core.begin(term)
+        self._owed, self._times = None, {}
+        self._machine = Machine(self._config, hello, self._moved, self._broken)
+
+    def _commit(self, stream: FrameStream, whole: WholeEpoch) -> None:
+        with self._lock:
+            new = whole.epoch > self._core.committed
+            machine = self._machine
+            if not self._core.commit(whole.term, whole.epoch) or machine is None:
+                return
+            self._addresses = whole.addresses
+            self._reason = f"follows {self._peer} epoch by epoch"
+            if new:
+                machine.applier.put(whole)
+            if machine.applier.crowded:
+                self._owed = whole.epoch
+                return
+            self._owed = None
+        stream.send(FrameType.ACK, whole.term, whole.epoch)
+
+    def _moved(self, whole: WholeEpoch) -> None:
+        """The applier reached `whole`; an acknowledgement that waited for room goes out."""
+        with self._lock:
+            self._core.moved(whole.epoch)
+            machine, stream, owed = self._machine, self._stream, self._owed
+            if owed is None or stream is None or machine is None or machine.applier.crowded:
+                return
+            if not self._core.accepts(whole.term):
+                return
+            self._owed = None
+        with contextlib.suppress(PeerUnreachable):
+            stream.send(FrameType.ACK, whole.term, owed)
+
+    def _bye(self, stream: FrameStream, frame: Frame) -> None:
+        with self._lock:
+            self._give_up("the primary ended protection")
+        with contextlib.suppress(PeerUnreachable):
+            stream.send(FrameType.RENOUNCE, frame.term, 0, pack(Notice("the primary ended protection")))
+
+    def _broken(self, exc: Exception) -> None:
+        """The applier failed: the replica is torn, and the primary must know before anything else happens."""
+        log.error("%s: replica broken: %s", self.vm, exc)
+        with self._lock:
+            stream, self._stream = self._stream, None
+            promoted = self._core.state is StandbyState.PROMOTED
+            if not promoted:
+                self._give_up(f"the replica broke: {exc}")
+        if stream is not None and not promoted:
+            with contextlib.suppress(PeerUnreachable):
+                stream.send(FrameType.RENOUNCE, self._core.term, 0, pack(Notice(str(exc))))
+            stream.close(drain_s=2.0)
+
+    # --- takeover ---
+
+    def promote(self, why: str) -> dict[str, Any]:
+        """Take over: term, last epoch applied, device state, resume, announcement. What was measured."""
+        with self._lock:
+            decided = time.time_ns()
+            refused = self._core.promotable()
+            if refused is not None or self._machine is None:
+                raise RefusedForSafety(f"{self.vm} cannot be resumed here: {refused}")
+            term = self._core.term + 1
+            self._times = {"decided_at_ns": decided}
+            self._save("promoting", term, why)
+            epoch = self._core.promote(term)
+            machine = self._machine
+            self._drop_stream()
+        log.warning("%s: taking over in term %d at epoch %d: %s", self.vm, term, epoch, why)
+        machine.wait_applied(APPLY_S)
+        if self._core.applied != epoch:
+            raise RemusError(f"{self.vm}: epoch {epoch} could not be applied, the VM was not resumed: {self._reason}")
+        machine.resume()
+        self._times["resumed_at_ns"] = time.time_ns()
+        with self._lock:
+            self._save("promoted", term, why)
+        machine.announce(self._addresses, self._config.failover.announce_s)
+        return {"term": term, "epoch": epoch, "resume_ms": (self._times["resumed_at_ns"] - decided) / 1e6}
+
+    def _watch(self) -> None:
+        watch = SilenceWatch(self._config.failover.silence_ms / 1000)
+        while True:
+            time.sleep(LOOK_S)
+            stream = self._stream
+            heard = stream.last_heard if stream is not None else self._last_heard
+            silent = watch.look(time.monotonic(), heard)
+            if silent and self._config.failover.automatic and self._core.state is StandbyState.READY:
+                try:
+                    self.promote(f"{self._peer} was silent for {self._config.failover.silence_ms} ms")
+                except RemusError as exc:
+                    log.error("%s: takeover failed: %s", self.vm, exc)
+                    self._reason = f"takeover failed: {exc}"
+
+    # --- the rest ---
+
+    def status(self) -> dict[str, Any]:
+        """StandbyStatus, see docs/architecture.md."""
+        with self._lock:
+            core, stream = self._core, self._stream
+            heard = stream.last_heard if stream is not None else self._last_heard
+            waiting = core.state in (StandbyState.SEEDING, StandbyState.READY)
+            return {
+                "vm": self.vm,
+                "role": "promoted" if core.state is StandbyState.PROMOTED else "standby",
+                "state": core.state.value,
+                "reason": self._reason,
+                "peer": self._peer,
+                "term": core.term,
+                "committed": core.committed,
+                "applied": core.applied,
+                "primary_silence_ms": round(1000 * (time.monotonic() - heard)) if waiting else None,
+                **self._times,
+            }
+
+    def close(self) -> None:
+        """The daemon ends: a standby goes, a promoted VM stays."""
+        with self._lock:
+            self._drop_stream()
+            if self._core.state is not StandbyState.PROMOTED:
+                self._give_up("the agent was stopped")
+
+    def _give_up(self, reason: str) -> None:
+        """This side can no longer take over; the replica goes."""
+        self._core.renounce()
+        self._close_machine()
+        self._save("none", self._core.term, reason)
+
+    def _close_machine(self) -> None:
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.close()
+
+    def _drop_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def _save(self, role: str, term: int, reason: str) -> None:
+        self._reason = reason
+        state = {"role": role, "term": term, "reason": reason, **self._times}
+        self._store.save(SavedVm(self.vm, self._peer, state))
