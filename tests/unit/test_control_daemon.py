@@ -281,8 +281,12 @@ def test_a_restarted_daemon_takes_up_what_was_protected(config: HostConfig) -> N
 def test_a_peer_that_is_away_is_tried_again(config: HostConfig) -> None:
     StateStore(config.host.state_dir).save(SavedVm("flaky", "beta", {"role": "protected", "term": 7}))
     running = Running(config)
-    wait_for(lambda: "last try: no route" in running.status("flaky")["reason"])
-    assert running.status("flaky")["state"] == "held"
+
+    def held_between_tries() -> bool:
+        told = running.status("flaky")
+        return told["state"] == "held" and "last try: no route" in told["reason"]
+
+    wait_for(held_between_tries)
     (config.host.state_dir / "peer-is-back").touch()
     wait_for(lambda: running.status("flaky")["state"] == "protected")
     running.daemon.stop()
