@@ -13,8 +13,8 @@ echo lab-pg > "$root/etc/hostname"
 echo '/dev/vda / ext4 defaults 0 0' > "$root/etc/fstab"
 
 # Data checksums, so that a page which a failover mangled is an error in the database and not a wrong answer.
-chroot "$root" pg_createcluster --encoding=UTF8 --locale=C.UTF-8 "$version" main -- --no-sync --data-checksums
-cat > "$root$conf/conf.d/lab.conf" <<'CONF'
+chroot "$root" pg_createcluster --encoding=UTF8 --locale=C.UTF-8 "$version" main -- --no-sync --data-checksums > /dev/null
+cat >> "$root$conf/postgresql.conf" <<'CONF'
 listen_addresses = '*'
 max_connections = 100
 shared_buffers = 64MB

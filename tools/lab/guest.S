@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+# A bare-metal guest for the capture path: it needs no firmware call, no driver and no interrupt, so it runs under KVM
+# even where nesting cannot boot a stock kernel. Each round it writes WRITES pages, one increment each, reads READS
+# pages, and prints "cccccccc tttttttt": the round's number and its length in TSC ticks (low 32 bits), in hex.
+# The pages lie from 4 MiB up; the read ones follow the written ones. -DWRITES=... -DREADS=... set the mode.
+#define BASE 0x400000
+#define PAGE 4096
+
+.code32
+.section .multiboot, "a"
+.align 4
+.long 0x1BADB002, 0x00010003, -(0x1BADB002 + 0x00010003)
+.long 0x100000, 0x100000, 0, 0, start     # the file is loaded as it is, at 1 MiB
+
+.text
+.globl start
+start:
+  mov $stack_top, %esp
+  xor %ebx, %ebx              # number of the round
+round:
+  rdtsc
+  mov %eax, %ebp
+  mov $BASE, %edi
+  mov $WRITES, %ecx
+1:
+  incl (%edi)
+  add $PAGE, %edi
+  loop 1b
+#if READS > 0
+  mov $READS, %ecx
+2:
+  mov (%edi), %eax
+  add $PAGE, %edi
+  loop 2b
+#endif
+  inc %ebx
+  rdtsc
+  sub %ebp, %eax
+  mov %eax, %ebp
+  mov %ebx, %eax
+  call print_hex
+  mov $' ', %al
+  call print_char
+  mov %ebp, %eax
+  call print_hex
+  mov $'\n', %al
+  call print_char
+  jmp round
+
+print_hex:                    # eax, as 8 digits
+  mov %eax, %esi
+  mov $8, %ecx
+3:
+  rol $4, %esi
+  mov %esi, %eax
+  and $15, %eax
+  cmp $10, %al
+  jb 4f
+  add $('a' - '0' - 10), %al
+4:
+  add $'0', %al
+  call print_char
+  loop 3b
+  ret
+
+print_char:                   # al, once the serial port can take it
+  mov %al, %ah
+  mov $0x3fd, %dx
+5:
+  in %dx, %al
+  test $0x20, %al
+  jz 5b
+  mov $0x3f8, %dx
+  mov %ah, %al
+  out %al, %dx
+  ret
+
+.align 16
+.space 256
+stack_top:
