@@ -93,13 +93,14 @@ class Keeper:
         link = record.link
         if link:
             link.request("unprotect", {"peer_is_dead": peer_is_dead}, progress, UNPROTECT_TIMEOUT_S)
-        else:
+        elif record.wired:
             link = self._take_out(record, peer_is_dead, progress)
         self._store.forget(vm)
         record.kept = None
         with self._lock:
             self._records.pop(vm, None)
-        link.stop()
+        if link:
+            link.stop()
         log.info("unprotected", extra={"vm": vm})
 
     def require_peer(self, peer: str) -> None:
@@ -145,6 +146,10 @@ class Keeper:
     def _worker(self, record: VmRecord, peer: str) -> WorkerLink:
         if self._stopping.is_set():
             raise RemusError("the host daemon is stopping")
+        old = record.link
+        if old and record.over and not old.waited_for:
+            old.stop()
+            record.drop_link(old)
         link = WorkerLink(record.vm, self._worker_argv, record)
         record.claim(link, peer)
         return link

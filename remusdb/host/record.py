@@ -41,9 +41,19 @@ class VmRecord:
         return self._link
 
     @property
+    def over(self) -> bool:
+        """Whether the worker told that its session ended by itself (it may linger until it is stopped)."""
+        return self._status.state in ENDED
+
+    @property
     def held(self) -> bool:
         """Whether the last session left the VM's output held."""
         return self.kept is not None and self.kept.protected
+
+    @property
+    def wired(self) -> bool:
+        """Whether the last session may have left something on the VM, or on its network."""
+        return self.kept is not None and self.kept.saved.get("role") != "none"
 
     def claim(self, link: WorkerLink, peer: str) -> None:
         """Make `link` this VM's worker; refused while it has one."""

@@ -2,7 +2,7 @@
 """The daemon's end of one worker process: JSON lines over a socketpair.
 
 Owns the child process. Invariant: the child is reaped, and every request to it is answered, with an error if
-the worker ends first. The worker answers requests in the order in which it got them.
+the worker ends first. An answer belongs to the oldest request with the `op` it names, or the oldest of all.
 
     new ──spawn()──▶ running ──the worker ends, or stop()──▶ ended
 """
@@ -46,6 +46,7 @@ class WorkerEvents(Protocol):
 
 @dataclass
 class _Pending:
+    op: str
     progress: Progress
     answer: Future[dict[str, Any]] = field(default_factory=Future)
 
@@ -99,7 +100,7 @@ class WorkerLink:
         self, op: str, args: dict[str, Any], progress: Progress, timeout_s: float | None = None
     ) -> dict[str, Any]:
         """Ask the worker and wait for its answer; its error is raised as its own class."""
-        pending = _Pending(progress)
+        pending = _Pending(op, progress)
         with self._lock:
             if self._channel is None or self._ended.is_set():
                 raise RemusError(f"the worker of {self._vm} has ended")
@@ -150,9 +151,9 @@ class WorkerLink:
             case {"save": dict(saved)}:
                 channel.send(self._save(saved))
             case {"result": dict(result)}:
-                self._next().set_result(result)
+                self._asked(message).set_result(result)
             case {"error": dict(error)}:
-                self._next().set_exception(from_dict(error))
+                self._asked(message).set_exception(from_dict(error))
             case _:
                 raise BadFrame(f"unknown message with keys {sorted(message)}")
 
@@ -164,10 +165,14 @@ class WorkerLink:
             log.error("state not saved: %s", exc, extra={"vm": self._vm})
             return {"saved": False, "error": exc.to_dict()}
 
-    def _next(self) -> Future[dict[str, Any]]:
-        if not self._pending:
-            raise BadFrame("an answer that nothing asked for")
-        return self._pending.popleft().answer
+    def _asked(self, message: dict[str, Any]) -> Future[dict[str, Any]]:
+        """The request that this answers."""
+        with self._lock:
+            for pending in self._pending:
+                if message.get("op") in (None, pending.op):
+                    self._pending.remove(pending)
+                    return pending.answer
+        raise BadFrame("an answer that nothing asked for")
 
     def _finish(self, channel: LineChannel) -> None:
         how = self._reap()

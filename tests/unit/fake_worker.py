@@ -44,6 +44,10 @@ def protect(channel: LineChannel, order: dict[str, Any]) -> None:
     status = {"vm": vm, "state": "protected", "reason": "", "term": 7, "committed": 5, "committed_age_ms": 40.0}
     channel.send({"status": status})
     channel.send({"result": status})
+    if vm == "renounced":
+        channel.send({"save": {"role": "none", "term": 7}})
+        channel.receive()
+        channel.send({"status": {"vm": vm, "state": "failed", "reason": "the agent gave up"}})
 
 
 def main() -> None:
@@ -58,7 +62,9 @@ def main() -> None:
                 protect(channel, order)
             case {"op": "unprotect", "args": args}:
                 if starting:
-                    channel.send({"error": RemusError("given up").to_dict()})
+                    channel.send({"result": {}, "op": "unprotect"})
+                    channel.send({"error": RemusError("given up").to_dict(), "op": "start"})
+                    continue
                 if vm == "stubborn" and not args["peer_is_dead"]:
                     channel.send({"error": RefusedForSafety("beta does not answer").to_dict()})
                     continue

@@ -229,6 +229,17 @@ def test_a_worker_that_is_killed(daemon: Running) -> None:
     assert daemon.ask("protect", vm="db1", to="beta")["state"] == "protected"
 
 
+def test_a_session_that_ended_by_itself_can_be_followed_by_another(daemon: Running) -> None:
+    for _ in range(2):
+        daemon.ask("protect", vm="renounced", to="beta")
+        wait_for(lambda: daemon.status("renounced")["state"] == "failed")
+        assert daemon.status("renounced")["reason"] == "the agent gave up"
+    os.kill(daemon.worker_pid("renounced"), signal.SIGKILL)
+    wait_for(lambda: daemon.daemon._keeper._records["renounced"].link is None)
+    assert daemon.status("renounced")["reason"] == "the agent gave up"
+    assert daemon.ask("unprotect", vm="renounced", peer_is_dead=False) == {}
+
+
 def test_unprotect_after_the_worker_died_takes_the_wiring_out(daemon: Running, config: HostConfig) -> None:
     daemon.ask("protect", vm="db1", to="beta")
     os.kill(daemon.worker_pid("db1"), signal.SIGKILL)
