@@ -153,7 +153,7 @@ def main() -> None:
     sender = socket.socket(fileno=args.sender_fd)
     gc.disable()  # frames are bytes: no cycles, and a collection would lengthen a mark
     control.send(Reply(Status.DONE, 0).pack())
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(OSError):  # the worker went, or took the tap away: either way this is the end
         GateProcess(control, args.tap_fd, sender, args.max_bytes, args.closed).run()
 
 

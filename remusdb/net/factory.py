@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which gate a host can have, and one handle for all interfaces of a VM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from remusdb.errors import GateError
+from remusdb.net.gate import Gate, GateFigures
+from remusdb.net.links import Links
+from remusdb.net.pluggate import PlugGate
+from remusdb.net.tapgate import TapGate
+from remusdb.net.tc import Tc
+
+HELD_MAX_BYTES = 64 << 20
+
+GateKind = Literal["auto", "tap", "plug"]
+
+
+def make_gate(kind: GateKind, tap: str, held_max_bytes: int = HELD_MAX_BYTES, *, guest_mac: str | None = None) -> Gate:
+    """A gate for the VM's tap, not yet installed; `auto` takes plug where the kernel can do it."""
+    if kind == "plug" or (kind == "auto" and plug_works()):
+        return PlugGate(tap, held_max_bytes, guest_mac=guest_mac)
+    return TapGate(tap, held_max_bytes, guest_mac=guest_mac)
+
+
+def plug_works() -> bool:
+    """Try it for real: an IFB device that has a plug qdisc, made and removed again."""
+    name = f"rpt{os.getpid()}"
+    with Links() as links, Tc() as tc:
+        try:
+            links.add_ifb(name)
+            tc.add_plug(links.get(name).index, limit_bytes=1)
+        except GateError:
+            return False
+        finally:
+            links.delete(name)
+    return True
+
+
+class GateGroup:
+    """All interfaces of one VM as one gate. A call that fails on one of them is still made on the others."""
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        self.gates = tuple(gates)
+
+    def install(self) -> None:
+        done: list[Gate] = []
+        try:
+            for gate in self.gates:
+                gate.install()
+                done.append(gate)
+        except BaseException:
+            for gate in done:
+                gate.remove()
+            raise
+
+    def adopt(self) -> None:
+        self._all(lambda gate: gate.adopt())
+
+    def hold(self) -> None:
+        self._all(lambda gate: gate.hold())
+
+    def mark(self, epoch: int) -> None:
+        self.mark_begin(epoch)
+        self.mark_wait()
+
+    def mark_begin(self, epoch: int) -> None:
+        self._all(lambda gate: gate.mark_begin(epoch))
+
+    def mark_wait(self) -> None:
+        self._all(lambda gate: gate.mark_wait())
+
+    def release(self, epoch: int) -> None:
+        self._all(lambda gate: gate.release(epoch))
+
+    def open_all(self) -> None:
+        self._all(lambda gate: gate.open_all())
+
+    def drop_held(self) -> None:
+        self._all(lambda gate: gate.drop_held())
+
+    def remove(self) -> None:
+        self._all(lambda gate: gate.remove())
+
+    def figures(self) -> GateFigures:
+        """The sum over all interfaces."""
+        each = [gate.figures() for gate in self.gates]
+        return GateFigures(
+            held_frames=sum(figures.held_frames for figures in each),
+            held_bytes=sum(figures.held_bytes for figures in each),
+            released_frames=sum(figures.released_frames for figures in each),
+            dropped_frames=sum(figures.dropped_frames for figures in each),
+            addresses=tuple(dict.fromkeys(address for figures in each for address in figures.addresses)),
+        )
+
+    def _all(self, call: Callable[[Gate], None]) -> None:
+        failed: Exception | None = None
+        for gate in self.gates:
+            try:
+                call(gate)
+            except Exception as error:  # raised below, once every gate was told
+                failed = failed or error
+        if failed:
+            raise failed
