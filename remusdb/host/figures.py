@@ -32,10 +32,14 @@ class Figures:
         with self.lock:
             self.state, self.reason = state, reason
 
-    def cut(self, epoch: int, pause_ms: float, pages: int) -> None:
-        """An epoch was cut just now."""
+    def paused(self, pause_ms: float) -> None:
+        """The VM stood still for so long."""
         with self.lock:
             self.pause_ms.append(pause_ms)
+
+    def cut(self, epoch: int, pages: int) -> None:
+        """An epoch was cut just now."""
+        with self.lock:
             self.dirty_pages.append(pages)
             self.cut_at[epoch] = time.monotonic()
 

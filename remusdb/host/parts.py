@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import libvirt
@@ -19,6 +20,7 @@ from remusdb.vm.capture import Capture
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain, connect
 from remusdb.vm.fifo import StateFifo
+from remusdb.vm.pauses import PauseMeter, start_event_loop
 from remusdb.vm.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class Parts:
         self._undo = contextlib.ExitStack()
         self.deadline = Deadline(order.protection.vm_call_timeout_ms / 1000)
         self._undo.callback(self.deadline.close)
+        start_event_loop()
         try:
             self.connection: libvirt.virConnect = connect(order.libvirt_uri, self.deadline)
             self.domain = Domain(self.connection, order.vm, self.deadline)
@@ -68,8 +71,12 @@ class Parts:
             self._undo.callback(self._stop_mirror, mirror)
 
     def install_gates(self) -> None:
-        """Wire the gates in; they are taken out by `close` unless `leave_gates` was said."""
+        """Wire the gates in, letting everything pass still."""
         self.gates.install()
+
+    def measure_pauses(self, note: Callable[[float], None]) -> None:
+        """Have every pause of the VM told to `note`, in ms."""
+        self._undo.callback(PauseMeter(self.connection, self.domain, note).close)
 
     def close(self, *, remove_gates: bool) -> None:
         """Take everything down. With `remove_gates`, held output goes out and the network is as found."""

@@ -137,6 +137,7 @@ class Session:
         finally:
             pump.finish()
         self._progress("first epoch", 0, 1, "epoch")
+        parts.measure_pauses(self.figures.paused)
         parts.install_gates()
         parts.gates.hold()
         for work in (self._cut_epochs, self._ship_epochs):
@@ -219,7 +220,7 @@ class Session:
             cut = parts.capture.cut(at_stop, parts.gates.mark_wait)
         with self._lock:
             self._pipeline.cut(epoch)
-        self.figures.cut(epoch, cut.pause_ms, cut.pages)
+        self.figures.cut(epoch, cut.pages)
         self._cuts.put((epoch, cut, positions, list(self._gate_figures().addresses)))
 
     def _gate_figures(self) -> GateFigures:

@@ -15,7 +15,6 @@ that QEMU goes on whatever fails.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -43,12 +42,10 @@ class DirtyBlock:
 
 @dataclass(frozen=True)
 class Cut:
-    """One instant of a VM. `pause_ms` is an upper bound: from the call into libvirt to QEMU's end of the state."""
+    """One instant of a VM. How long it stood still is told by QEMU itself: see `vm/pauses.py`."""
 
     devices: bytes
     memory: list[DirtyBlock]
-    pause_ms: float
-    stopped_ms: float
 
     @property
     def pages(self) -> int:
@@ -81,7 +78,6 @@ class Capture:
         if not self._fifo.guarded():
             raise VmError("the guard process of the state FIFO is gone")
         fd = self._fifo.open()
-        begin = time.perf_counter()
         try:
             call = self._save_devices()
             while not wait_readable(fd, self._wake, self._timeout_s):
@@ -89,16 +85,14 @@ class Capture:
                 if call.done():
                     self._domain.deadline.finish(call, "xen-save-devices-state")
                     raise VmError("QEMU saved its device state without writing any")
-            stopped = time.perf_counter()
             at_stop()
             memory = self._read(self._tracker.collect())
             before_start()
             devices = drain(fd, self._timeout_s)
-            end = time.perf_counter()
         finally:
             os.close(fd)
         self._domain.deadline.finish(call, "xen-save-devices-state")
-        return Cut(devices, memory, 1000 * (end - begin), 1000 * (end - stopped))
+        return Cut(devices, memory)
 
     def close(self) -> None:
         """Release the descriptor; tracker and FIFO belong to the caller."""

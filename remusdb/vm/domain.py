@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from remusdb.errors import VmError
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 
+# -object {"qom-type":"secret",...,"file":"/var/lib/libvirt/qemu/domain-1-pg/master-key.aes"}
+MASTER_KEY = re.compile(r'"file":"([^"]*)/master-key\.aes"')
 PID_FOLDER = Path("/run/libvirt/qemu")  # qemu.conf has no setting for it; NAME.pid
 
 
@@ -79,12 +82,11 @@ class Domain:
 
     def state_folder(self) -> Path:
         """The folder libvirt keeps for this run of the domain: QEMU may open files there under any confinement."""
-        words = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        for word in words:
-            _, found, tail = word.partition("path=")
-            if found and "/monitor.sock" in tail:
-                return Path(tail.split(",")[0]).parent
-        raise VmError(f"the command line of {self.name}'s QEMU names no libvirt monitor socket")
+        command = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace")
+        found = MASTER_KEY.search(command)
+        if found is None:
+            raise VmError(f"the command line of {self.name}'s QEMU names no folder of libvirt's")
+        return Path(found[1])
 
 
 def nics_of(tree: ET.Element) -> list[Nic]:
