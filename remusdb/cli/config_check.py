@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`remusdb config`: look at a configuration file as the daemons do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from remusdb.cli.asking import json_option, print_json
+from remusdb.config import AgentConfig, HostConfig, load_agent, load_host
+from remusdb.tomlstruct import read_toml
+
+
+@click.group()
+def config() -> None:
+    """Look at configuration files."""
+
+
+@config.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def check_file(file: Path, as_json: bool) -> None:
+    """Load FILE (a host.toml or an agent.toml) as its daemon would; with --json, show every value in effect."""
+    loaded: HostConfig | AgentConfig = load_agent(file) if "agent" in read_toml(file) else load_host(file)
+    if as_json:
+        print_json(msgspec.to_builtins(loaded, enc_hook=str))
+    else:
+        click.echo(f"{file}: good: {_summary(loaded)}")
+
+
+def _summary(loaded: HostConfig | AgentConfig) -> str:
+    if isinstance(loaded, HostConfig):
+        peers = ", ".join(loaded.peers) or "none"
+        return f"host {loaded.host.name}, peers {peers}, an epoch every {loaded.protection.epoch_ms} ms"
+    when = f"after {loaded.failover.silence_ms} ms of silence" if loaded.failover.automatic else "only when asked"
+    return f"agent {loaded.agent.name} on port {loaded.agent.port}, takes over {when}"

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`remusdb failover`: have this machine's agent take a VM over, now."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.errors import UsageError
+
+FAILOVER_TIMEOUT_S = 120.0
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@run_dir_option
+def failover(vm: str, yes: bool, as_json: bool) -> None:
+    """Resume VM on this machine, the backup, where its last committed epoch left it.
+
+    The primary is shut off by the new term: if it still runs, its VM never speaks again.
+    """
+    if not yes:
+        _confirm(vm)
+    done = ask("agent", "failover", timeout_s=FAILOVER_TIMEOUT_S, vm=vm)
+    if as_json:
+        print_json(done)
+        return
+    click.echo(f"{vm} runs here: term {done['term']}, epoch {done['epoch']}, resumed in {done['resume_ms']:.0f} ms.")
+
+
+def _confirm(vm: str) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError("failover wants to be confirmed, and there is no terminal", hint="say --yes")
+    click.confirm(f"Resume {vm} here? Its primary, if it still runs, is shut off for good.", abort=True, err=True)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of a long request on stderr: bars on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+LINES_PER_STEP = 4
+
+
+class Steps:
+    """Shows `{"step", "done", "total", "unit"}` as they come."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bars: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.fields[of]}"))
+            self._bars = Progress(*columns, TimeElapsedColumn(), console=console)
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def show(self, told: dict[str, Any]) -> None:
+        """One report of the daemon; what is missing in it is taken as nothing."""
+        step, unit = str(told.get("step", "")), str(told.get("unit", ""))
+        done, total = float(told.get("done") or 0), float(told.get("total") or 0)
+        of = f"{done:g} of {total:g} {unit}" if total else ""
+        if self._bars:
+            if step not in self._tasks:
+                self._tasks[step] = self._bars.add_task(step, of=of)
+            self._bars.update(self._tasks[step], completed=done, total=total or None, of=of)
+            return
+        part = int(LINES_PER_STEP * done / total) if total else 0
+        if self._told.get(step) != part:
+            self._told[step] = part
+            click.echo(f"{step}: {of}" if of else step, err=True)

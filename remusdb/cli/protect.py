@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`remusdb protect`: begin to protect a running VM."""
+
+from __future__ import annotations
+
+import click
+
+from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.cli.progress import Steps
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--to", "peer", metavar="HOST", required=True, help="A peer named in host.toml.")
+@json_option
+@run_dir_option
+def protect(vm: str, peer: str, as_json: bool) -> None:
+    """Protect the running VM to HOST; return once it is.
+
+    The VM is not restarted. Interrupting this command does not interrupt the daemon: see `remusdb status`.
+    """
+    try:
+        with Steps() as steps:
+            status = ask("host", "protect", steps.show, timeout_s=None, vm=vm, to=peer)
+    except KeyboardInterrupt:
+        click.echo(f"The host daemon goes on. To end it: remusdb unprotect {vm}", err=True)
+        raise
+    if as_json:
+        print_json(status)
+        return
+    click.echo(
+        f"{vm} is protected to {peer}: an epoch every {status['epoch_ms']} ms, term {status['term']}, "
+        f"gate {status['gate']}, monitor {status['monitor']}, {status['accel']}."
+    )

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`remusdb status`: what is protected here, what is kept here for others, and how well it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from remusdb.cli import words
+from remusdb.cli.asking import ask, json_option, print_json, run_dir_option, socket_of
+from remusdb.errors import PeerUnreachable, VmError
+
+Vm = dict[str, Any]
+
+HEAD = ("VM", "ROLE", "STATE", "PEER", "TERM", "COMMITTED", "AGE", "PAUSE", "EPOCH SIZE", "HELD", "REASON")
+
+
+@click.command()
+@click.argument("vm", required=False)
+@click.option("--agent", "agent_only", is_flag=True, help="Ask this machine's backup agent alone.")
+@json_option
+@run_dir_option
+def status(vm: str | None, agent_only: bool, as_json: bool) -> None:
+    """Show the VMs of this machine, or one VM in full.
+
+    AGE is how old the newest state is that the backup holds: nothing later has been seen by anyone outside.
+    """
+    found = _found(_daemons(agent_only), vm)
+    if as_json:
+        print_json({"vms": found})
+    elif vm is not None:
+        click.echo("\n\n".join("\n".join(_in_full(one)) for one in found))
+    elif found:
+        click.echo("\n".join(words.table(HEAD, [_row(one) for one in found])))
+    else:
+        click.echo("No VMs here.")
+
+
+def _daemons(agent_only: bool) -> list[str]:
+    """Whom to ask: those that have a socket; if none has, the host daemon, whose absence is then reported."""
+    if agent_only:
+        return ["agent"]
+    return [name for name in ("host", "agent") if socket_of(name).exists()] or ["host"]
+
+
+def _found(daemons: Sequence[str], vm: str | None) -> list[Vm]:
+    answers: dict[str, list[Vm]] = {}
+    errors: list[PeerUnreachable | VmError] = []
+    for daemon in daemons:
+        try:
+            told = ask(daemon, "status", timeout_s=10.0, vm=vm)
+        except (PeerUnreachable, VmError) as exc:
+            errors.append(exc)
+            continue
+        answers[daemon] = told["vms"]
+        for warning in told.get("warnings", ()):
+            click.echo(f"remusdb: {warning}", err=True)
+    found = _merged(answers.get("host", []), answers.get("agent", []))
+    if errors and not found:
+        raise errors[0]
+    if vm is not None and not found:
+        raise VmError(f"there is no VM {vm} here")
+    for error in errors:
+        if isinstance(error, PeerUnreachable):
+            click.echo(f"remusdb: {error.id} {error}", err=True)
+    return found
+
+
+def _merged(own: list[Vm], kept: list[Vm]) -> list[Vm]:
+    """Both daemons' VMs. A standby is a libvirt domain, too: the host daemon sees it as one that is not protected."""
+    theirs = {one["vm"] for one in kept}
+    mine = [one for one in own if one["state"] != "unprotected" or one["vm"] not in theirs]
+    return sorted(mine + kept, key=lambda one: str(one["vm"]))
+
+
+def _row(one: Vm) -> list[str]:
+    pause = words.NOTHING
+    if one.get("pause_ms_p50") is not None:
+        pause = f"{one['pause_ms_p50']:.1f}/{one['pause_ms_p99']:.1f} ms"
+    return [
+        one["vm"],
+        one["role"],
+        one["state"],
+        one.get("peer") or words.NOTHING,
+        words.number(one.get("term")),
+        words.number(one.get("committed")),
+        words.age(_age_ms(one)),
+        pause,
+        words.size(one.get("bytes_per_epoch")),
+        words.size(one.get("held_bytes")),
+        one.get("reason") or "",
+    ]
+
+
+def _age_ms(one: Vm) -> float | None:
+    """On the primary the age of the last commit; on the backup since when the primary has been silent."""
+    found: float | None = one.get("committed_age_ms", one.get("primary_silence_ms"))
+    return found
+
+
+def _in_full(one: Vm) -> list[str]:
+    lines = []
+    for key, value in one.items():
+        name, shown = key, "-" if value is None or value == "" else str(value)
+        if key.endswith("_age_ms") or key.endswith("_silence_ms"):
+            name, shown = key.removesuffix("_ms"), words.age(value)
+        elif key.endswith("_bytes") or key.startswith("bytes_"):
+            shown = words.size(value)
+        lines.append(f"{name:<18} {shown}")
+    return lines

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`remusdb unprotect`: end protection in good order."""
+
+from __future__ import annotations
+
+import click
+
+from remusdb.cli.asking import ask, run_dir_option
+from remusdb.cli.progress import Steps
+
+UNPROTECT_TIMEOUT_S = 150.0  # longer than the daemon's own limit, so that its words are heard
+
+
+@click.command()
+@click.argument("vm")
+@click.option(
+    "--peer-is-dead",
+    is_flag=True,
+    help="End it without the agent's word. Only if its host is off: otherwise two VMs may speak.",
+)
+@run_dir_option
+def unprotect(vm: str, peer_is_dead: bool) -> None:
+    """End the protection of VM: the agent gives its standby up, then output flows freely.
+
+    VM, network and block chain are left as they were found.
+    """
+    with Steps() as steps:
+        ask("host", "unprotect", steps.show, UNPROTECT_TIMEOUT_S, vm=vm, peer_is_dead=peer_is_dead)
+    click.echo(f"{vm} is no longer protected.")
