@@ -105,6 +105,8 @@ class Mirror:
     def stop(self) -> None:
         """End the copy without pivoting; the disk's chain is as it was found. Idempotent."""
         try:
+            if not self._domain.blockJobInfo(self.target, 0):
+                return
             self._domain.blockJobAbort(self.target, 0)
         except libvirt.libvirtError as error:
             if error.get_error_code() not in _GONE_CODES:

@@ -48,6 +48,8 @@ class WriteLog:
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         """`disk`: index in records; `size`: bytes; `uid`, `gid`: who may connect (QEMU's; -1: only us)."""
+        if not 0 <= disk <= 255:  # a byte of each record
+            raise DiskError(f"disk index {disk} is out of range")
         self.disk, self.size = disk, size
         self.nbd_socket = folder / f"disk{disk}.nbd"
         self._log_socket = folder / f"disk{disk}.log"
@@ -92,19 +94,29 @@ class WriteLog:
             raise DiskError(f"socket path too long: {self.nbd_socket}", hint="use a shorter run folder")
         if shutil.which("nbdkit") is None:
             raise DiskError("nbdkit is not installed", hint="apt install nbdkit nbdkit-plugin-python")
-        self._remove_files()
+        try:
+            self._map_counter()
+            self._thread.start()
+            self._await_nbdkit()
+            self.nbd_socket.chmod(0o600)
+            os.chown(self.nbd_socket, *self._owner)
+        except OSError as error:
+            self.close()
+            raise DiskError(
+                f"cannot start the write log of disk {self.disk}: {error}", hint="try `nbdkit python --dump-plugin`"
+            ) from error
+
+    def _map_counter(self) -> None:
+        self._remove_files()  # of a worker that was killed
         self._position_file.write_bytes(bytes(8))
         with self._position_file.open("r+b") as file:
             self._counter = memoryview(mmap.mmap(file.fileno(), 8)).cast("Q")
-        self._thread.start()
+
+    def _await_nbdkit(self) -> None:
         if not self._ready.wait(START_TIMEOUT_S):
-            self._stream.fail("nbdkit did not start in time")
+            raise OSError(f"nbdkit did not start within {START_TIMEOUT_S} s{self._last_words()}")
         if self.failed is not None:
-            reason = self.failed
-            self.close()
-            raise DiskError(f"cannot start nbdkit: {reason}", hint="try `nbdkit python --dump-plugin`")
-        os.chown(self.nbd_socket, *self._owner)
-        self.nbd_socket.chmod(0o600)
+            raise OSError(self.failed)
 
     def position(self) -> int:
         """Length of the log in bytes; of this very instant while the VM is stopped. Always between records."""
@@ -142,7 +154,7 @@ class WriteLog:
             self._ready.set()
             self._receive(self._connection)
         except OSError as error:
-            self._stream.fail(f"write log: {error}{self._last_words()}")
+            self._stream.fail(f"{error}{self._last_words()}")
         finally:
             self._ready.set()
             if self._connection is not None:
