@@ -32,6 +32,7 @@ from remusdb_agents.silence import SilenceWatch
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.02
+BEAT_S = 0.1
 APPLY_S = 30.0
 PROMOTED_ROLES = ("promoting", "promoted")
 
@@ -56,7 +57,8 @@ class Replica:
         self._owed: int | None = None  # the newest epoch whose ACK waits for the applier
         self._addresses: list[str] = []
         self._times: dict[str, int] = {k: v for k, v in memory.items() if k.endswith("_at_ns")}
-        threading.Thread(target=self._watch, name=f"watch-{vm}", daemon=True).start()
+        for work in (self._watch, self._beat):
+            threading.Thread(target=work, name=f"{work.__name__}-{vm}", daemon=True).start()
 
     # --- the session (called by its receiving thread) ---
 
@@ -91,9 +93,7 @@ class Replica:
                 return False
             machine = self._machine
         assert machine is not None
-        if frame.type is FrameType.HEARTBEAT:
-            stream.send(FrameType.HEARTBEAT, frame.term, 0)
-        elif frame.type in BULK and frame.epoch == 0:
+        if frame.type in BULK and frame.epoch == 0:
             machine.applier.apply(frame)
         elif frame.type in BULK:
             self._inbox.add(frame)
@@ -215,6 +215,15 @@ class Replica:
                 except RemusError as exc:
                     log.error("%s: takeover failed: %s", self.vm, exc)
                     self._reason = f"takeover failed: {exc}"
+
+    def _beat(self) -> None:
+        """Tell the primary that this agent lives. A thread of its own: a send to a primary that does not read blocks."""
+        while True:
+            time.sleep(BEAT_S)
+            stream, term = self._stream, self._core.term
+            if stream is not None:
+                with contextlib.suppress(PeerUnreachable):
+                    stream.send(FrameType.HEARTBEAT, term, 0)
 
     # --- the rest ---
 

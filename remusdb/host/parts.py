@@ -15,7 +15,7 @@ from remusdb.disk.writelog import WriteLog
 from remusdb.errors import RemusError
 from remusdb.host.encoder import Encoder
 from remusdb.host.order import Order
-from remusdb.net.factory import GateGroup, make_gate
+from remusdb.net.factory import GateGroup, make_gate, plug_works
 from remusdb.vm.capture import Capture
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain, connect
@@ -41,8 +41,11 @@ class Parts:
             self.disks: list[DiskSpec] = self.deadline.call("disks", disks_of, self.domain.handle)
             self.blocks = self.domain.blocks()
             nics = self.domain.nics
-            kind, held = order.protection.gate, order.protection.held_max_bytes
-            self.gates = GateGroup([make_gate(kind, nic.tap, held) for nic in nics])
+            held = order.protection.held_max_bytes
+            self.gate_kind = order.protection.gate
+            if self.gate_kind == "auto":
+                self.gate_kind = "plug" if plug_works() else "tap"
+            self.gates = GateGroup([make_gate(self.gate_kind, nic.tap, held, guest_mac=nic.mac) for nic in nics])
         except BaseException:
             self._undo.close()
             raise
@@ -69,10 +72,6 @@ class Parts:
             self.mirrors.append(mirror)
             self._undo.callback(writes.close)
             self._undo.callback(self._stop_mirror, mirror)
-
-    def install_gates(self) -> None:
-        """Wire the gates in, letting everything pass still."""
-        self.gates.install()
 
     def measure_pauses(self, note: Callable[[float], None]) -> None:
         """Have every pause of the VM told to `note`, in ms."""

@@ -40,13 +40,13 @@ class DiskPump(threading.Thread):
         super().__init__(name="disk-pump", daemon=True)
         self._logs = logs
         self._outbox = outbox
-        self._stop = threading.Event()
+        self._quit = threading.Event()
         self.error: Exception | None = None
 
     def run(self) -> None:
         """Move what came in until stopped."""
         try:
-            while not self._stop.wait(PUMP_S):
+            while not self._quit.wait(PUMP_S):
                 for log in self._logs:
                     self._move(log)
         except Exception as exc:  # task boundary: the session asks for it
@@ -54,7 +54,7 @@ class DiskPump(threading.Thread):
 
     def finish(self) -> None:
         """Stop, and raise what went wrong."""
-        self._stop.set()
+        self._quit.set()
         self.join()
         if self.error is not None:
             raise self.error

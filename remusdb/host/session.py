@@ -65,6 +65,7 @@ class Session:
         self._over = threading.Event()
         self._renounced = threading.Event()
         self._leaving = False
+        self._gated = False
         self._failure: Exception | None = None
         self.figures = Figures()
         self.ended = threading.Event()
@@ -97,7 +98,7 @@ class Session:
     def status(self) -> dict[str, Any]:
         """VmStatus, see docs/architecture.md."""
         pipeline, order, parts = self._pipeline, self._order, self._parts
-        held = self._gate_figures() if parts is not None and not self.ended.is_set() else None
+        held = self._gate_figures() if self._gated and not self.ended.is_set() else None
         return {
             "vm": order.vm,
             "role": "primary",
@@ -113,7 +114,7 @@ class Session:
             "held_bytes": held.held_bytes if held else 0,
             "dropped_frames": held.dropped_frames if held else 0,
             "monitor": "libvirt",
-            "gate": parts.gates.kind if parts else order.protection.gate,
+            "gate": parts.gate_kind if parts else order.protection.gate,
             "encoding": order.protection.encoding,
             "accel": parts.domain.accel if parts else None,
         }
@@ -138,7 +139,8 @@ class Session:
             pump.finish()
         self._progress("first epoch", 0, 1, "epoch")
         parts.measure_pauses(self.figures.paused)
-        parts.install_gates()
+        parts.gates.install()
+        self._gated = True
         parts.gates.hold()
         for work in (self._cut_epochs, self._ship_epochs):
             threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True).start()
@@ -353,7 +355,7 @@ class Session:
         self._cuts.put(None)
         self._peer.close()
         if self._parts is not None:
-            self._parts.close(remove_gates=True)
+            self._parts.close(remove_gates=self._gated)
         if self._pipeline.term:
             self._save({"role": "none", "term": self._pipeline.term, "reason": self.figures.reason})
         self.ended.set()
