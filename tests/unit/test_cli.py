@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line against daemons that only talk: words, JSON, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from remusdb.cli import failover as failover_module
+from remusdb.cli import words
+from remusdb.cli.main import cli
+from remusdb.cli.progress import Steps
+from remusdb.control import ControlServer, ProgressFn
+from remusdb.errors import Fenced, RefusedForSafety, RemusError
+
+PRIMARY = {
+    "vm": "db1", "role": "primary", "state": "protected", "reason": "epoch by epoch to beta", "peer": "beta",
+    "term": 3, "committed": 812, "committed_age_ms": 61.2, "epoch_ms": 50, "pause_ms_p50": 6.91, "pause_ms_p99": 9.4,
+    "bytes_per_epoch": 52000.0, "held_bytes": 1536, "gate": "tap", "monitor": "libvirt", "accel": "tcg",
+}  # fmt: skip
+BARE = {"vm": "db2", "role": "primary", "state": "unprotected", "reason": "", "peer": None, "term": 0, "committed": 0}
+STANDBY = {
+    "vm": "db2", "role": "standby", "state": "ready", "reason": "", "peer": "gamma", "term": 9, "committed": 4,
+    "primary_silence_ms": 90,
+}  # fmt: skip
+
+
+class Terminal(io.StringIO):
+    """Somebody sits there."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+Answer = dict[str, Any] | RemusError
+
+
+class FakeDaemons:
+    """Daemons of this machine; notes what they were asked."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self._servers: list[ControlServer] = []
+
+    def start(self, name: str, **answers: Answer) -> None:
+        """A daemon with these answers by op."""
+        handlers = {op: self._handler(name, op, answer) for op, answer in answers.items()}
+        server = ControlServer(self.run_dir / f"{name}.sock", handlers)
+        server.start()
+        self._servers.append(server)
+
+    def _handler(self, name: str, op: str, answer: Answer) -> Callable[[dict[str, Any], ProgressFn], dict[str, Any]]:
+        def handle(args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+            self.asked.append((name, op, args))
+            progress({"step": "memory", "done": 256, "total": 512, "unit": "MiB"})
+            if isinstance(answer, RemusError):
+                raise answer
+            return answer
+
+        return handle
+
+    def stop(self) -> None:
+        """End them all."""
+        for server in self._servers:
+            server.close()
+
+
+@pytest.fixture
+def daemons(tmp_path: Path) -> Iterator[FakeDaemons]:
+    found = FakeDaemons(tmp_path)
+    yield found
+    found.stop()
+
+
+def run(daemons: FakeDaemons, *words_: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["--run-dir", str(daemons.run_dir), *words_])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def test_status_as_a_table(daemons: FakeDaemons) -> None:
+    daemons.start("host", status={"vms": [PRIMARY, BARE], "warnings": []})
+    lines = run(daemons, "status").stdout.splitlines()
+    assert lines[0].split() == "VM ROLE STATE PEER TERM COMMITTED AGE PAUSE EPOCH SIZE HELD REASON".split()
+    for word in ("protected", "beta", "812", "61 ms", "6.9/9.4 ms", "51 KiB", "1.5 KiB", "epoch by epoch"):
+        assert word in lines[1]
+    assert lines[2].split()[:4] == ["db2", "primary", "unprotected", "-"]
+
+
+def test_status_merges_both_daemons(daemons: FakeDaemons) -> None:
+    daemons.start("host", status={"vms": [PRIMARY, BARE], "warnings": ["libvirt is slow"]})
+    daemons.start("agent", status={"vms": [STANDBY]})
+    result = run(daemons, "status", "--json")
+    assert json.loads(result.stdout) == {"vms": [PRIMARY, STANDBY]}
+    assert "libvirt is slow" in result.stderr
+    assert json.loads(run(daemons, "status", "--agent", "--json").stdout) == {"vms": [STANDBY]}
+    assert "90 ms" in run(daemons, "status").stdout
+
+
+def test_status_of_one_vm_in_full(daemons: FakeDaemons) -> None:
+    daemons.start("host", status={"vms": [PRIMARY]})
+    out = run(daemons, "status", "db1").stdout
+    assert "committed_age      61 ms\n" in out
+    assert "bytes_per_epoch    51 KiB\n" in out
+    assert daemons.asked == [("host", "status", {"vm": "db1"})]
+
+
+def test_status_of_no_vm(daemons: FakeDaemons) -> None:
+    daemons.start("agent", status={"vms": []})
+    assert run(daemons, "status").stdout == "No VMs here.\n"
+    assert "no VM db9" in run(daemons, "status", "db9", exit_code=1).stderr
+
+
+def test_status_with_one_daemon_dead(daemons: FakeDaemons) -> None:
+    daemons.start("host", status={"vms": [PRIMARY]})
+    (daemons.run_dir / "agent.sock").touch()
+    result = run(daemons, "status", "--json")
+    assert json.loads(result.stdout) == {"vms": [PRIMARY]}
+    assert "E-PEER" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "--agent"], ["protect", "db1", "--to", "beta"]])
+def test_no_daemon(daemons: FakeDaemons, arguments: list[str]) -> None:
+    result = run(daemons, *arguments, exit_code=5)
+    assert result.stderr.startswith("remusdb: E-PEER the ")
+    assert "hint: start it: systemctl start remusdb-" in result.stderr
+    assert result.stdout == ""
+
+
+def test_run_dir_after_the_verb_and_from_the_environment(daemons: FakeDaemons) -> None:
+    daemons.start("host", status={"vms": []})
+    for arguments, env in (
+        (["status", "--run-dir", str(daemons.run_dir)], {}),
+        (["status"], {"REMUSDB_RUN_DIR": str(daemons.run_dir)}),
+    ):
+        assert CliRunner().invoke(cli, arguments, env=env).exit_code == 0
+
+
+def test_protect(daemons: FakeDaemons) -> None:
+    daemons.start("host", protect=PRIMARY)
+    result = run(daemons, "protect", "db1", "--to", "beta")
+    assert result.stdout.startswith("db1 is protected to beta: an epoch every 50 ms, term 3, gate tap")
+    assert result.stderr == "memory: 256 of 512 MiB\n"
+    assert daemons.asked == [("host", "protect", {"vm": "db1", "to": "beta"})]
+    assert json.loads(run(daemons, "protect", "db1", "--to", "beta", "--json").stdout) == PRIMARY
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(RefusedForSafety("no", hint="wait"), 4), (Fenced("term 4", hint="wait"), 7), (RemusError("no", hint="wait"), 1)],
+)
+def test_an_error_is_told_with_hint_and_exit_code(daemons: FakeDaemons, error: RemusError, code: int) -> None:
+    daemons.start("host", unprotect=error)
+    result = run(daemons, "unprotect", "db1", exit_code=code)
+    assert result.stderr.splitlines()[-2:] == [f"remusdb: {error.id} {error}", "hint: wait"]
+
+
+def test_unprotect(daemons: FakeDaemons) -> None:
+    daemons.start("host", unprotect={})
+    assert run(daemons, "unprotect", "db1").stdout == "db1 is no longer protected.\n"
+    run(daemons, "unprotect", "db1", "--peer-is-dead")
+    assert [args["peer_is_dead"] for _, _, args in daemons.asked] == [False, True]
+
+
+def a_check(name: str, ok: bool, level: str = "required") -> dict[str, Any]:
+    return {"name": name, "ok": ok, "level": level, "detail": f"{name} it is", "hint": f"mend {name}"}
+
+
+def test_check_that_looks_good(daemons: FakeDaemons) -> None:
+    daemons.start("host", check={"checks": [a_check("kernel", True)]})
+    assert run(daemons, "check", "db1").stdout == "  ok    kernel: kernel it is\nLooks good.\n"
+    assert daemons.asked[0][2] == {"vm": "db1", "to": None}
+
+
+def test_check_with_advice(daemons: FakeDaemons) -> None:
+    daemons.start("host", check={"checks": [a_check("socket", False, "advice")]})
+    out = run(daemons, "check", "db1", "--to", "beta").stdout
+    assert out == "  note  socket: socket it is\n        mend socket\nLooks good, with 1 to think about.\n"
+
+
+def test_check_that_fails(daemons: FakeDaemons) -> None:
+    found = [a_check("kernel", True), a_check("tpm", False), a_check("disk", False)]
+    daemons.start("host", check={"checks": found})
+    result = run(daemons, "check", "db1", exit_code=8)
+    assert "  FAIL  tpm: tpm it is\n        mend tpm\n" in result.stdout
+    assert "cannot be protected: tpm, disk" in result.stderr
+    assert json.loads(run(daemons, "check", "db1", "--json", exit_code=8).stdout) == {"checks": found}
+
+
+def test_prepare(daemons: FakeDaemons) -> None:
+    daemons.start("host", prepare={"changes": ["adds a socket"]})
+    assert run(daemons, "prepare", "db1").stdout.startswith("  adds a socket\nIn effect from the next start")
+    assert json.loads(run(daemons, "prepare", "db1", "--json").stdout) == {"changes": ["adds a socket"]}
+
+
+def test_prepare_again(daemons: FakeDaemons) -> None:
+    daemons.start("host", prepare={"changes": []})
+    assert "nothing was changed" in run(daemons, "prepare", "db1").stdout
+
+
+def test_failover(daemons: FakeDaemons, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemons.start("agent", failover={"term": 4, "epoch": 812, "resume_ms": 23.7})
+    assert "say --yes" in run(daemons, "failover", "db1", exit_code=2).stderr
+    assert daemons.asked == []
+    out = run(daemons, "failover", "db1", "--yes").stdout
+    assert out == "db1 runs here: term 4, epoch 812, resumed in 24 ms.\n"
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr(click, "confirm", lambda text, **_: asked.append(text))
+    failover_module._confirm("db1")
+    assert "Resume db1 here?" in asked[0]
+
+
+def test_certs(tmp_path: Path) -> None:
+    arguments = ["certs", "--out", str(tmp_path / "tls"), "--host", "alpha=192.0.2.1", "--host", "beta=192.0.2.2,b.lan"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "tls" / "beta" / "key.pem").exists()
+    assert "on alpha" in result.stdout and "ca.key" in result.stderr
+    assert CliRunner().invoke(cli, arguments).exit_code == 2
+    assert CliRunner().invoke(cli, [*arguments, "--overwrite"]).exit_code == 0
+
+
+@pytest.mark.parametrize("host", ["alpha", "=1.2.3.4", "alpha=", "alpha=,"])
+def test_certs_of_a_host_without_address(tmp_path: Path, host: str) -> None:
+    result = CliRunner().invoke(cli, ["certs", "--out", str(tmp_path), "--host", host])
+    assert (result.exit_code, "NAME=ADDR" in result.stderr) == (2, True)
+
+
+def test_config_check(tmp_path: Path) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text('[host]\nname = "alpha"\n[peers.beta]\naddress = "b"\n')
+    assert (
+        "good: host alpha, peers beta, an epoch every 50 ms"
+        in CliRunner().invoke(cli, ["config", "check", str(file)]).stdout
+    )
+    shown = json.loads(CliRunner().invoke(cli, ["config", "check", str(file), "--json"]).stdout)
+    assert shown["protection"]["window"] == 4
+    file.write_text('[agent]\nname = "beta"\n[failover]\nautomatic = false\n')
+    assert "takes over only when asked" in CliRunner().invoke(cli, ["config", "check", str(file)]).stdout
+    file.write_text('[agent]\nname = "beta"\n[failover]\nsilence = 5\n')
+    result = CliRunner().invoke(cli, ["config", "check", str(file)])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"remusdb: E-CONFIG {file}: failover.silence: unknown key\nhint: did you mean `failover.silence_ms`?\n"
+    )
+
+
+@pytest.mark.parametrize("daemon", ["host", "agent"])
+def test_a_daemon_with_a_bad_config_does_not_start(tmp_path: Path, daemon: str) -> None:
+    result = CliRunner().invoke(cli, [daemon, "--config", str(tmp_path / "absent.toml")])
+    assert (result.exit_code, "cannot be read" in result.stderr) == (2, True)
+
+
+def test_a_bug_is_one_line_unless_asked(daemons: FakeDaemons) -> None:
+    daemons.start("host", prepare={})  # no "changes"
+    assert "unexpected KeyError" in run(daemons, "prepare", "db1", exit_code=1).stderr
+    assert "Traceback" not in run(daemons, "prepare", "db1", exit_code=1).stderr
+
+
+@pytest.mark.parametrize("arguments", [["protect", "db1"], ["nonsense"], ["failover"], ["status", "--loud"]])
+def test_usage(arguments: list[str]) -> None:
+    assert CliRunner().invoke(cli, arguments).exit_code == 2
+
+
+def test_steps_are_told_in_quarters(capsys: pytest.CaptureFixture[str]) -> None:
+    with Steps() as steps:
+        for done in range(101):
+            steps.show({"step": "disk vda", "done": done, "total": 100, "unit": "MiB"})
+        steps.show({"step": "standby"})
+        steps.show({})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["disk vda: 0 of 100 MiB", "disk vda: 25 of 100 MiB"]
+    assert lines[4:] == ["disk vda: 100 of 100 MiB", "standby", ""]
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(None, "-"), (0, "0 ms"), (999.4, "999 ms"), (2130, "2.1 s"), (185_000, "3 min 5 s"), (7_800_000, "2 h 10 min")],
+)
+def test_age_in_words(ms: float | None, text: str) -> None:
+    assert words.age(ms) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (64 << 20, "64 MiB")]
+)
+def test_size_in_words(count: float | None, text: str) -> None:
+    assert words.size(count) == text
