@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients of the bank database that write down what the server acknowledged.
+
+    python -m tools.workload run --server ADDRESS --record DIR [--clients N]     until SIGTERM or SIGINT
+    python -m tools.workload verify --server ADDRESS --record DIR
+
+`run` appends a line to DIR/acked for each acknowledged transaction and writes DIR/report.json when it ends.
+`verify` prints one JSON object and exits with 1 if the database does not hold what was acknowledged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psycopg
+
+from tools import ledger
+
+_FINISH_S = 10.0  # for the transactions in flight when the workload is stopped
+_RETRY_S = 0.2
+# A client that waits for its server, however long: no keepalive and no timeout of TCP ends its connection.
+_PATIENT = "keepalives=0 tcp_user_timeout=0"
+
+
+def connect(server: str) -> psycopg.Connection:
+    """A connection to the bank. Raises psycopg.OperationalError when there is none in 30 s."""
+    return psycopg.connect(f"host={server} user=postgres dbname=bank connect_timeout=30 {_PATIENT}")
+
+
+class Client(threading.Thread):
+    """One connection in a loop of transactions.
+
+    Invariant: `seq` is the one transaction whose outcome is not known yet; every earlier one is either on record as
+    acknowledged or in `unknown`. A lost connection goes to `resets` before a new one is tried.
+    """
+
+    def __init__(self, number: int, server: str, acked_fd: int, stop: threading.Event) -> None:
+        super().__init__(name=f"client-{number}", daemon=True)
+        self.number = number
+        self.seq = 0
+        self.in_transaction = False
+        self.unknown: list[tuple[int, int]] = []
+        self.resets: list[dict[str, object]] = []
+        self._server = server
+        self._acked_fd = acked_fd
+        self._stop_asked = stop
+
+    def run(self) -> None:
+        while not self._stop_asked.is_set():
+            try:
+                with connect(self._server) as connection:
+                    while not self._stop_asked.is_set():
+                        self._transact(connection)
+            except psycopg.Error as error:
+                if self.in_transaction:
+                    self.unknown.append((self.number, self.seq))
+                    self.in_transaction = False
+                text = f"{type(error).__name__}: {error}".strip()
+                self.resets.append({"client": self.number, "at_ns": time.monotonic_ns(), "error": text})
+                self._stop_asked.wait(_RETRY_S)
+
+    def _transact(self, connection: psycopg.Connection) -> None:
+        """Each statement is a round trip of its own, as in most applications."""
+        self.seq += 1
+        self.in_transaction = True
+        moved = ledger.transfer(self.number, self.seq)
+        changes = [(-moved.amount, moved.source), (moved.amount, moved.target)]
+        changes.sort(key=lambda change: change[1])  # all in one order, so that there is no deadlock
+        connection.execute("INSERT INTO ledger VALUES (%s, %s, %s)", (self.number, self.seq, moved.amount))
+        for change in changes:
+            connection.execute("UPDATE accounts SET balance = balance + %s WHERE id = %s", change)
+        connection.commit()
+        # One write, so that lines of several threads do not mix and none is lost if this process is killed.
+        os.write(self._acked_fd, f"{self.number} {self.seq} {time.monotonic_ns()}\n".encode())
+        self.in_transaction = False
+
+
+def run(server: str, record: Path, clients: int) -> int:
+    """Runs the clients until a signal. Returns 0; what went wrong is in the report."""
+    record.mkdir(parents=True, exist_ok=True)
+    acked_fd = os.open(record / "acked", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    threads = [Client(number, server, acked_fd, stop) for number in range(1, clients + 1)]
+    for thread in threads:
+        thread.start()
+    stop.wait()
+    stopped_ns = time.monotonic_ns()
+    for thread in threads:
+        thread.join(max(0.0, _FINISH_S - (time.monotonic_ns() - stopped_ns) / 1e9))
+    stuck = [thread.number for thread in threads if thread.is_alive()]
+    report = {
+        "clients": clients,
+        "stopped_ns": stopped_ns,
+        "resets": [reset for thread in threads for reset in thread.resets],
+        "unknown": [name for thread in threads for name in thread.unknown]
+        + [(thread.number, thread.seq) for thread in threads if thread.in_transaction],
+        "stuck": stuck,
+    }
+    (record / "report.json").write_text(json.dumps(report))
+    sys.stdout.flush()
+    os._exit(0)  # a stuck thread is inside libpq, and would hold up an ordinary exit
+
+
+def verify(server: str, record: Path) -> dict[str, object]:
+    """Compares the database with the record, and has pg_amcheck look at its files.
+
+    Gives the fields of `ledger.Verdict` and `reconnects`. Raises psycopg.Error when the database cannot be read.
+    """
+    acks = ledger.read_acks(record / "acked")
+    report = json.loads((record / "report.json").read_text())
+    with connect(server) as connection:
+        # From the table itself: an index would hide a row that is there twice.
+        for path in ("indexscan", "indexonlyscan", "bitmapscan"):
+            connection.execute(f"SET enable_{path} = off".encode())
+        rows = connection.execute("SELECT client, seq, amount FROM ledger").fetchall()
+        balances = dict(connection.execute("SELECT id, balance FROM accounts").fetchall())
+    verdict = ledger.judge(acks, {(client, seq) for client, seq in report["unknown"]}, rows, balances)
+    verdict.complaints += [f"connection lost: {reset['error']}" for reset in report["resets"][:10]]
+    verdict.complaints += [f"client {client} never got an answer" for client in report["stuck"]]
+    verdict.complaints += amcheck(server)
+    return {**dataclasses.asdict(verdict), "reconnects": len(report["resets"]) + len(report["stuck"])}
+
+
+def amcheck(server: str) -> list[str]:
+    """What pg_amcheck finds wrong in the bank's tables and indexes."""
+    program = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_amcheck"))[-1]
+    options = ["--heapallindexed", "--parent-check", "--no-password"]
+    command = [str(program), "-h", server, "-U", "postgres", *options, "bank"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode == 0:
+        return []
+    return [f"pg_amcheck: {line}" for line in (done.stdout + done.stderr).splitlines()[:10]] or ["pg_amcheck failed"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.workload")
+    parser.add_argument("action", choices=["run", "verify"])
+    parser.add_argument("--server", required=True, help="address of the database")
+    parser.add_argument("--record", required=True, type=Path, help="folder of the record")
+    parser.add_argument("--clients", type=int, default=8, help="connections (default: 8)")
+    args = parser.parse_args()
+    if args.action == "run":
+        return run(args.server, args.record, args.clients)
+    result = verify(args.server, args.record)
+    print(json.dumps(result))
+    return 1 if result["complaints"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
