@@ -12,7 +12,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from remusdb.core.writes import Kind, Record, iter_records
@@ -87,8 +87,8 @@ class ReplicaImages:
         with _explained(self.folder):
             for path in self.paths:
                 path.unlink(missing_ok=True)
-            if self.folder.is_dir() and not any(self.folder.iterdir()):
-                self.folder.rmdir()
+        with suppress(OSError):  # something else is in it, or it is a mount point
+            self.folder.rmdir()
 
 
 def _plain(name: str) -> str:

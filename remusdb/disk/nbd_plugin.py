@@ -17,9 +17,11 @@ The log is a sequence of records: RECORD, then `length` bytes of data for WRITE.
 from __future__ import annotations
 
 import builtins
+import ctypes
 import errno
 import mmap
 import os
+import signal
 import socket
 import struct
 
@@ -34,6 +36,7 @@ WRITE, ZERO, TRIM = 1, 2, 3
 # Larger socket buffers mean fewer switches between this process and the worker; they bound what is in flight.
 LOG_BUFFER_BYTES = 4 << 20
 SO_SNDBUFFORCE = 32
+PR_SET_PDEATHSIG = 1
 MAX_REQUEST_BYTES = 32 << 20
 
 _parameters: dict[str, str] = {}
@@ -123,6 +126,8 @@ def config_complete() -> None:
 def after_fork() -> None:
     """Connect now: nbdkit has bound its NBD socket, so the worker's `accept` also says that it listens."""
     global _log
+    # nbdkit's own --exit-with-parent is a SIGTERM, upon which it waits for QEMU to disconnect.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _log = Log(_parameters["log"], _parameters["position"], int(_parameters["disk"]))
 
 

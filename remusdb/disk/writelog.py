@@ -30,7 +30,7 @@ PLUGIN = Path(__file__).with_name("nbd_plugin.py")
 DEFAULT_MAX_BYTES = 256 << 20
 RECEIVE_BYTES = 256 << 10
 START_TIMEOUT_S = 10.0
-END_TIMEOUT_S = 2.0
+JOIN_TIMEOUT_S = 2.0
 SOCKET_PATH_MAX_BYTES = 107  # sun_path of sockaddr_un, without its final zero
 
 
@@ -136,12 +136,9 @@ class WriteLog:
         """End nbdkit, remove the files. Idempotent."""
         self._closing = True
         self._stream.fail("closed")
-        if self._connection is not None:
-            with suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RDWR)  # frees nbdkit from a send that blocks
         self._end_nbdkit()
         if self._thread.is_alive():
-            self._thread.join(END_TIMEOUT_S)
+            self._thread.join(JOIN_TIMEOUT_S)
         self._remove_files()
 
     # --- the receiving thread ---
@@ -207,12 +204,8 @@ class WriteLog:
         return ""
 
     def _end_nbdkit(self) -> None:
-        if self._nbdkit is None:
-            return
-        self._nbdkit.terminate()
-        try:
-            self._nbdkit.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        """SIGKILL: it keeps nothing, and on SIGTERM it would wait for QEMU to disconnect first."""
+        if self._nbdkit is not None:
             self._nbdkit.kill()
             self._nbdkit.wait()
 
