@@ -19,7 +19,7 @@ from typing import Self
 
 from remusdb.errors import GateError
 
-REQUEST, _ACK, DUMP = 0x001, 0x004, 0x300
+REQUEST, _ACK, ECHO, DUMP = 0x001, 0x004, 0x008, 0x300
 REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
 NESTED = 0x8000
 

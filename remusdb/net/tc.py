@@ -18,6 +18,7 @@ from remusdb.errors import GateError
 from remusdb.net.netlink import (
     CREATE,
     DUMP,
+    ECHO,
     EXCL,
     NESTED,
     REPLACE,
@@ -161,7 +162,7 @@ class Tc:
 
     def root_stats(self, index: int) -> QdiscStats:
         """Counters of the root qdisc."""
-        for reply in self._ask("reading the qdisc", _GETQDISC, 0, _tcmsg(index, 0, _ROOT)):
+        for reply in self._ask("reading the qdisc", _GETQDISC, ECHO, _tcmsg(index, 0, _ROOT)):
             _bytes, sent, dropped, _over, _bps, _pps, queued, backlog = _TC_STATS.unpack_from(reply.attributes[_STATS])
             return QdiscStats(sent, queued, backlog, dropped)
         raise GateError("the kernel told nothing about the qdisc")

@@ -118,11 +118,16 @@ class Lab:
         tap = self.vm.name
         asked = ("ip -d link show", "ip addr show", "tc qdisc show", f"tc filter show dev {tap} ingress")
         asked += (f"tc filter show dev {tap} egress", "bridge -d link show", "bridge vlan show")
-        return {command: re.sub(r"_timer +[\d.]+", "_timer", sh(command)) for command in asked}
+        return {command: _settled(sh(command)) for command in asked}
 
     def devices(self) -> set[str]:
         """Names of all links."""
         return {line.split(":")[1].strip().split("@")[0] for line in sh("ip -o link show").splitlines()}
+
+
+def _settled(text: str) -> str:
+    """Without what moves by itself: timers, and the state of a link whose carrier the kernel has yet to note."""
+    return re.sub(r"_timer +[\d.]+", "_timer", text).replace(" state UNKNOWN ", " state UP ")
 
 
 @contextlib.contextmanager
