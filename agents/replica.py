@@ -65,6 +65,9 @@ class Replica:
     def greet(self, stream: FrameStream, hello: Hello) -> Welcome | Refuse:
         """Answer a HELLO. For a new session the standby is started here."""
         with self._lock:
+            refused = self._strange(stream, hello)
+            if refused is not None:
+                return refused
             answer = self._core.hello(hello.term, hello.resume)
             if isinstance(answer, Refusal):
                 return Refuse(reason=answer.reason, term=answer.term, fenced=answer.fenced)
@@ -85,6 +88,14 @@ class Replica:
                 resumed=answer.resumed,
                 silence_ms=self._config.failover.silence_ms,
             )
+
+    def _strange(self, stream: FrameStream, hello: Hello) -> Refuse | None:
+        """A primary that is not who it says, or a second one while the first is connected."""
+        if hello.primary != stream.peer_name:
+            return Refuse(reason=f"host {hello.primary} shows the certificate of {stream.peer_name}", code="preflight")
+        if self._stream is not None and hello.primary != self._peer:
+            return Refuse(reason=f"VM {self.vm} is being protected by host {self._peer}", code="preflight")
+        return None
 
     def take(self, stream: FrameStream, frame: Frame) -> bool:
         """One frame of the session; False when the session is over."""
@@ -217,7 +228,7 @@ class Replica:
                     self._reason = f"takeover failed: {exc}"
 
     def _beat(self) -> None:
-        """Tell the primary that this agent lives. A thread of its own: a send to a primary that does not read blocks."""
+        """Tell the primary that this agent lives; in a thread of its own, as a send may block."""
         while True:
             time.sleep(BEAT_S)
             stream, term = self._stream, self._core.term

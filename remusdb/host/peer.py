@@ -93,6 +93,7 @@ class Peer:
         self._term = 0
         self._patience_s = MIN_PATIENCE_S
         self._ended = threading.Event()
+        self._paused = False
         self._threads = [
             threading.Thread(target=self._listen, name="peer", daemon=True),
             threading.Thread(target=self._beat, name="heartbeat", daemon=True),
@@ -104,17 +105,15 @@ class Peer:
         for thread in self._threads:
             thread.start()
 
+    def pause(self) -> None:
+        """No more heartbeats: the agent begins to count the silence."""
+        self._paused = True
+
     def close(self) -> None:
         """End for good."""
         self._ended.set()
         if self._stream is not None:
             self._stream.close()
-
-    def join(self) -> None:
-        """Wait for the threads to end (not from one of them)."""
-        for thread in self._threads:
-            if thread.is_alive() and thread is not threading.current_thread():
-                thread.join(2)
 
     def _take(self, greeting: Greeting) -> None:
         self._stream, self._term = greeting.stream, greeting.welcome.term
@@ -123,7 +122,7 @@ class Peer:
     def _beat(self) -> None:
         while not self._ended.wait(self._order.protection.heartbeat_ms / 1000):
             stream = self._stream
-            if stream is None:
+            if stream is None or self._paused:
                 continue
             try:
                 stream.send(FrameType.HEARTBEAT, self._term, 0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One VM's protection on its primary host.
 
-Owns the parts (capture, disks, gates), the pipeline and three threads: `epochs` cuts, `ship` encodes and sends,
-`peer` hears the agent. Invariant: a gate is told to release only what the pipeline, under `lock`, allows; once the
+Owns the parts (capture, disks, gates), the pipeline, the epoch loop (`epochs.py`) and the connection (`peer.py`).
+Invariant: a gate is told to release only what the pipeline, under `lock`, allows; once the
 session is fenced or lost, nothing but `unprotect` or a resumed session opens it again.
 
     protect() ─▶ seeding ─▶ protected ◀─▶ held (agent lost)
@@ -12,39 +12,35 @@ session is fenced or lost, nothing but `unprotect` or a resumed session opens it
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 from remusdb import __version__
 from remusdb.core.messages import Disk, Hello, Notice, RamBlock, Welcome, pack
 from remusdb.core.pipeline import Pipeline, PrimaryState
 from remusdb.core.wire import FrameType
-from remusdb.disk.mirror import query_block_jobs, unsynced
-from remusdb.errors import DiskError, Fenced, PeerRefused, PeerUnreachable, RefusedForSafety
-from remusdb.host.encoder import EpochFrames
+from remusdb.errors import Fenced, GateError, PeerRefused, PeerUnreachable, RefusedForSafety
+from remusdb.host.epochs import EpochLoop
 from remusdb.host.figures import Figures
 from remusdb.host.order import Order
 from remusdb.host.outbox import Outbox
 from remusdb.host.parts import Parts
-from remusdb.host.peer import Peer, greet
+from remusdb.host.peer import Greeting, Peer, greet
 from remusdb.host.seed import DiskPump, Progress, copy_memory, start_mirrors, wait_for_disks
 from remusdb.net.gate import GateFigures
 from remusdb.transport.stream import FrameStream
-from remusdb.vm.capture import Cut
 
 log = logging.getLogger(__name__)
 
+DEAD_HINT = "stop the agent's host first, then say --peer-is-dead; or try again when the agent is back"
 FIRST_ACK_S = 60.0
 RENOUNCE_S = 5.0
-WRITES_S = 5.0
 
 Save = Callable[[dict[str, Any]], None]
-CutEpoch = tuple[int, Cut, list[int], list[str]]  # epoch, cut, disk positions, the guest's addresses
 
 
 class Session:
@@ -61,14 +57,16 @@ class Session:
         self._peer = Peer(order, self._hello, self)
         self._lock = threading.Condition()
         self._gate_lock = threading.Lock()
-        self._cuts: queue.Queue[CutEpoch | None] = queue.Queue()
         self._over = threading.Event()
         self._renounced = threading.Event()
         self._leaving = False
         self._gated = False
+        self._greeted = False
+        self._was_protected = (order.previous or {}).get("role") == "protected"
         self._failure: Exception | None = None
         self.figures = Figures()
         self.ended = threading.Event()
+        self._epochs = EpochLoop(self._pipeline, self._outbox, self.figures, self._lock, self._gate_lock, self._fail)
 
     # --- orders ---
 
@@ -91,9 +89,33 @@ class Session:
         if not self._renounced.wait(RENOUNCE_S) and not peer_is_dead:
             raise RefusedForSafety(
                 f"agent {self._order.peer.name} does not answer: it may have taken over or may still do so",
-                hint="stop the agent's host first, then say --peer-is-dead; or try again when it is back",
+                hint=DEAD_HINT,
             )
         self._finish("unprotected", "unprotect was asked")
+
+    def take_out(self, peer_is_dead: bool) -> None:
+        """Undo what an earlier session left behind: its gates, once the agent cannot take over any more."""
+        self._parts = Parts(self._order)
+        self._adopt_gates()
+        try:
+            greeting = greet(self._order, self._hello(True))
+            greeting.stream.send(FrameType.BYE, greeting.welcome.term, 0, pack(Notice("unprotect was asked")))
+            self._await_renounce(greeting.stream)
+        except PeerRefused:
+            log.info("the agent has no standby of that session")
+        except PeerUnreachable as exc:
+            if not peer_is_dead:
+                self._close_parts(remove_gates=False)
+                raise RefusedForSafety(f"{exc}: the agent may have taken over", hint=DEAD_HINT) from exc
+        self._finish("unprotected", "unprotect was asked")
+
+    def _await_renounce(self, stream: FrameStream) -> None:
+        end = time.monotonic() + RENOUNCE_S
+        while time.monotonic() < end:
+            frame = stream.receive(RENOUNCE_S)
+            if frame is not None and frame.type is FrameType.RENOUNCE:
+                return stream.close()
+        raise PeerUnreachable(f"agent {self._order.peer.name} does not give its standby up")
 
     def status(self) -> dict[str, Any]:
         """VmStatus, see docs/architecture.md."""
@@ -123,8 +145,11 @@ class Session:
 
     def _protect(self) -> None:
         self._parts = parts = Parts(self._order)
-        greeting = greet(self._order, self._hello(False))
-        self._save({"role": "protected", "peer": self._order.peer.name, "term": greeting.welcome.term})
+        if self._was_protected:
+            self._adopt_gates()
+        greeting = self._greet()
+        role = "protected" if self._gated else "seeding"
+        self._save({"role": role, "term": greeting.welcome.term, "reason": "the initial copy was under way"})
         self._pipeline.begin(greeting.welcome.term)
         self._outbox.attach(greeting.stream, greeting.welcome.term, 0)
         self._peer.start(greeting)
@@ -139,13 +164,33 @@ class Session:
             pump.finish()
         self._progress("first epoch", 0, 1, "epoch")
         parts.measure_pauses(self.figures.paused)
-        parts.gates.install()
-        self._gated = True
+        self._save({"role": "protected", "term": greeting.welcome.term, "reason": "protected"})
+        if not self._gated:
+            parts.gates.install()
+            self._gated = True
         parts.gates.hold()
-        for work in (self._cut_epochs, self._ship_epochs):
-            threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True).start()
+        self._epochs.start(parts)
         self._await_first_ack()
         self.figures.set("protected", f"epoch by epoch to {self._order.peer.name}")
+
+    def _greet(self) -> Greeting:
+        """A new session with the agent; when it took over meanwhile, this side is fenced."""
+        try:
+            greeting = greet(self._order, self._hello(False))
+        except Fenced as exc:
+            self.on_fenced(self._pipeline.term, str(exc))
+            raise
+        self._greeted = True
+        return greeting
+
+    def _adopt_gates(self) -> None:
+        """An earlier worker died with the gates closed, or just before it made them."""
+        assert self._parts is not None
+        try:
+            self._parts.gates.adopt()
+            self._gated = True
+        except GateError as exc:
+            log.info("no gate of an earlier session to adopt: %s", exc)
 
     def _await_first_ack(self) -> None:
         with self._lock:
@@ -174,85 +219,12 @@ class Session:
             qemu_version=str(parts.deadline.call("version", parts.connection.getVersion)),
         )
 
-    # --- the epochs ---
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        """Task boundary: a failure of cutting or shipping ends protection, visibly."""
-        try:
-            work()
-        except Exception as exc:
-            if not self._over.is_set():
-                log.exception("%s failed", work.__name__)
-                self._fail(exc)
-
-    def _cut_epochs(self) -> None:
-        interval = self._order.protection.epoch_ms / 1000
-        due = time.monotonic()
-        while not self._over.is_set():
-            epoch = self._wait_for_turn(due)
-            if epoch is None:
-                continue
-            due = max(due + interval, time.monotonic() + interval / 2)
-            self._cut(epoch)
-
-    def _wait_for_turn(self, due: float) -> int | None:
-        """The epoch to cut now: when it is due, or sooner when a disk log is full, and the window has room."""
-        assert self._parts is not None
-        while not self._over.is_set():
-            left = due - time.monotonic()
-            if left <= 0 or any(writes.pressed for writes in self._parts.logs):
-                break
-            self._over.wait(min(left, 0.02))
-        with self._lock:
-            self._lock.wait_for(lambda: self._over.is_set() or self._pipeline.next_epoch() is not None, 0.5)
-            return None if self._over.is_set() else self._pipeline.next_epoch()
-
-    def _cut(self, epoch: int) -> None:
-        parts = self._parts
-        assert parts is not None
-        positions: list[int] = []
-        with ExitStack() as stack, self._gate_lock:
-            for writes in parts.logs:
-                stack.enter_context(writes.cutting())
-
-            def at_stop() -> None:
-                parts.gates.mark_begin(epoch)
-                positions.extend(writes.position() for writes in parts.logs)
-
-            cut = parts.capture.cut(at_stop, parts.gates.mark_wait)
-        with self._lock:
-            self._pipeline.cut(epoch)
-        self.figures.cut(epoch, cut.pages)
-        self._cuts.put((epoch, cut, positions, list(self._gate_figures().addresses)))
-
     def _gate_figures(self) -> GateFigures:
         assert self._parts is not None
         with self._gate_lock:
-            return self._parts.gates.figures()
-
-    def _ship_epochs(self) -> None:
-        while (item := self._cuts.get()) is not None and not self._over.is_set():
-            frames = self._encode(*item)
-            self.figures.shipped(frames.payload_bytes)
-            self._outbox.ship(frames)
-
-    def _encode(self, epoch: int, cut: Cut, positions: list[int], addresses: list[str]) -> EpochFrames:
-        parts = self._parts
-        assert parts is not None
-        writes = [log.take(upto, WRITES_S) for log, upto in zip(parts.logs, positions, strict=True)]
-        self._require_mirrors()
-        return parts.encoder.epoch(epoch, cut, writes, addresses)
-
-    def _require_mirrors(self) -> None:
-        """A mirror that works after the cut worked at the cut: its job does not come back once it failed."""
-        parts = self._parts
-        assert parts is not None
-        if not parts.mirrors:
-            return
-        jobs = parts.deadline.call("block jobs", query_block_jobs, parts.domain.handle)
-        gone = unsynced(jobs, [mirror.target for mirror in parts.mirrors])
-        if gone:
-            raise DiskError(f"the mirror of disk {', '.join(gone)} ended", hint="see QEMU's log of this VM")
+            figures = self._parts.gates.figures()
+        self._epochs.addresses = figures.addresses
+        return figures
 
     # --- what the agent says (called from the peer's thread) ---
 
@@ -304,59 +276,86 @@ class Session:
             self._pipeline.fence(term)
             self._lock.notify_all()
         self._over.set()
+        self._epochs.stop()
         if self._parts is not None:
-            with self._gate_lock:
+            with self._gate_lock, contextlib.suppress(GateError):
                 self._parts.gates.drop_held()
-        self._save({"role": "fenced", "peer": self._order.peer.name, "term": self._pipeline.term})
+        self._save({"role": "fenced", "term": self._pipeline.term, "reason": reason})
         self.figures.set("fenced", f"{reason}; the VM here is shut off from the network")
+        self.ended.set()
 
     # --- ends ---
 
     def _fail(self, exc: Exception) -> None:
-        """Cutting or shipping cannot go on. Dead VM: say nothing more, so that the agent takes over."""
-        parts = self._parts
+        """Cutting or shipping cannot go on. A dead VM falls silent, so that the agent takes over."""
         self._failure = self._failure or exc
         self.figures.set("failed", str(exc))
-        if parts is not None and self._pipeline.committed and not parts.domain.alive():
-            self._over.set()
+        self._over.set()
+        self._epochs.stop()
+        with self._lock:
+            self._lock.notify_all()
+        if self._pipeline.state is PrimaryState.SEEDING:
+            return  # protect() sees it and cleans up
+        if self._parts is not None and not self._parts.domain.alive():
+            self._vm_ended()
+        else:
+            self._end_in_good_order("failed", str(exc))
+
+    def _vm_ended(self) -> None:
+        """QEMU is gone. Heartbeats stop at once; only if somebody wanted the VM off, the agent is told to let go."""
+        assert self._parts is not None
+        self._peer.pause()
+        if self._parts.domain.was_shut_down():
+            self._end_in_good_order("unprotected", "the VM was shut down")
+        else:
             self._peer.close()
             self.figures.set("failed", "QEMU died; the agent takes over when its silence limit is reached")
-            return
-        if self._pipeline.state is PrimaryState.SEEDING:
-            self._over.set()
-            with self._lock:
-                self._lock.notify_all()
-            return
-        self._over.set()
-        self._outbox.say(FrameType.BYE, pack(Notice(f"protection ended: {exc}")))
+            self.ended.set()
+
+    def _end_in_good_order(self, state: str, reason: str) -> None:
+        """The agent gives its standby up first; without its word, output stays held."""
+        self._leaving = True
+        self._outbox.say(FrameType.BYE, pack(Notice(reason)))
         if self._renounced.wait(RENOUNCE_S):
-            self._finish("failed", str(exc))
+            self._finish(state, reason)
         else:
-            self.figures.set("held", f"{exc}; and the agent does not answer: output is held")
+            self.figures.set("held", f"{reason}; and the agent does not answer: output is held, see `unprotect`")
 
     def _finish(self, state: str, reason: str) -> None:
-        """The agent renounced (or is declared dead): take everything down, output flows."""
+        """The agent cannot take over (its word, or an operator's): take everything down, output flows."""
         with self._lock:
             self._pipeline.end()
-        self._over.set()
-        self._cuts.put(None)
-        self._peer.close()
+        self._stop_work()
         self._save({"role": "none", "term": self._pipeline.term, "reason": reason})
-        if self._parts is not None:
-            with self._gate_lock:
-                self._parts.close(remove_gates=True)
+        self._close_parts(remove_gates=True)
         self.figures.set(state, reason)
         self.ended.set()
 
     def _abandon(self) -> None:
-        """protect() failed: nothing was promised yet, so everything is taken down."""
+        """protect() failed. Before the first epoch went out the agent cannot take over; after it, it must say so."""
+        self._leaving = True
         self._outbox.say(FrameType.BYE, pack(Notice("protect failed")))
-        self._over.set()
-        self._cuts.put(None)
-        self._peer.close()
-        if self._parts is not None:
-            self._parts.close(remove_gates=self._gated)
-        if self._pipeline.term:
-            self._save({"role": "none", "term": self._pipeline.term, "reason": self.figures.reason})
+        shipped = self._pipeline.captured > 0 or (self._was_protected and not self._greeted)
+        safe = not shipped or self._renounced.wait(RENOUNCE_S)
+        self._stop_work()
+        if self._pipeline.state is PrimaryState.FENCED:
+            self._close_parts(remove_gates=False)
+        elif safe:
+            self._close_parts(remove_gates=self._gated)
+            if self._greeted or self._was_protected:
+                self._save({"role": "none", "term": self._pipeline.term, "reason": self.figures.reason})
+        else:
+            self._close_parts(remove_gates=False)
+            self.figures.set("held", f"{self.figures.reason}; output is held until protect or unprotect succeeds")
         self.ended.set()
 
+    def _stop_work(self) -> None:
+        self._over.set()
+        self._epochs.stop()
+        self._peer.close()
+
+    def _close_parts(self, *, remove_gates: bool) -> None:
+        parts, gated, self._gated = self._parts, self._gated, False
+        if parts is not None:
+            with self._gate_lock:
+                parts.close(remove_gates=remove_gates and gated)

@@ -84,6 +84,9 @@ class Worker:
                 self._start(arguments)
             elif operation == "unprotect" and self._session is not None:
                 self._session.unprotect(bool(arguments.get("peer_is_dead")))
+            elif operation == "unprotect":
+                self._session = Session(read_order(arguments["start"]), self._channel.save, self._progress)
+                self._session.take_out(bool(arguments.get("peer_is_dead")))
             else:
                 raise RemusError(f"unknown order {operation}")
             self._report()

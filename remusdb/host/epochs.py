@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The epoch loop: cut on time, encode and ship while the VM runs on.
+
+Owns two threads, `cut` and `ship`, and the queue between them. Invariant: epochs are cut, encoded and shipped in
+order, each with the disk writes and the gates' marks of its own instant. When the window is full, the next epoch
+waits and grows; nothing queues up.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from remusdb.core.pipeline import Pipeline
+from remusdb.disk.mirror import query_block_jobs, unsynced
+from remusdb.errors import DiskError
+from remusdb.host.encoder import EpochFrames
+from remusdb.host.figures import Figures
+from remusdb.host.outbox import Outbox
+from remusdb.host.parts import Parts
+from remusdb.vm.capture import Cut
+
+log = logging.getLogger(__name__)
+
+WRITES_S = 5.0
+PRESSED_LOOK_S = 0.02  # how often a full disk log is looked for while an epoch is not yet due
+
+CutEpoch = tuple[int, Cut, list[int]]  # number, what was cut, the position of every disk's write log
+
+
+class EpochLoop:
+    """Epochs of one session, from `start` until `stop` or a failure, which is told once."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        outbox: Outbox,
+        figures: Figures,
+        lock: threading.Condition,
+        gate_lock: threading.Lock,
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """`lock` guards the pipeline and is notified when it moves; `gate_lock` guards the gates."""
+        self._pipeline = pipeline
+        self._outbox = outbox
+        self._figures = figures
+        self._lock = lock
+        self._gate_lock = gate_lock
+        self._failed = failed
+        self._cuts: queue.Queue[CutEpoch | None] = queue.Queue()
+        self._over = threading.Event()
+        self.addresses: tuple[str, ...] = ()  # the guest's, for the agent's announcement
+
+    def start(self, parts: Parts) -> None:
+        """Begin with the next epoch at once."""
+        self._parts = parts
+        for work in (self._cut_all, self._ship_all):
+            threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True).start()
+
+    def stop(self) -> None:
+        """Cut and ship no more. Does not wait."""
+        self._over.set()
+        self._cuts.put(None)
+        with self._lock:
+            self._lock.notify_all()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Task boundary: a failure of cutting or shipping ends protection, visibly."""
+        try:
+            work()
+        except Exception as exc:
+            if not self._over.is_set():
+                log.exception("%s failed", work.__name__)
+                self._failed(exc)
+
+    def _cut_all(self) -> None:
+        interval = self._parts.order.protection.epoch_ms / 1000
+        due = time.monotonic()
+        while not self._over.is_set():
+            epoch = self._wait_for_turn(due)
+            if epoch is not None:
+                due = max(due + interval, time.monotonic() + interval / 2)
+                self._cut(epoch)
+
+    def _wait_for_turn(self, due: float) -> int | None:
+        """The epoch to cut now: when it is due, or sooner when a disk log is full, and the window has room."""
+        while not self._over.is_set():
+            left = due - time.monotonic()
+            if left <= 0 or any(writes.pressed for writes in self._parts.logs):
+                break
+            self._over.wait(min(left, PRESSED_LOOK_S))
+        with self._lock:
+            self._lock.wait_for(lambda: self._over.is_set() or self._pipeline.next_epoch() is not None, 0.5)
+            return None if self._over.is_set() else self._pipeline.next_epoch()
+
+    def _cut(self, epoch: int) -> None:
+        parts = self._parts
+        positions: list[int] = []
+
+        def at_stop() -> None:
+            parts.gates.mark_begin(epoch)
+            positions.extend(writes.position() for writes in parts.logs)
+
+        with ExitStack() as stack, self._gate_lock:
+            for writes in parts.logs:
+                stack.enter_context(writes.cutting())
+            cut = parts.capture.cut(at_stop, parts.gates.mark_wait)
+        with self._lock:
+            self._pipeline.cut(epoch)
+        self._figures.cut(epoch, cut.pages)
+        self._cuts.put((epoch, cut, positions))
+
+    def _ship_all(self) -> None:
+        while (item := self._cuts.get()) is not None and not self._over.is_set():
+            frames = self._encode(*item)
+            self._figures.shipped(frames.payload_bytes)
+            self._outbox.ship(frames)
+
+    def _encode(self, epoch: int, cut: Cut, positions: list[int]) -> EpochFrames:
+        logs = self._parts.logs
+        writes = [log.take(upto, WRITES_S) for log, upto in zip(logs, positions, strict=True)]
+        self._require_mirrors()
+        return self._parts.encoder.epoch(epoch, cut, writes, list(self.addresses))
+
+    def _require_mirrors(self) -> None:
+        """A mirror that works after the cut worked at the cut: its job does not come back once it failed."""
+        mirrors = self._parts.mirrors
+        if not mirrors:
+            return
+        jobs = self._parts.deadline.call("block jobs", query_block_jobs, self._parts.domain.handle)
+        gone = unsynced(jobs, [mirror.target for mirror in mirrors])
+        if gone:
+            raise DiskError(f"the mirror of disk {', '.join(gone)} ended", hint="see QEMU's log of this VM")
