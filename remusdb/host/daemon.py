@@ -13,6 +13,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from remusdb.config import HostConfig
 from remusdb.control import ControlServer, ProgressFn
 from remusdb.control.notify import notify
@@ -20,6 +22,8 @@ from remusdb.errors import UsageError, VmError
 from remusdb.host.inspection import Inspection, LibvirtInspection
 from remusdb.host.keeper import WORKER_ARGV, Keeper
 from remusdb.host.status import VmStatus
+from remusdb.vm.checks import Check
+from remusdb.vm.preflight import require
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ class HostDaemon:
     ) -> None:
         self._name = config.host.name
         self._inspection = inspection or LibvirtInspection(config)
-        self._keeper = Keeper(config, worker_argv)
+        self._keeper = Keeper(config, self._preflight, worker_argv)
         self._stop_asked = threading.Event()
         self._server = ControlServer(
             config.host.run_dir / "host.sock",
@@ -102,6 +106,10 @@ class HostDaemon:
         if peer is not None:
             self._keeper.require_peer(peer)
         return {"checks": self._inspection.check(_text(args, "vm"), peer)}
+
+    def _preflight(self, vm: str) -> None:
+        checks = self._inspection.check(vm, None)  # the peer is asked by the worker, right after
+        require(vm, [msgspec.convert(check, Check) for check in checks])
 
     def _prepare(self, args: dict[str, Any], _progress: ProgressFn) -> dict[str, Any]:
         return {"changes": self._inspection.prepare(_text(args, "vm"))}

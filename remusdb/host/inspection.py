@@ -6,18 +6,29 @@ Every question has a deadline: a hung libvirtd must not hang status.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Protocol
 
 import libvirt
+import msgspec
 
 from remusdb.config import HostConfig
-from remusdb.errors import VmError
+from remusdb.errors import CannotProtect, RemusError, VmError
+from remusdb.transport.tls import client_context
+from remusdb.transport.tls import connect as connect_peer
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import connect
+from remusdb.vm.facts import Facts, PeerFacts, VmFacts, gather_host, gather_vm
+from remusdb.vm.preflight import decide
+from remusdb.vm.prepare import APPARMOR_RULE, prepare
 
 LIST_TIMEOUT_S = 2.0
+LOOK_TIMEOUT_S = 15.0
+APPARMOR_SNIPPETS = Path("/etc/apparmor.d/abstractions/libvirt-qemu.d")
 
 
 class Inspection(Protocol):
@@ -62,9 +73,71 @@ class LibvirtInspection:
             raise
 
     def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
-        """Not written yet."""
-        raise VmError("check is not there yet")
+        """Gather and decide."""
+        protection = self._config.for_vm(vm)
+        deadline = Deadline(LOOK_TIMEOUT_S, threads=1)  # of its own: a look may take longer than a list
+        try:
+            facts = Facts(
+                vm=deadline.call(f"VM {vm}", self._gather_vm, vm),
+                host=gather_host(try_plug=protection.gate != "tap"),
+                gate=protection.gate,
+                encoding=protection.encoding,
+                run_dir=self._config.host.run_dir,
+                peer=self._look_at(peer) if peer else None,
+            )
+        finally:
+            deadline.close()
+        return [msgspec.to_builtins(check) for check in decide(facts)]
 
     def prepare(self, vm: str) -> list[str]:
-        """Not written yet."""
-        raise VmError("prepare is not there yet")
+        """Edit the persistent definition."""
+        deadline = Deadline(LOOK_TIMEOUT_S, threads=1)
+        try:
+            return deadline.call(f"VM {vm}", self._prepare, vm)
+        finally:
+            deadline.close()
+
+    def _gather_vm(self, vm: str) -> VmFacts:
+        with self._connected() as connection:
+            return gather_vm(connection, vm)
+
+    def _prepare(self, vm: str) -> list[str]:
+        with self._connected() as connection:
+            _require_apparmor_rule(connection.getCapabilities())
+            domain = connection.lookupByName(vm)
+            if not domain.isPersistent():
+                raise VmError(f"VM {vm} has no persistent definition", hint=f"virsh dumpxml {vm}, then virsh define")
+            flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+            xml, changes = prepare(domain.XMLDesc(flags), vm)
+            if changes:
+                connection.defineXML(xml)
+            return changes
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[libvirt.virConnect]:
+        connection = libvirt.open(self._uri)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def _look_at(self, peer: str) -> PeerFacts:
+        """Whether the peer's agent answers and accepts our certificate. It hears of no VM."""
+        tls, address = self._config.tls, self._config.peers[peer]
+        timeout_s = self._config.protection.connect_timeout_ms / 1000
+        try:
+            context = client_context(tls.ca, tls.cert, tls.key)
+            connect_peer(address.address, address.port, context, peer, timeout_s).close()
+        except RemusError as exc:
+            return PeerFacts(peer, error=str(exc), hint=exc.hint)
+        return PeerFacts(peer)
+
+
+def _require_apparmor_rule(capabilities: str) -> None:
+    """AppArmor would not let QEMU make the socket, and the VM would not start any more."""
+    if "<model>apparmor</model>" not in capabilities or any(APPARMOR_SNIPPETS.glob("remusdb*")):
+        return
+    raise CannotProtect(
+        "AppArmor confines QEMU here: with a private QMP socket the VM would not start again",
+        hint=f"first put `{APPARMOR_RULE}` into {APPARMOR_SNIPPETS}/remusdb",
+    )

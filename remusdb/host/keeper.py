@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,8 +40,12 @@ UNPROTECT_TIMEOUT_S = 120.0
 class Keeper:
     """All VMs of this host that are or were protected."""
 
-    def __init__(self, config: HostConfig, worker_argv: Sequence[str] = WORKER_ARGV) -> None:
+    def __init__(
+        self, config: HostConfig, preflight: Callable[[str], None], worker_argv: Sequence[str] = WORKER_ARGV
+    ) -> None:
+        """`preflight` raises if the VM cannot be protected."""
         self._config = config
+        self._preflight = preflight
         self._worker_argv = worker_argv
         self._store = StateStore(config.host.state_dir)
         self._records: dict[str, VmRecord] = {}
@@ -113,6 +117,8 @@ class Keeper:
         link = self._worker(record, peer)
         try:
             self.require_peer(peer)  # here as well: a peer that was saved may be gone from the file
+            if not record.wired:  # a VM with the gate still in has passed already
+                self._preflight(record.vm)
             self._spawner.submit(link.spawn).result()
             told = link.request("start", self._order(record, peer), progress)
         except RemusError as exc:

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the preflight decides over, gathered from libvirt, QEMU and this host. Nothing is changed by looking."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import mmap
+import os
+import re
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+import psutil
+
+from remusdb.errors import VmError
+from remusdb.net.factory import plug_works
+from remusdb.vm import kernel
+
+QEMU_CONF = Path("/etc/libvirt/qemu.conf")
+PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+TUN = Path("/dev/net/tun")
+NBDKIT_TIMEOUT_S = 10.0
+TRY_BYTES = 4 * mmap.PAGESIZE
+
+
+@dataclass(frozen=True)
+class VmFacts:
+    """One VM as libvirt and its QEMU describe it. `xml` is the live XML of a running VM."""
+
+    name: str
+    xml: str
+    running: bool
+    state: str = "running"
+    autostart: bool = False
+    qemu_version: tuple[int, int, int] = (0, 0, 0)
+    migration_blockers: tuple[str, ...] = ()
+    block_jobs: tuple[str, ...] = ()  # disk targets that have a job now
+    snapshots: int = 0
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """This host. An `*_error` is empty where all is well."""
+
+    machine: str = "x86_64"
+    kernel: str = ""
+    tracking_error: str = ""
+    ptrace_scope: int = 0
+    nbdkit_error: str = ""
+    tun: bool = True
+    plug: bool = False
+    lock_manager: str = ""
+    cpus: int = 2
+    memory_available_bytes: int = 1 << 40
+
+
+@dataclass(frozen=True)
+class PeerFacts:
+    """The backup, where `--to` names one."""
+
+    name: str
+    error: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All of it, with what the configuration wants for this VM."""
+
+    vm: VmFacts
+    host: HostFacts
+    gate: str = "auto"
+    encoding: str = "delta"
+    run_dir: Path = Path("/run/remusdb")
+    peer: PeerFacts | None = None
+
+
+def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
+    """Ask libvirt and QEMU. Blocks as libvirt does: call under a deadline."""
+    try:
+        domain = connection.lookupByName(name)
+        state = domain.state()[0]
+        running = bool(domain.isActive())
+        xml = domain.XMLDesc(0)
+        facts: dict[str, Any] = {}
+        if running:
+            facts["qemu_version"] = _qemu_version(domain)
+            facts["migration_blockers"] = tuple(_qmp(domain, "query-migrate").get("blocked-reasons", ()))
+            facts["block_jobs"] = tuple(target for target in _targets(xml) if domain.blockJobInfo(target))
+        autostart = bool(domain.autostart()) if domain.isPersistent() else False
+        snapshots = domain.snapshotNum()
+    except libvirt.libvirtError as exc:
+        hint = "see: virsh list --all" if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN else ""
+        raise VmError(f"VM {name}: {exc.get_error_message() or exc}", hint=hint) from exc
+    return VmFacts(
+        name, xml, running, state=_STATES.get(state, "not running"), autostart=autostart, snapshots=snapshots, **facts
+    )
+
+
+def gather_host(*, try_plug: bool) -> HostFacts:
+    """Look at this host. With `try_plug` an IFB device is made and removed again."""
+    scope = 0
+    with contextlib.suppress(OSError, ValueError):
+        scope = int(PTRACE_SCOPE.read_text())
+    return HostFacts(
+        machine=os.uname().machine,
+        kernel=os.uname().release,
+        tracking_error=try_tracking(),
+        ptrace_scope=scope,
+        nbdkit_error=_nbdkit_error(),
+        tun=TUN.exists(),
+        plug=try_plug and plug_works(),
+        lock_manager=_lock_manager(QEMU_CONF),
+        cpus=os.cpu_count() or 1,
+        memory_available_bytes=psutil.virtual_memory().available,
+    )
+
+
+def try_tracking() -> str:
+    """Track writes to a few pages of our own, as the capture does with QEMU's: empty if it works, else why not."""
+    uffd = kernel.libc.syscall(kernel.SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | kernel.UFFD_USER_MODE_ONLY)
+    if uffd < 0:
+        return f"userfaultfd: {os.strerror(ctypes.get_errno())}"
+    memory = mmap.mmap(-1, TRY_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    anchor = ctypes.c_char.from_buffer(memory)
+    start = ctypes.addressof(anchor)
+    try:
+        fcntl.ioctl(uffd, kernel.UFFDIO_API, bytearray(struct.pack("<QQQ", 0xAA, kernel.UFFD_FEATURES, 0)))
+        argument = struct.pack("<QQQQ", start, TRY_BYTES, kernel.UFFDIO_REGISTER_MODE_WP, 0)
+        fcntl.ioctl(uffd, kernel.UFFDIO_REGISTER, bytearray(argument))
+        _written(start, protect=True)
+        memory[2 * mmap.PAGESIZE] = 1
+        found = _written(start, protect=False)
+        expected = start + 2 * mmap.PAGESIZE
+        return "" if found == [expected] else f"a scan found {len(found)} written runs, expected one"
+    except OSError as exc:
+        return f"userfaultfd write-protect and PAGEMAP_SCAN: {exc.strerror}"
+    finally:
+        os.close(uffd)
+        del anchor
+        memory.close()
+
+
+def _written(start: int, *, protect: bool) -> list[int]:
+    """The first addresses of the written runs."""
+    flags = kernel.PM_SCAN_CHECK_WPASYNC | (kernel.PM_SCAN_WP_MATCHING if protect else 0)
+    vector = (ctypes.c_uint64 * (3 * 16))()
+    arg = kernel.ScanArg(
+        ctypes.sizeof(kernel.ScanArg), flags, start, start + TRY_BYTES, 0, ctypes.addressof(vector), 16,
+        0, 0, kernel.PAGE_IS_WRITTEN, 0, kernel.PAGE_IS_WRITTEN,
+    )  # fmt: skip
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        count = kernel.check(
+            kernel.libc.ioctl(pagemap.fileno(), kernel.PAGEMAP_SCAN, ctypes.byref(arg)), "PAGEMAP_SCAN"
+        )
+    return [vector[3 * index] for index in range(count)]
+
+
+def _qmp(domain: libvirt.virDomain, command: str) -> dict[str, Any]:
+    reply = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command}), 0))
+    found = reply.get("return", {})
+    return found if isinstance(found, dict) else {}
+
+
+def _qemu_version(domain: libvirt.virDomain) -> tuple[int, int, int]:
+    """Of the running QEMU, which may be older than the installed one."""
+    version = _qmp(domain, "query-version").get("qemu", {})
+    return int(version.get("major", 0)), int(version.get("minor", 0)), int(version.get("micro", 0))
+
+
+def _targets(xml: str) -> list[str]:
+    return re.findall(r"<target dev='([^']+)' bus=", xml)
+
+
+def _nbdkit_error() -> str:
+    path = shutil.which("nbdkit")
+    if path is None:
+        return "nbdkit is not installed"
+    try:
+        subprocess.run([path, "python", "--dump-plugin"], capture_output=True, check=True, timeout=NBDKIT_TIMEOUT_S)
+    except subprocess.CalledProcessError:
+        return "nbdkit has no Python plugin"
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return f"nbdkit cannot be run: {exc}"
+    return ""
+
+
+def _lock_manager(path: Path) -> str:
+    """libvirt's lock manager, empty if none is configured (the default) or the file cannot be read."""
+    try:
+        found = re.search(r'^\s*lock_manager\s*=\s*"([^"]*)"', path.read_text(errors="replace"), re.MULTILINE)
+    except OSError:
+        return ""
+    return found[1] if found and found[1] != "nop" else ""
+
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended by the guest",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
+}

