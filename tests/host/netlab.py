@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from socket import inet_aton
 
 from remusdb.net.links import Links
 from remusdb.net.tuntap import FRAME_MAX_BYTES, VNET_HEADER_BYTES, open_tap
@@ -116,8 +117,8 @@ class Lab:
     def snapshot(self) -> dict[str, str]:
         """Everything about links, qdiscs and filters that `remove` must leave as it was."""
         tap = self.vm.name
-        asked = ("ip -d link show", "ip addr show", "tc qdisc show", f"tc filter show dev {tap} ingress")
-        asked += (f"tc filter show dev {tap} egress", "bridge -d link show", "bridge vlan show")
+        asked = ["ip -d link show", "ip addr show", "tc qdisc show", "bridge -d link show", "bridge vlan show"]
+        asked += [f"tc filter show dev {tap} ingress", f"tc filter show dev {tap} egress"]
         return {command: _settled(sh(command)) for command in asked}
 
     def devices(self) -> set[str]:
@@ -184,8 +185,8 @@ def ip_frame(version: int, to: str = PEER_MAC) -> bytes:
 
 def arp_frame(sender_ip: str, target_ip: str, source: str = VM_MAC) -> bytes:
     """A broadcast ARP request of the VM."""
-    ip = lambda text: bytes(map(int, text.split(".")))  # noqa: E731
-    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac_bytes(source) + ip(sender_ip) + bytes(6) + ip(target_ip)
+    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac_bytes(source) + inet_aton(sender_ip)
+    body += bytes(6) + inet_aton(target_ip)
     return b"\xff" * 6 + mac_bytes(source) + b"\x08\x06" + body + bytes(18)
 
 

@@ -24,7 +24,7 @@ PURE_PYTHON = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "pyrout
 MODULES = "ifb sch_plug act_mirred cls_bpf tun veth bridge dummy"
 
 INIT = """#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/mnt/code:/mnt/site
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONPYCACHEPREFIX=/tmp/pyc PYTHONPATH=/mnt/code:/mnt/site
 for at in proc:/proc sysfs:/sys devtmpfs:/dev; do
     mountpoint -q ${at#*:} || mount -t ${at%:*} none ${at#*:}
 done
@@ -33,7 +33,7 @@ modprobe -a MODULES || echo "GUEST: a module is missing"
 cd /mnt/code/tests/host
 export REMUSDB_TEST_GATES=plug
 echo "GUEST: $(uname -r)"
-python3 -m pytest -c /dev/null --rootdir=/mnt/code -p no:cacheprovider -v --tb=short --color=no test_gate_contract.py
+python3 -m pytest -c /dev/null --rootdir=/mnt/code -p no:cacheprovider -v --tb=short --color=no --durations=8 test_gate_contract.py
 echo "GUEST: pytest ended with $?"
 sync; echo o > /proc/sysrq-trigger; sleep 60
 """
@@ -91,4 +91,4 @@ def _copy_distribution(name: str, to: Path) -> None:
         if not file.is_absolute() and ".." not in file.parts and "__pycache__" not in file.parts:
             target = to / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(found.locate_file(file), target)
+            shutil.copy(str(found.locate_file(file)), target)
