@@ -124,7 +124,7 @@ def verify(server: str, record: Path) -> dict[str, object]:
         for path in ("indexscan", "indexonlyscan", "bitmapscan"):
             connection.execute(f"SET enable_{path} = off".encode())
         rows = connection.execute("SELECT client, seq, amount FROM ledger").fetchall()
-        balances = dict(connection.execute("SELECT id, balance FROM accounts").fetchall())
+        balances: dict[int, int] = dict(connection.execute("SELECT id, balance FROM accounts").fetchall())
     verdict = ledger.judge(acks, {(client, seq) for client, seq in report["unknown"]}, rows, balances)
     verdict.complaints += [f"connection lost: {reset['error']}" for reset in report["resets"][:10]]
     verdict.complaints += [f"client {client} never got an answer" for client in report["stuck"]]

@@ -19,8 +19,8 @@ MACHINE = "pc-q35-10.0"
 PG_IP4, PG_IP6, PG_MAC = "10.77.0.10", "fd77::10", "52:54:00:77:00:10"
 BARE_MAC = "52:54:00:77:00:20"
 _IMAGES = "/var/lib/libvirt/images"
-# A named model: `host` makes a nested KVM fail (docs/facts.md), and TCG knows no newer one in full. This one has SSE 4.2,
-# which makes PostgreSQL's checksums cheap in emulation.
+# A named model: `host` makes a nested KVM fail (docs/facts.md), and TCG knows no newer one in full. This one has
+# SSE 4.2, which makes PostgreSQL's checksums cheap in emulation.
 _CPU = "<cpu mode='custom' match='exact' check='none'><model fallback='forbid'>Nehalem</model></cpu>"
 
 

@@ -89,7 +89,8 @@ class Host(Node):
         self._configure_libvirt()
         binds = "".join(f"mount --bind '{self.path(inside)}' {inside}\n" for inside in PRIVATE)
         # sysfs shows the links of the namespace that mounted it; libvirt looks there.
-        script = f"set -e\nmount -t sysfs sysfs /sys\nmount -t tmpfs tmpfs /dev/shm\n{binds}echo ready\nexec sleep infinity\n"
+        mounts = f"mount -t sysfs sysfs /sys\nmount -t tmpfs tmpfs /dev/shm\n{binds}"
+        script = f"set -e\n{mounts}echo ready\nexec sleep infinity\n"
         unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
         self._holder = subprocess.Popen(
             [*super().enter(Path("/")), *unshare],

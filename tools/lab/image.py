@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The database VM's disk image, kernel and initrd: built once a recipe and kept in build/cache.
 
-    python -m tools.lab.image       builds it if need be, and prints where it is
+python -m tools.lab.image       builds it if need be, and prints where it is
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from tools.lab.paths import CACHE
 
 _RECIPE = Path(__file__).parent / "pgvm"
 _SIZE = "2G"  # sparse: the file takes what is in it
+# No lazy initialisation: the guest's kernel would do it in the background of every run.
+_FILE_SYSTEM = ("-t", "ext4", "-m", "0", "-L", "lab", "-N", "65536", "-J", "size=16")
+_FILE_SYSTEM += ("-E", "lazy_itable_init=0,lazy_journal_init=0")
 _PACKAGES = (
     "linux-image-cloud-amd64",
     "systemd-sysv",
@@ -70,14 +73,14 @@ def ensure(log: Path | None = None) -> Image:
         if not folder.exists():
             for old in CACHE.glob("pgvm-*"):
                 shutil.rmtree(old)
-            with (log.open("w") if log else os.fdopen(os.dup(2), "w")) as out:
+            with log.open("w") if log else os.fdopen(os.dup(2), "w") as out:
                 _build(folder, out.fileno())
     return image
 
 
 def _key() -> str:
     """Changes when anything that goes into the image changes."""
-    parts = [debian.codename().encode(), Path(__file__).read_bytes()]
+    parts = [debian.codename().encode(), repr((_PACKAGES, _LEFT_OUT, _FILE_SYSTEM, _SIZE)).encode()]
     parts += [file.read_bytes() for file in sorted(_RECIPE.iterdir())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -117,9 +120,7 @@ def _build(folder: Path, log_fd: int) -> None:
         (made / "initrd").write_bytes(gzip.decompress(packed.read_bytes()))
         shutil.rmtree(root / "boot")
         (root / "boot").mkdir()
-        # No lazy initialisation: the guest's kernel would do it in the background of every run.
-        features = ["-E", "lazy_itable_init=0,lazy_journal_init=0", "-m", "0", "-L", "lab"]
-        _run(["mke2fs", "-q", "-F", "-t", "ext4", *features, "-d", str(root), str(made / "disk.raw"), _SIZE], log_fd)
+        _run(["mke2fs", "-q", "-F", *_FILE_SYSTEM, "-d", str(root), str(made / "disk.raw"), _SIZE], log_fd)
         made.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -39,8 +39,7 @@ class Node:
         """Makes the namespace and plugs it into the LAN, whose namespace exists already."""
         ip(f"netns add {self.netns}")
         ip(
-            f"link add {self.port} type veth peer name eth0 netns {self.netns}\n"
-            f"link set {self.port} master lan0 up\n",
+            f"link add {self.port} type veth peer name eth0 netns {self.netns}\nlink set {self.port} master lan0 up\n",
             netns=self.lan,
         )
         ip("link set lo up\n" + self._wire() + self._addresses(), netns=self.netns)
@@ -52,8 +51,7 @@ class Node:
     def _addresses(self) -> str:
         # nodad: an address that is tentative for a second makes the first connection fail.
         return (
-            f"addr add {self.ip4}/{PREFIX4} dev {self.device}\n"
-            f"addr add {self.ip6}/{PREFIX6} dev {self.device} nodad\n"
+            f"addr add {self.ip4}/{PREFIX4} dev {self.device}\naddr add {self.ip6}/{PREFIX6} dev {self.device} nodad\n"
         )
 
     @property

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make demo`: kills the host of a protected PostgreSQL VM under load, and checks what its clients saw.
+
+    python -m tools.demo [--seed N] [--runs N] [--kill host|qemu|link]
+
+Progress is on stderr. The last line on stdout is one JSON object, which build/demo/report.json holds as well; of
+several runs it has the sums, the worst and the medians, and under `runs` each run's own. Exit 1 if anything that a
+client had seen was lost or came twice, if a connection was reset, or if the survivor is damaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from tools.lab import image
+from tools.lab.paths import BUILD
+from tools.show import say, step
+from tools.trial import Kill, Outcome, Trial
+
+_FOLDER = BUILD / "demo"
+_SUMMED = ("acked", "lost", "duplicated", "reconnects", "epochs")
+_WORST = ("detect_ms", "resume_ms", "outage_ms", "pause_ms_p99")
+_MEDIAN = ("pause_ms_p50", "bytes_per_epoch", "tps_unprotected", "tps_protected")
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One object of the figures of several runs: the same keys, `outage_ms_median`, and `runs`."""
+    found: dict[str, Any] = {}
+    for key in runs[0]:
+        values = [run[key] for run in runs if run[key] is not None]
+        if key in _SUMMED:
+            found[key] = sum(values)
+        elif key in _WORST:
+            found[key] = max(values, default=None)
+        elif key in _MEDIAN:
+            found[key] = round(statistics.median(values), 2) if values else None
+        else:
+            found[key] = runs[0][key]
+    found["outage_ms_median"] = round(statistics.median(run["outage_ms"] for run in runs), 1)
+    return {**found, "runs": runs}
+
+
+def _one(built: image.Image, seed: int, kill: Kill, folder: Path) -> Outcome:
+    outcome = Trial(built, seed, kill, folder).run()
+    for complaint in outcome.complaints:
+        say(f"  [bold red]{complaint}[/bold red]")
+    figures = outcome.figures
+    say(
+        f"  acknowledged {figures['acked']}, lost {figures['lost']}, twice {figures['duplicated']}, "
+        f"connections lost {figures['reconnects']}; the longest wait of a client {figures['outage_ms']:.0f} ms"
+    )
+    return outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make demo")
+    parser.add_argument("--seed", type=int, default=1, help="of the first run; each further run has the next")
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--kill", type=Kill, choices=list(Kill), default=Kill.HOST, metavar="{host,qemu,link}")
+    args = parser.parse_args()
+    shutil.rmtree(_FOLDER, ignore_errors=True)
+    _FOLDER.mkdir(parents=True)
+    with step("the database VM's image (about a minute if it is not there yet)"):
+        built = image.ensure(_FOLDER / "image.log")
+    outcomes = []
+    for number in range(args.runs):
+        seed = args.seed + number
+        say(f"[bold]run {number + 1} of {args.runs}[/bold]  [dim]seed {seed}, kill {args.kill.value}[/dim]")
+        outcomes.append(_one(built, seed, args.kill, _FOLDER / f"run-{seed}"))
+    runs = [outcome.figures for outcome in outcomes]
+    report = json.dumps(runs[0] if args.runs == 1 else summary(runs))
+    (_FOLDER / "report.json").write_text(report + "\n")
+    print(report)
+    return 1 if any(outcome.complaints for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (RuntimeError, TimeoutError, OSError) as error:
+        say(f"[bold red]the demo could not be run:[/bold red] {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

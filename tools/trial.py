@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One trial of the product: a database VM under load loses its host at a random moment. Did any client notice?"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from tools import ledger
+from tools.lab import Host, Lab, domains
+from tools.lab.host import Killed
+from tools.lab.image import Image
+from tools.lab.product import Product
+from tools.show import say, step
+
+VM = "pg"
+CLIENTS = 8
+_BOOT_S = 90.0
+_UNPROTECTED_S = 8.0
+_KILL_S = (6.0, 12.0)  # after the VM is protected: long enough for figures that mean something
+_RECOVER_S = 30.0  # how long the clients are given until the trial counts as failed
+_AFTER_S = 3.0  # how long they work on the survivor
+
+
+class Kill(Enum):
+    """What happens to the primary."""
+
+    HOST = "host"  # power failure: link down, every process killed
+    QEMU = "qemu"  # the VM's QEMU alone dies
+    LINK = "link"  # the cable is pulled, and plugged in again once the backup has taken over
+
+    def strike(self, host: Host) -> Killed:
+        """Does it, now."""
+        if self is Kill.HOST:
+            return host.kill()
+        if self is Kill.QEMU:
+            return host.kill_qemu(VM)
+        at, wall = time.monotonic_ns(), time.time_ns()
+        host.cut_link()
+        return Killed(at, wall, (time.monotonic_ns() - at) / 1e6, ())
+
+
+@dataclass
+class Outcome:
+    """`figures` are the keys of the report; the trial passed if there are no `complaints`."""
+
+    figures: dict[str, Any]
+    complaints: list[str]
+
+
+class Trial:
+    """Runs in a lab of its own; what it leaves behind is in `folder`: the record of the clients, and all logs."""
+
+    def __init__(self, image: Image, seed: int, kill: Kill, folder: Path) -> None:
+        self._image = image
+        self._kill = kill
+        self._chance = random.Random(seed)
+        self._folder = folder
+        self._record = folder / "record"
+
+    def run(self) -> Outcome:
+        """One trial. Raises RuntimeError or TimeoutError when a step fails before there is anything to judge."""
+        with Lab() as lab:
+            product = Product(lab, self._folder)
+            try:
+                return self._run(lab, product)
+            finally:
+                product.keep_logs()
+
+    def _run(self, lab: Lab, product: Product) -> Outcome:
+        a = lab.host("a")
+        with step("two hosts with libvirt, and a client"):
+            lab.start_libvirt()
+            vm = domains.define_pg(a, self._image, name=VM)
+            a.run(["virsh", "start", VM])
+        with step(f"remusdb on both hosts; PostgreSQL boots meanwhile ({_accel(vm.accel)})"):
+            product.install()
+            product.start()
+            _await(lambda: _accepts(lab), _BOOT_S, "PostgreSQL does not accept connections")
+        load = self._start_load(lab)
+        with step(f"{CLIENTS} clients work, unprotected"):
+            _await(lambda: len(self._acks()) >= CLIENTS, 30.0, "the clients get nothing done")
+            began = time.monotonic_ns()
+            time.sleep(_UNPROTECTED_S)
+        unprotected = ledger.tps(self._acks(), began, time.monotonic_ns())
+        with step(f"remusdb protect {VM} --to b"):
+            product.cli("a", "protect", VM, "--to", "b", timeout_s=120.0)
+        protected_ns = time.monotonic_ns()
+        with step(f"{CLIENTS} clients work, protected"):
+            time.sleep(self._chance.uniform(*_KILL_S))
+            status = product.status(VM)
+            time.sleep(self._chance.uniform(0.0, 0.5))  # so that the kill falls anywhere in an epoch
+        killed = self._kill.strike(a)
+        say(f"  [bold red]✗ {self._kill.value} killed[/bold red]  [dim]within {killed.took_ms:.1f} ms[/dim]")
+        self._recover(lab, load, killed)
+        with step("what the survivor holds against what the clients saw"):
+            judged = self._verify(lab)
+        standby = product.standby(VM)
+        return self._outcome(judged, status, standby, killed, unprotected, protected_ns)
+
+    def _start_load(self, lab: Lab) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tools.workload", "run", "--clients", str(CLIENTS)]
+        where = ["--server", domains.PG_IP4, "--record", str(self._record)]
+        return lab.client.popen([*command, *where], log=self._folder / "workload.log")
+
+    def _recover(self, lab: Lab, load: subprocess.Popen[str], killed: Killed) -> None:
+        """Waits until every client works again. If one does not, the verdict will say so."""
+        with step("the backup takes over"):
+            deadline = time.monotonic() + _RECOVER_S
+            while time.monotonic() < deadline:
+                # The first moments on the survivor may answer what the primary had already committed to.
+                if len({ack.client for ack in self._acks() if ack.at_ns > killed.monotonic_ns}) == CLIENTS:
+                    break
+                time.sleep(0.1)
+            if self._kill is Kill.LINK:
+                lab.host("a").restore_link()  # now a primary that still speaks would break the connections
+            time.sleep(_AFTER_S)
+            load.terminate()
+            load.wait(30.0)
+
+    def _verify(self, lab: Lab) -> dict[str, Any]:
+        command = [sys.executable, "-m", "tools.workload", "verify"]
+        where = ["--server", domains.PG_IP4, "--record", str(self._record)]
+        done = lab.client.run([*command, *where], check=False, timeout_s=180.0)
+        try:
+            judged: dict[str, Any] = json.loads(done.stdout)
+        except ValueError:
+            raise RuntimeError(f"the survivor cannot be verified:\n{done.stderr[-2000:]}") from None
+        return judged
+
+    def _acks(self) -> list[ledger.Ack]:
+        return ledger.read_acks(self._record / "acked")
+
+    def _outcome(
+        self,
+        judged: dict[str, Any],
+        status: dict[str, Any],
+        standby: dict[str, Any],
+        killed: Killed,
+        unprotected: float,
+        protected_ns: int,
+    ) -> Outcome:
+        acks = self._acks()
+        stopped_ns = json.loads((self._record / "report.json").read_text())["stopped_ns"]
+        complaints = list(judged["complaints"])
+        decided, resumed = standby.get("decided_at_ns"), standby.get("resumed_at_ns")
+        if not decided or not resumed:
+            complaints.append(f"the backup did not take over: {standby.get('state')} {standby.get('reason')}")
+        figures = {
+            "acked": judged["acked"],
+            "lost": judged["lost"],
+            "duplicated": judged["duplicated"],
+            "reconnects": judged["reconnects"],
+            "detect_ms": _ms(killed.time_ns, decided),
+            "resume_ms": _ms(decided, resumed),
+            "outage_ms": round(ledger.outage_ms(acks, killed.monotonic_ns, stopped_ns), 1),
+            "epochs": standby.get("committed"),
+            "pause_ms_p50": _rounded(status.get("pause_ms_p50")),
+            "pause_ms_p99": _rounded(status.get("pause_ms_p99")),
+            "bytes_per_epoch": _rounded(status.get("bytes_per_epoch"), 0),
+            "tps_unprotected": round(unprotected, 1),
+            "tps_protected": round(ledger.tps(acks, protected_ns, killed.monotonic_ns), 1),
+            "accel": _accel(str(status.get("accel") or "")),
+        }
+        return Outcome(figures, complaints)
+
+
+def _accepts(lab: Lab) -> bool:
+    command = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc", "SELECT 1", "bank"]
+    return lab.client.run(command, check=False, env={"PGCONNECT_TIMEOUT": "1"}).returncode == 0
+
+
+def _await(done: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{otherwise} after {timeout_s:.0f} s")
+        time.sleep(0.25)
+
+
+def _accel(kind: str) -> str:
+    """libvirt and QEMU call emulation `qemu`; people call it TCG."""
+    return {"qemu": "tcg"}.get(kind, kind)
+
+
+def _ms(start_ns: int | None, end_ns: int | None) -> float | None:
+    return round((end_ns - start_ns) / 1e6, 1) if start_ns and end_ns else None
+
+
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)
