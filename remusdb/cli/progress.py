@@ -10,6 +10,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from remusdb.cli import words
+
 LINES_PER_STEP = 4
 
 
@@ -40,7 +42,7 @@ class Steps:
         """One report of the daemon; what is missing in it is taken as nothing."""
         step, unit = str(told.get("step", "")), str(told.get("unit", ""))
         done, total = float(told.get("done") or 0), float(told.get("total") or 0)
-        of = f"{done:g} of {total:g} {unit}" if total else ""
+        of = _of(done, total, unit) if total else ""
         if self._bars:
             if step not in self._tasks:
                 self._tasks[step] = self._bars.add_task(step, of=of)
@@ -50,3 +52,9 @@ class Steps:
         if self._told.get(step) != part:
             self._told[step] = part
             click.echo(f"{step}: {of}" if of else step, err=True)
+
+
+def _of(done: float, total: float, unit: str) -> str:
+    if unit == "bytes":
+        return f"{words.size(done)} of {words.size(total)}"
+    return f"{done:g} of {total:g} {unit}"

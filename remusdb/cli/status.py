@@ -76,6 +76,8 @@ def _merged(own: list[Vm], kept: list[Vm]) -> list[Vm]:
 
 
 def _row(one: Vm) -> list[str]:
+    if one["state"] == "unprotected":
+        return [one["vm"], one["role"], one["state"], *[words.NOTHING] * (len(HEAD) - 4), one.get("reason") or ""]
     pause = words.NOTHING
     if one.get("pause_ms_p50") is not None:
         pause = f"{one['pause_ms_p50']:.1f}/{one['pause_ms_p99']:.1f} ms"

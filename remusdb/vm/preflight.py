@@ -69,7 +69,7 @@ def _gate(facts: Facts) -> list[Check]:
     problems = []
     if wanted == "plug" and not host.plug:
         problems = ["protection.gate is plug, and the kernel has no sch_plug or no IFB"]
-    elif not host.tun and not (host.plug and wanted == "auto"):
+    elif not host.tun and (wanted == "tap" or not host.plug):
         problems = ["/dev/net/tun is missing"]
     kind = "plug" if host.plug and wanted != "tap" else "tap"
     return [
@@ -92,7 +92,12 @@ def _qemu(vm: VmFacts, tree: ET.Element) -> list[Check]:
             "it is running",
             f"virsh resume {vm.name}" if vm.state == "paused" else f"virsh start {vm.name}",
         ),
-        required("qemu", old, f"QEMU {version}", "8.2 is the oldest that will do; the VM uses it from its next start"),
+        required(
+            "qemu",
+            old,
+            f"QEMU {version}" if vm.running else "not known while it is off",
+            "8.2 is the oldest that will do; the VM uses it from its next start",
+        ),
         required(
             "machine",
             wrong,

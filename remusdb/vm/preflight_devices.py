@@ -28,7 +28,12 @@ def decide(facts: Facts, tree: ET.Element) -> list[Check]:
             "all can be rebuilt on the backup",
             "state that lives outside QEMU would be lost: take it out of the VM's definition",
         ),
-        required("interfaces", list(_interfaces(tree)), _told_interfaces(tree), "put each interface on a Linux bridge"),
+        required(
+            "interfaces",
+            list(_interfaces(tree, facts.vm.running)),
+            _told_interfaces(tree),
+            "put each interface on a Linux bridge",
+        ),
         required("disks", list(_disks(tree)), _told_disks(tree), "file-backed raw or qcow2 disks can be replicated"),
         required(
             "media",
@@ -103,17 +108,19 @@ def _devices(tree: ET.Element) -> Iterator[str]:
                 yield f"a {tag} device that is this host's own"
 
 
-def _interfaces(tree: ET.Element) -> Iterator[str]:
+def _interfaces(tree: ET.Element, running: bool) -> Iterator[str]:
+    """What keeps a gate from being put between an interface and its bridge. Taps are there only while it runs."""
     for interface in tree.iterfind("./devices/interface"):
         kind = interface.get("type", "")
         if kind in ("hostdev", "vhostuser", "vdpa"):
             continue  # told already, with the memory
         name = _address(interface)
         source, target = interface.find("source"), interface.find("target")
-        if kind not in ("bridge", "network") or source is None or not source.get("bridge"):
+        bridged = source is not None and bool(source.get("bridge"))
+        if kind not in ("bridge", "network") or (running and not bridged):
             yield f"{name} is of type {kind}, not on a bridge"
-        elif target is None or not target.get("dev"):
-            yield f"{name} has no tap (is the VM running?)"
+        elif running and (target is None or not target.get("dev")):
+            yield f"{name} has no tap"
         virtualport = interface.find("virtualport")
         if virtualport is not None and virtualport.get("type") == "openvswitch":
             yield f"{name} is on an Open vSwitch bridge"
@@ -174,8 +181,9 @@ def _is_ours(tree: ET.Element, target: str, folder: str) -> bool:
 
 
 def _told_interfaces(tree: ET.Element) -> str:
-    bridges = [source.get("bridge", "") for source in tree.iterfind("./devices/interface/source")]
-    return f"on {', '.join(sorted(set(bridges)))}" if bridges else "none"
+    sources = tree.iterfind("./devices/interface/source")
+    bridges = {source.get("bridge") or f"network {source.get('network')}" for source in sources}
+    return f"on {', '.join(sorted(bridges))}" if bridges else "none"
 
 
 def _told_disks(tree: ET.Element) -> str:

@@ -275,11 +275,12 @@ def test_steps_are_told_in_quarters(capsys: pytest.CaptureFixture[str]) -> None:
     with Steps() as steps:
         for done in range(101):
             steps.show({"step": "disk vda", "done": done, "total": 100, "unit": "MiB"})
+        steps.show({"step": "memory", "done": 1 << 20, "total": 1 << 30, "unit": "bytes"})
         steps.show({"step": "standby"})
         steps.show({})
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == ["disk vda: 0 of 100 MiB", "disk vda: 25 of 100 MiB"]
-    assert lines[4:] == ["disk vda: 100 of 100 MiB", "standby", ""]
+    assert lines[4:] == ["disk vda: 100 of 100 MiB", "memory: 1.0 MiB of 1.0 GiB", "standby", ""]
 
 
 @pytest.mark.parametrize(
