@@ -24,8 +24,7 @@ from tools.lab.paths import CACHE
 _RECIPE = Path(__file__).parent / "pgvm"
 _SIZE = "2G"  # sparse: the file takes what is in it
 # No lazy initialisation: the guest's kernel would do it in the background of every run.
-_FILE_SYSTEM = ("-t", "ext4", "-m", "0", "-L", "lab", "-N", "65536", "-J", "size=16")
-_FILE_SYSTEM += ("-E", "lazy_itable_init=0,lazy_journal_init=0")
+_FILE_SYSTEM = "-t ext4 -m 0 -L lab -N 65536 -J size=16 -E lazy_itable_init=0,lazy_journal_init=0".split()
 _PACKAGES = (
     "linux-image-cloud-amd64",
     "systemd-sysv",

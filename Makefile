@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+SEED ?= 1
+RUNS ?= 1
+KILL ?= host
+
+.PHONY: help setup demo test check lint clean
+
+help:
+	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link]'
+	@echo '             kill the host of a protected PostgreSQL VM under load; see that no client noticed'
+	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root)'
+	@echo 'make check   ruff, mypy, and the tests that need nothing'
+	@echo 'make setup   system packages and .venv (root); the others do it first'
+	@echo 'make clean   remove what was built, and labs that were left behind'
+
+setup:
+	@tools/setup.sh
+
+demo: setup
+	@$(PYTHON) -m tools.demo --seed $(SEED) --runs $(RUNS) --kill $(KILL)
+
+test: check
+	$(PYTEST) tests/host
+	$(PYTEST) tests/vm
+
+check: lint
+	$(PYTEST) tests/unit tests/model
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	MYPYPATH=build/typing $(PYTHON) -m mypy -p remusdb -p remusdb_agents -p tools
+
+clean:
+	@[ ! -x $(PYTHON) ] || $(PYTHON) -c 'from tools.lab.sweep import sweep; sweep()'
+	rm -rf build .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,76 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Installs what remusdb's lab and tests need on Debian 12 or 13: system packages, and a virtual environment in .venv.
+# Needs root, and nothing but a shell. Safe to run again: under a second when nothing is to do. Talks on stderr only.
+set -eu
+cd "$(dirname "$0")/.."
+
+say() { echo "setup: $*" >&2; }
+fail() { say "$*"; exit 1; }
+
+packages="qemu-system-x86 qemu-utils seabios libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients libvirt-dev
+pkg-config gcc binutils libc6-dev python3-dev python3-venv mmdebstrap iproute2 nftables nbdkit nbdkit-plugin-python
+libnbd-bin postgresql-client e2fsprogs util-linux"
+least_qemu=1:10.0 # what the checkpoint mechanism was measured on; Debian 12 itself has 7.2
+
+installed() {
+    # shellcheck disable=SC2086 # a list
+    for status in $(dpkg-query -W -f '${db:Status-Status}\n' $packages 2> /dev/null || echo missing); do
+        [ "$status" = installed ] || return 1
+    done
+    dpkg --compare-versions "$(dpkg-query -W -f '${Version}' qemu-system-x86)" ge "$least_qemu"
+}
+
+# Debian 12 gets QEMU and libvirt from its backports suite, on the mirror that apt uses already.
+add_backports() {
+    [ -z "$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Codename: bookworm-backports')" ] || return 0
+    uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
+    [ -n "$uri" ] || fail "apt has no source for bookworm: cannot tell where its backports are"
+    say "adding bookworm-backports from $uri"
+    cat > /etc/apt/sources.list.d/remusdb-backports.sources << SOURCE
+Types: deb
+URIs: $uri
+Suites: bookworm-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+SOURCE
+}
+
+install_packages() {
+    case $VERSION_CODENAME in
+        bookworm) suite=bookworm-backports && add_backports ;;
+        *) suite=$VERSION_CODENAME ;;
+    esac
+    say "installing system packages"
+    apt-get update -qq >&2
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends -t "$suite" $packages >&2
+    installed || fail "some of these are still missing, or QEMU is older than $least_qemu: $packages"
+}
+
+make_venv() {
+    stamp=.venv/remusdb-stamp
+    wanted="$(sha256sum < pyproject.toml) $(/usr/bin/python3 --version)"
+    [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ] || return 0
+    say "making the virtual environment .venv"
+    [ -x .venv/bin/pip ] || /usr/bin/python3 -m venv .venv >&2
+    # Debian 12's pip does not know dependency groups yet.
+    dev=$(mktemp)
+    .venv/bin/python -c 'import tomllib
+print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' > "$dev"
+    .venv/bin/pip install -q --disable-pip-version-check -e '.[lab]' -r "$dev" >&2
+    rm -f "$dev"
+    echo "$wanted" > "$stamp"
+}
+
+[ "$(id -u)" = 0 ] || fail "needs root"
+. /etc/os-release
+case ${VERSION_CODENAME-} in
+    bookworm | trixie) ;;
+    *) fail "this is ${PRETTY_NAME-an unknown system}; Debian 12 (bookworm) or 13 (trixie) is needed" ;;
+esac
+installed || install_packages
+make_venv
+# The repository's agents/ under its import name, for mypy.
+mkdir -p build/typing
+ln -sfn ../../agents build/typing/remusdb_agents
