@@ -44,7 +44,7 @@ install_packages() {
     say "installing system packages"
     apt-get update -qq >&2
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends -t "$suite" $packages >&2
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y -o DPkg::Lock::Timeout=120 --no-install-recommends -t "$suite" $packages >&2
     installed || fail "some of these are still missing, or QEMU is older than $least_qemu: $packages"
 }
 
