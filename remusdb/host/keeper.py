@@ -12,7 +12,9 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -156,7 +158,7 @@ class Keeper:
         if old and record.over and not old.waited_for:
             old.stop()
             record.drop_link(old)
-        link = WorkerLink(record.vm, self._worker_argv, record)
+        link = WorkerLink(record.vm, self._worker_argv, record, self._lock_file(record.vm))
         record.claim(link, peer)
         return link
 
@@ -198,6 +200,9 @@ class Keeper:
                 record.settle(None, "held", f"host daemon was restarted; last try: {exc}")
             self._stopping.wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
             tries += 1
+
+    def _lock_file(self, vm: str) -> Path:
+        return self._config.host.run_dir / f"worker-{quote(vm, safe='')}.lock"
 
     def _order(self, record: VmRecord, peer: str) -> dict[str, Any]:
         config = self._config

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon's end of one worker process: JSON lines over a socketpair.
 
-Owns the child process. Invariant: the child is reaped, and every request to it is answered, with an error if
-the worker ends first. An answer belongs to the oldest request with the `op` it names, or the oldest of all.
+Owns the child process. Invariant: at most one worker a VM, whatever became of earlier daemons; the child is
+reaped, and every request to it is answered, with an error if the worker ends first. An answer belongs to the
+oldest request with the `op` it names, or the oldest of all.
 
     new ──spawn()──▶ running ──the worker ends, or stop()──▶ ended
 """
@@ -10,6 +11,7 @@ the worker ends first. An answer belongs to the oldest request with the `op` it 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -19,10 +21,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from remusdb.control.lines import LineChannel
 from remusdb.errors import BadFrame, RemusError, from_dict
+from remusdb.host.worker_lock import hold_lock
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +58,9 @@ class _Pending:
 class WorkerLink:
     """One worker process."""
 
-    def __init__(self, vm: str, argv: Sequence[str], events: WorkerEvents) -> None:
+    def __init__(self, vm: str, argv: Sequence[str], events: WorkerEvents, lock_file: Path) -> None:
         self._vm = vm
+        self._lock_file = lock_file
         self._argv = list(argv)
         self._events = events
         self._pending: deque[_Pending] = deque()
@@ -77,22 +82,24 @@ class WorkerLink:
     def spawn(self) -> None:
         """Start the process. Call from a thread that lives as long as the daemon: the worker asks the kernel for
         SIGKILL when its parent dies, and the kernel means the parent *thread*."""
+        lock = hold_lock(self._lock_file, self._vm)
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                # A session of its own, so that Ctrl-C on a foreground daemon does not reach the workers;
-                # stdout goes to the log, because nobody else reads it.
-                self._process = subprocess.Popen(
-                    [*self._argv, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,
-                    start_new_session=True,
-                )
-            except OSError as exc:
-                ours.close()
-                self._ended.set()
-                raise RemusError(f"the worker of {self._vm} cannot be started: {exc}") from exc
+        try:
+            # A session of its own, so that Ctrl-C on a foreground daemon does not reach the workers;
+            # stdout goes to the log, because nobody else reads it.
+            self._process = subprocess.Popen(
+                [*self._argv, str(theirs.fileno())],
+                pass_fds=[theirs.fileno(), lock],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                start_new_session=True,
+            )
+        except OSError as exc:
+            ours.close()
+            raise RemusError(f"the worker of {self._vm} cannot be started: {exc}") from exc
+        finally:
+            theirs.close()
+            os.close(lock)
         self._channel = LineChannel(ours)
         threading.Thread(target=self._read, name=f"worker-{self._vm}", daemon=True).start()
 

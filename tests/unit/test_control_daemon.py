@@ -30,7 +30,7 @@ from remusdb.errors import (
     VmError,
 )
 from remusdb.host import keeper as keeper_module
-from remusdb.host import worker_link
+from remusdb.host import worker_link, worker_lock
 from remusdb.host.daemon import HostDaemon
 from remusdb.host.state import SavedVm, StateStore
 
@@ -71,8 +71,10 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostConfig:
 class Running:
     """A daemon and how to ask it."""
 
-    def __init__(self, config: HostConfig, inspection: NoLibvirt | None = None) -> None:
-        self.daemon = HostDaemon(config, worker_argv=WORKER, inspection=inspection or NoLibvirt())
+    def __init__(
+        self, config: HostConfig, inspection: NoLibvirt | None = None, worker_argv: tuple[str, ...] = WORKER
+    ) -> None:
+        self.daemon = HostDaemon(config, worker_argv=worker_argv, inspection=inspection or NoLibvirt())
         self.socket = config.host.run_dir / "host.sock"
         config.host.state_dir.mkdir(parents=True, exist_ok=True)
         self.daemon.start()
@@ -202,6 +204,29 @@ def test_a_vm_that_cannot_be_protected(daemon: Running) -> None:
             daemon.ask("protect", vm="unfit", to="beta")
         assert caught.value.hint == "take it out"
         assert (daemon.status("unfit")["state"], daemon.status("unfit")["reason"]) == ("failed", "vhost-user")
+
+
+class Picky(NoLibvirt):
+    """An inspection that finds something."""
+
+    def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
+        return [{"name": "devices", "ok": False, "level": "required", "detail": "a TPM", "hint": "take it out"}]
+
+
+def test_the_preflight_refuses_before_a_worker_is_started(config: HostConfig) -> None:
+    running = Running(config, Picky())
+    with pytest.raises(CannotProtect, match="VM db1 cannot be protected: devices: a TPM"):
+        running.ask("protect", vm="db1", to="beta")
+    assert running.status("db1")["state"] == "failed"
+    assert not (config.host.state_dir / "db1.order").exists()
+    running.daemon.stop()
+
+
+def test_a_vm_with_the_gate_still_in_has_passed_the_preflight(config: HostConfig) -> None:
+    StateStore(config.host.state_dir).save(SavedVm("db1", "beta", {"role": "protected", "term": 7}))
+    running = Running(config, Picky())
+    wait_for(lambda: running.status("db1")["state"] == "protected")
+    running.daemon.stop()
 
 
 def test_a_fenced_vm_says_so(daemon: Running) -> None:
@@ -343,6 +368,29 @@ def test_a_worker_that_does_not_stop_is_killed(config: HostConfig, monkeypatch: 
     pid = running.worker_pid("deaf")
     running.daemon.stop()
     assert gone(pid)
+
+
+def test_a_vm_has_one_worker_whatever_became_of_earlier_daemons(
+    daemon: Running, config: HostConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_lock.hold_lock, "__defaults__", (0.2,))
+    lingering = worker_lock.hold_lock(config.host.run_dir / "worker-db1.lock", "db1")
+    with pytest.raises(RemusError, match="an earlier worker of db1 does not end"):
+        daemon.ask("protect", vm="db1", to="beta")
+    assert daemon.status("db1")["state"] == "failed"
+    os.close(lingering)
+    assert daemon.ask("protect", vm="db1", to="beta")["state"] == "protected"
+    with pytest.raises(RemusError, match="an earlier worker"):  # the worker has the lock now, not the daemon
+        worker_lock.hold_lock(config.host.run_dir / "worker-db1.lock", "db1")
+
+
+def test_a_worker_that_cannot_be_started(config: HostConfig) -> None:
+    running = Running(config, worker_argv=("/nonexistent/worker",))
+    for _ in range(2):
+        with pytest.raises(RemusError, match="the worker of db1 cannot be started"):
+            running.ask("protect", vm="db1", to="beta")
+    assert running.status("db1")["state"] == "failed"
+    running.daemon.stop()
 
 
 def test_workers_outlive_the_thread_that_asked_and_die_with_the_daemon(config: HostConfig, tmp_path: Path) -> None:

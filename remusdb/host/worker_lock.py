@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker a VM: a lock that the worker inherits, and that the kernel lets go of when it is really gone.
+
+A daemon that was killed leaves workers that are about to end; two of them must never have one VM.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from remusdb.errors import RemusError
+
+PATIENCE_S = 5.0
+
+
+def hold_lock(path: Path, vm: str, patience_s: float = PATIENCE_S) -> int:
+    """A locked descriptor, to be inherited; RemusError if another worker still has it after `patience_s`."""
+    end = time.monotonic() + patience_s
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise RemusError(f"{path}: cannot be opened: {exc.strerror}") from exc
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError as exc:
+            if time.monotonic() > end:
+                os.close(fd)
+                raise RemusError(
+                    f"an earlier worker of {vm} does not end", hint=f"see who holds it: fuser -v {path}"
+                ) from exc
+            time.sleep(0.05)
