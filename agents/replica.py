@@ -19,7 +19,7 @@ from typing import Any
 
 from remusdb import __version__
 from remusdb.config import AgentConfig
-from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack
+from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError
@@ -50,6 +50,7 @@ class Replica:
         self._core = Standby(int(memory.get("term", 0)), memory.get("role") in PROMOTED_ROLES)
         self._reason = str(memory.get("reason", "")) or "no session yet"
         self._lock = threading.RLock()
+        self._greeting = threading.Lock()  # one new session at a time
         self._machine: Machine | None = None
         self._inbox = Inbox(config.limits.epoch_max_bytes)
         self._stream: FrameStream | None = None
@@ -63,31 +64,32 @@ class Replica:
     # --- the session (called by its receiving thread) ---
 
     def greet(self, stream: FrameStream, hello: Hello) -> Welcome | Refuse:
-        """Answer a HELLO. For a new session the standby is started here."""
-        with self._lock:
-            refused = self._strange(stream, hello)
-            if refused is not None:
-                return refused
-            answer = self._core.hello(hello.term, hello.resume)
-            if isinstance(answer, Refusal):
-                return Refuse(reason=answer.reason, term=answer.term, fenced=answer.fenced)
-            self._drop_stream()
+        """Answer a HELLO. For a new session the standby is started here, which takes seconds."""
+        with self._greeting:
+            with self._lock:
+                answer = self._strange(stream, hello) or self._core.hello(hello.term, hello.resume)
+                if isinstance(answer, Refuse):
+                    return answer
+                if isinstance(answer, Refusal):
+                    return Refuse(reason=answer.reason, term=answer.term, fenced=answer.fenced)
+                self._drop_stream()
+                self._inbox.clear()
             if not answer.resumed:
                 try:
                     self._begin(answer.term, hello)
                 except RemusError as exc:
                     self._give_up(str(exc))
                     return Refuse(reason=str(exc), hint=exc.hint, term=self._core.term, code="preflight")
-            self._inbox.clear()
-            self._stream, self._last_heard = stream, time.monotonic()
-            return Welcome(
-                version=__version__,
-                agent=self._config.agent.name,
-                term=answer.term,
-                committed=answer.committed,
-                resumed=answer.resumed,
-                silence_ms=self._config.failover.silence_ms,
-            )
+            with self._lock:
+                self._stream, self._last_heard = stream, time.monotonic()
+                return Welcome(
+                    version=__version__,
+                    agent=self._config.agent.name,
+                    term=answer.term,
+                    committed=self._core.committed,
+                    resumed=answer.resumed,
+                    silence_ms=self._config.failover.silence_ms,
+                )
 
     def _strange(self, stream: FrameStream, hello: Hello) -> Refuse | None:
         """A primary that is not who it says, or a second one while the first is connected."""
@@ -126,18 +128,23 @@ class Replica:
             self._reason = f"session lost: {reason}"
             if self._core.state is not StandbyState.SEEDING:
                 return
-            self._give_up(f"the initial copy broke off: {reason}")
-        with contextlib.suppress(PeerUnreachable):
-            stream.send(FrameType.RENOUNCE, self._core.term, 0, pack(Notice(reason)))
+        self._give_up(f"the initial copy broke off: {reason}", stream)
 
     def _begin(self, term: int, hello: Hello) -> None:
         """A new session: the term first, then a fresh standby. What was here before is given up."""
-        self._close_machine()
-        self._peer = hello.primary
-        self._save("standby", term, "the initial copy runs")
-        self._core.begin(term)
-        self._owed, self._times = None, {}
-        self._machine = Machine(self._config, hello, self._moved, self._broken)
+        with self._lock:
+            self._core.renounce()
+            old, self._machine = self._machine, None
+        if old is not None:
+            old.close()
+        with self._lock:
+            self._peer = hello.primary
+            self._save("standby", term, "the initial copy runs")
+            self._core.begin(term)
+            self._owed, self._times = None, {}
+        machine = Machine(self._config, hello, self._moved, self._broken)
+        with self._lock:
+            self._machine = machine
 
     def _commit(self, stream: FrameStream, whole: WholeEpoch) -> None:
         with self._lock:
@@ -169,23 +176,13 @@ class Replica:
             stream.send(FrameType.ACK, whole.term, owed)
 
     def _bye(self, stream: FrameStream, frame: Frame) -> None:
-        with self._lock:
-            self._give_up("the primary ended protection")
-        with contextlib.suppress(PeerUnreachable):
-            stream.send(FrameType.RENOUNCE, frame.term, 0, pack(Notice("the primary ended protection")))
+        self._give_up(f"the primary ended protection: {unpack(Notice, frame.payload).reason}", stream)
 
     def _broken(self, exc: Exception) -> None:
         """The applier failed: the replica is torn, and the primary must know before anything else happens."""
         log.error("%s: replica broken: %s", self.vm, exc)
-        with self._lock:
-            stream, self._stream = self._stream, None
-            promoted = self._core.state is StandbyState.PROMOTED
-            if not promoted:
-                self._give_up(f"the replica broke: {exc}")
-        if stream is not None and not promoted:
-            with contextlib.suppress(PeerUnreachable):
-                stream.send(FrameType.RENOUNCE, self._core.term, 0, pack(Notice(str(exc))))
-            stream.close(drain_s=2.0)
+        if self._core.state is not StandbyState.PROMOTED:
+            self._give_up(str(exc), self._stream)
 
     # --- takeover ---
 
@@ -259,21 +256,26 @@ class Replica:
 
     def close(self) -> None:
         """The daemon ends: a standby goes, a promoted VM stays."""
+        if self._core.state in (StandbyState.SEEDING, StandbyState.READY):
+            self._give_up("the agent was stopped", self._stream)
+
+    def _give_up(self, reason: str, stream: FrameStream | None = None) -> None:
+        """This side can no longer take over: that is durable before the primary is told, then the replica goes.
+
+        Not under the lock: the applier, which is waited for, takes it.
+        """
         with self._lock:
-            self._drop_stream()
-            if self._core.state is not StandbyState.PROMOTED:
-                self._give_up("the agent was stopped")
-
-    def _give_up(self, reason: str) -> None:
-        """This side can no longer take over; the replica goes."""
-        self._core.renounce()
-        self._close_machine()
-        self._save("none", self._core.term, reason)
-
-    def _close_machine(self) -> None:
-        machine, self._machine = self._machine, None
+            self._core.renounce()
+            machine, self._machine = self._machine, None
+            self._stream = None
+            self._save("none", self._core.term, reason)
+        if stream is not None:
+            with contextlib.suppress(PeerUnreachable):
+                stream.send(FrameType.RENOUNCE, self._core.term, 0, pack(Notice(reason)))
         if machine is not None:
             machine.close()
+        if stream is not None:
+            stream.close(drain_s=1.0)
 
     def _drop_stream(self) -> None:
         stream, self._stream = self._stream, None

@@ -245,6 +245,8 @@ class Session:
         with self._lock:
             self._pipeline.lost()
         self._outbox.detach()
+        if self._over.is_set() or self._leaving:
+            return
         if self._pipeline.state is PrimaryState.HELD:
             self.figures.set("held", f"{reason}; output is held until the agent answers, or `remusdb unprotect`")
         else:

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the vm tier: one pair of hosts a module, a missing prerequisite fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm.pair import Pair, running_pair
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Two hosts with the product running; its logs stay in build/test/MODULE/."""
+    with running_pair(REPO / "build" / "test" / request.module.__name__) as made:
+        yield made

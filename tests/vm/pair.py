@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two hosts with remusdb on them, and what the vm tests ask of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from remusdb.vm.memory import ProcessMemory
+from remusdb.vm.ramblocks import Block, parse_ramblocks
+from tools.lab import Lab, domains
+from tools.lab.guest import Mode
+from tools.lab.host import Host
+from tools.lab.product import Product
+
+
+def eventually(what: Callable[[], object], within_s: float = 10.0, otherwise: str = "it did not happen") -> None:
+    """Wait until `what` is true; AssertionError after `within_s`."""
+    deadline = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < deadline, f"{otherwise} within {within_s:g} s"
+        time.sleep(0.05)
+
+
+class Pair:
+    """Hosts `a` (primary) and `b` (backup), both with libvirt and the product."""
+
+    def __init__(self, lab: Lab, product: Product) -> None:
+        self.lab, self.product = lab, product
+        self.a, self.b = lab.host("a"), lab.host("b")
+        self._count = 0
+
+    def bare(self, mode: Mode = Mode.DIRTIER) -> domains.Vm:
+        """A running bare-metal guest with a name of its own: under KVM where there is one."""
+        self._count += 1
+        vm = domains.define_bare(self.a, mode, name=f"bare{self._count}")
+        self.a.run(["virsh", "start", vm.name])
+        eventually(lambda: len(vm.serial_text(self.a)) > 20, 20, f"{vm.name} prints nothing")
+        return vm
+
+    def protect(self, vm: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`remusdb protect VM --to b` on host a."""
+        return self.product.cli("a", "protect", vm, "--to", "b", check=check, timeout_s=90)
+
+    def unprotect(self, vm: str, *options: str) -> None:
+        """`remusdb unprotect VM`."""
+        self.product.cli("a", "unprotect", vm, *options)
+
+    def state(self, vm: str) -> str:
+        """The VM's state in the primary's status."""
+        return str(self.product.status(vm)["state"])
+
+    def await_state(self, vm: str, *states: str, within_s: float = 15.0) -> dict[str, Any]:
+        """Wait for one of these states; the status then."""
+        eventually(
+            lambda: self.state(vm) in states, within_s, f"{vm} did not become {states}: {self.product.status(vm)}"
+        )
+        return self.product.status(vm)
+
+    def runs(self, vm: domains.Vm, host: Host | None = None) -> bool:
+        """Whether the guest gets further: its serial output grows."""
+        on = host or self.a
+        before = len(vm.serial_text(on))
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: len(vm.serial_text(on)) > before, 5)
+        return len(vm.serial_text(on)) > before
+
+    def pids(self, host: Host, *words: str) -> list[int]:
+        """Processes of this host whose command line holds all these words."""
+        found = []
+        for pid in host.pids():
+            with contextlib.suppress(OSError):
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if all(word in line for word in words):
+                    found.append(pid)
+        return found
+
+    def kill(self, host: Host, *words: str) -> None:
+        """SIGKILL the one process whose command line holds all these words."""
+        (pid,) = self.pids(host, *words)
+        os.kill(pid, signal.SIGKILL)
+
+    def blocks(self, host: Host, vm: str) -> dict[str, Block]:
+        """QEMU's RAM blocks by name."""
+        text = host.run(["virsh", "qemu-monitor-command", vm, "--hmp", "info ramblock"]).stdout
+        return {block.name: block for block in parse_ramblocks(text)}
+
+    def settle(self, vm: str) -> None:
+        """Suspend the VM and wait until the replica has an epoch that was cut after that."""
+        self.a.run(["virsh", "suspend", vm])
+        after = int(self.product.status(vm)["epoch"]) + 2
+        eventually(lambda: self.product.standby(vm)["applied"] >= after, 20, "no epoch was applied")
+
+    def differing_blocks(self, vm: str) -> list[str]:
+        """RAM blocks whose bytes are not the same on both hosts."""
+        here, there = self.blocks(self.a, vm), self.blocks(self.b, vm)
+        assert list(here) == list(there) or set(here) == set(there)
+        mine, theirs = ProcessMemory(self.a.qemu_pid(vm)), ProcessMemory(self.b.qemu_pid(vm))
+        return [name for name in here if not _equal(mine, here[name], theirs, there[name])]
+
+
+def _equal(mine: ProcessMemory, here: Block, theirs: ProcessMemory, there: Block) -> bool:
+    assert here.size == there.size
+    for first in range(0, here.pages, 8192):
+        numbers = np.arange(first, min(first + 8192, here.pages), dtype=np.int64)
+        if not np.array_equal(mine.read(here.address, numbers), theirs.read(there.address, numbers)):
+            return False
+    return True
+
+
+def network_of(host: Host) -> dict[str, Any]:
+    """Links, qdiscs and filters of a host, without counters and indexes: what `unprotect` must restore."""
+    links = json.loads(host.run(["ip", "-d", "-j", "link"]).stdout)
+    kept = [
+        {key: link.get(key) for key in ("ifname", "master", "mtu", "address", "operstate", "txqlen")} for link in links
+    ]
+    taps = [link["ifname"] for link in links if link["ifname"].startswith("vnet")]
+    rules = {tap: host.run(["tc", "qdisc", "show", "dev", tap]).stdout for tap in taps}
+    filters = {tap: host.run(["tc", "filter", "show", "dev", tap, "ingress"], check=False).stdout for tap in taps}
+    return {"links": sorted(kept, key=lambda link: str(link["ifname"])), "rules": rules, "filters": filters}
+
+
+@contextlib.contextmanager
+def running_pair(logs: Path, **settings: dict[str, Any]) -> Iterator[Pair]:
+    """A lab with the product installed and started; logs are kept in `logs`."""
+    with Lab() as lab:
+        product = Product(lab, logs)
+        try:
+            lab.start_libvirt()
+            product.install(**settings)
+            product.start()
+            yield Pair(lab, product)
+        finally:
+            product.keep_logs()

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One part dies while a VM is protected. The VM keeps running, its output is never let go unsafely, status says
+why, and a second `protect` works."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.vm.pair import Pair, eventually, network_of
+
+
+def ends_well(pair: Pair, vm: str) -> None:
+    """The last step of most tests: protect works again, unprotect leaves the VM, which is then removed."""
+    pair.protect(vm)
+    assert pair.state(vm) == "protected"
+    pair.unprotect(vm)
+    assert pair.a.run(["virsh", "domstate", vm]).stdout.strip() == "running"
+    pair.a.run(["virsh", "destroy", vm])
+
+
+def test_unprotect_leaves_everything_as_found(pair: Pair) -> None:
+    vm = pair.bare()
+    network, xml = network_of(pair.a), pair.a.run(["virsh", "dumpxml", vm.name]).stdout
+    pair.protect(vm.name)
+    assert network_of(pair.a) != network
+    pair.unprotect(vm.name)
+    assert network_of(pair.a) == network
+    assert pair.a.run(["virsh", "dumpxml", vm.name]).stdout == xml
+    assert "No current block job" in pair.a.run(["virsh", "blockjob", vm.name, "vda"]).stdout
+    assert vm.name not in pair.b.run(["virsh", "list", "--all", "--name"]).stdout
+    assert pair.pids(pair.a, "nbdkit") == [] and pair.pids(pair.a, "remusdb.vm.guard") == []
+    assert pair.runs(vm)
+    ends_well(pair, vm.name)
+
+
+@pytest.mark.parametrize("part", ["remusdb.net.tapgate_process", "nbdkit", "remusdb.vm.guard"])
+def test_part_of_the_primary_dies(pair: Pair, part: str) -> None:
+    """Gate process, disk mirror or guard: protection ends visibly, and the VM is as it was found."""
+    vm = pair.bare()
+    network = network_of(pair.a)
+    pair.protect(vm.name)
+    pair.kill(pair.a, part)
+    status = pair.await_state(vm.name, "failed")
+    assert status["reason"]
+    eventually(lambda: network_of(pair.a) == network, 10, "the network is not as found")
+    assert pair.runs(vm)
+    assert pair.product.standby(vm.name)["state"] == "empty"
+    ends_well(pair, vm.name)
+
+
+def test_agent_dies_and_comes_back(pair: Pair) -> None:
+    """Without the agent output is held: it might have taken over. Once it is back and has nothing, the VM is free."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    agent = pair.product.daemons["agent"]
+    (pid,) = pair.pids(pair.b, "remusdb", "agent")
+    os.kill(pid, signal.SIGKILL)
+    agent.wait(10)
+    status = pair.await_state(vm.name, "held")
+    assert "held" in status["reason"]
+    assert pair.runs(vm)
+    refused = pair.product.cli("a", "unprotect", vm.name, check=False)
+    assert refused.returncode == 4 and "peer-is-dead" in refused.stderr
+    pair.product.start_agent()
+    assert "gave up" in pair.await_state(vm.name, "failed")["reason"]
+    ends_well(pair, vm.name)
+
+
+def test_standby_qemu_dies(pair: Pair) -> None:
+    vm = pair.bare()
+    pair.protect(vm.name)
+    os.kill(pair.b.qemu_pid(vm.name), signal.SIGKILL)
+    assert "gave up" in pair.await_state(vm.name, "failed")["reason"]
+    assert pair.runs(vm)
+    ends_well(pair, vm.name)
+
+
+def test_backup_disk_full(pair: Pair) -> None:
+    """The replica cannot take a committed epoch: the agent says so and lets go, the VM runs on unprotected."""
+    folder = "/var/lib/remusdb/images"
+    pair.b.run(["mkdir", "-p", folder])
+    pair.b.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder])
+    vm = pair.bare()
+    try:
+        pair.protect(vm.name)
+        write = 'qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "write -P 7 0 6M"'
+        pair.a.run(["virsh", "qemu-monitor-command", vm.name, "--hmp", write])
+        status = pair.await_state(vm.name, "failed")
+        assert "disk full" in status["reason"]
+        assert pair.runs(vm)
+    finally:
+        pair.b.run(["umount", "-l", folder])
+    ends_well(pair, vm.name)
+
+
+def test_worker_dies_at_any_moment(pair: Pair) -> None:
+    """The VM never stays stopped, whatever QEMU waited for; the backup takes over, and the old side is fenced."""
+    chance = random.Random(1)
+    for _ in range(6):
+        vm = pair.bare()
+        pair.protect(vm.name)
+        time.sleep(chance.uniform(0.1, 0.5))
+        pair.kill(pair.a, "remusdb.host.worker")
+        assert pair.runs(vm), "the VM stands still after its worker died"
+        eventually(lambda name=vm.name: pair.product.standby(name)["state"] == "promoted", 10, "no takeover")
+        assert pair.runs(vm, pair.b)
+        again = pair.protect(vm.name, check=False)
+        assert again.returncode == 7 and "fenced" in again.stderr.lower(), again.stderr
+        assert pair.state(vm.name) == "fenced"
+        pair.a.run(["virsh", "destroy", vm.name])
+        pair.b.run(["virsh", "destroy", vm.name])
+
+
+def test_worker_dies_in_any_step_of_protect(pair: Pair) -> None:
+    """Killed at different moments of the initial copy: the VM runs, its output flows, protect works afterwards."""
+    vm = pair.bare()
+    network = network_of(pair.a)
+    for delay_s in (0.2, 0.5, 0.8, 1.1, 1.4):
+        command = [*pair.a.enter(), "remusdb", "protect", vm.name, "--to", "b"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as protect:
+            time.sleep(delay_s)
+            for pid in pair.pids(pair.a, "remusdb.host.worker"):
+                os.kill(pid, signal.SIGKILL)
+            protect.communicate(timeout=60)
+        assert pair.runs(vm)
+        if protect.returncode == 0:
+            break  # it was faster than the kill: the tests above have that case
+        assert pair.state(vm.name) == "failed"
+        if pair.product.standby(vm.name)["state"] == "promoted":
+            pytest.fail("a replica that was never complete was promoted")
+        assert network_of(pair.a) == network
+    if pair.state(vm.name) == "protected":
+        pair.unprotect(vm.name)
+    ends_well(pair, vm.name)
+
+
+def test_vm_that_is_shut_down_is_not_resurrected(pair: Pair) -> None:
+    vm = pair.bare()
+    pair.protect(vm.name)
+    pair.a.run(["virsh", "destroy", vm.name])
+    status = pair.await_state(vm.name, "unprotected")
+    assert "shut down" in status["reason"]
+    time.sleep(1.0)  # twice the silence limit
+    assert pair.product.standby(vm.name)["state"] == "empty"
+
+
+def test_link_cut_for_300_ms_changes_nothing(pair: Pair) -> None:
+    vm = pair.bare()
+    pair.protect(vm.name)
+    for _ in range(3):
+        pair.a.cut_link()
+        time.sleep(0.3)
+        pair.a.restore_link()
+        time.sleep(1.0)
+    pair.await_state(vm.name, "protected")
+    assert pair.product.standby(vm.name)["state"] == "ready"
+    before = pair.product.status(vm.name)["committed"]
+    eventually(lambda: pair.product.status(vm.name)["committed"] > before + 5, 10, "epochs do not go on")
+    pair.unprotect(vm.name)
+    pair.a.run(["virsh", "destroy", vm.name])
+
+
+def test_operator_fails_over(pair: Pair) -> None:
+    """`remusdb failover` on the backup: the new term fences the primary, which stays silent."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    pair.product.cli("b", "failover", vm.name, "--yes")
+    assert pair.product.standby(vm.name)["state"] == "promoted"
+    assert pair.runs(vm, pair.b)
+    pair.await_state(vm.name, "fenced")
+    pair.a.run(["virsh", "destroy", vm.name])
+    pair.b.run(["virsh", "destroy", vm.name])
+
+
+def test_garbage_on_the_agents_port(pair: Pair) -> None:
+    """What is not TLS, or not of our CA, or not our protocol, ends its own connection and nothing else."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    script = (
+        "import socket,sys\n"
+        f"for data in (b'', b'GET / HTTP/1.0\\r\\n\\r\\n', b'\\x16\\x03\\x01' + b'A' * 70000):\n"
+        f"    with socket.create_connection(('{pair.b.ip4}', 7473), 3) as s:\n"
+        "        s.sendall(data)\n"
+    )
+    pair.a.run(["python3", "-c", script])
+    assert pair.state(vm.name) == "protected"
+    assert pair.product.daemons["agent"].poll() is None
+    pair.unprotect(vm.name)
+    pair.a.run(["virsh", "destroy", vm.name])
+
+
+def test_protect_refuses_what_it_cannot_protect(pair: Pair) -> None:
+    """A VM that is not there, one that does not run, an unknown host: a clear error, nothing changed."""
+    assert pair.protect("nosuch", check=False).returncode in (1, 8)
+    vm = pair.bare()
+    elsewhere = pair.product.cli("a", "protect", vm.name, "--to", "mars", check=False)
+    assert elsewhere.returncode == 2 and "mars" in elsewhere.stderr
+    pair.a.run(["virsh", "destroy", vm.name])
+    stopped = pair.protect(vm.name, check=False)
+    assert stopped.returncode in (1, 8) and "not running" in stopped.stderr
+
+
+def test_certificate_of_another_ca(pair: Pair) -> None:
+    vm = pair.bare()
+    tls = pair.a.path("/etc/remusdb/tls")
+    kept = {path: path.read_bytes() for path in tls.glob("*.pem")}
+    out = str(pair.lab.folder / "other")
+    pair.a.run(["remusdb", "certs", "--out", out, "--host", f"a={pair.a.ip4}"])
+    for path in kept:
+        path.write_bytes((pair.lab.folder / "other" / "a" / path.name).read_bytes())
+    refused = pair.protect(vm.name, check=False)
+    assert refused.returncode == 5 and "certificate" in refused.stderr.lower(), refused.stderr
+    for path, data in kept.items():
+        path.write_bytes(data)
+    assert pair.runs(vm)
+    ends_well(pair, vm.name)
