@@ -5,7 +5,8 @@ Owns the epoch counter and the list of epochs in flight of one protected VM. Inv
 only after the agent acknowledged it *in the term that is in force*, and nothing is released while fenced.
 
     IDLE ──begin──▶ SEEDING ──first ack──▶ PROTECTED ◀──resumed── HELD
-                       │                       └──────lost─────────▶│
+                       │ │                     └──────lost─────────▶│
+                       │ └────lost, once an epoch was cut──────────▶│
                        └──────────────fence / end──────────────▶ FENCED, ENDED
 
 Sans-IO: no socket, no clock. The caller makes a term durable before it calls `begin` or `fence` with it.
@@ -84,8 +85,11 @@ class Pipeline:
         return Release(epoch)
 
     def lost(self) -> None:
-        """The connection to the agent is gone; output stays held."""
-        if self.state is PrimaryState.PROTECTED:
+        """The connection to the agent is gone; output stays held.
+
+        Also where the first ack is still awaited: the agent may hold the first epoch, and take over.
+        """
+        if self.state is PrimaryState.PROTECTED or (self.state is PrimaryState.SEEDING and self.captured):
             self.state = PrimaryState.HELD
 
     def resumed(self, term: int, committed: int) -> tuple[Release | None, list[int]]:
