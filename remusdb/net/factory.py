@@ -10,7 +10,7 @@ from typing import Literal
 from remusdb.errors import GateError
 from remusdb.net.gate import Gate, GateFigures
 from remusdb.net.links import Links
-from remusdb.net.pluggate import PlugGate
+from remusdb.net.pluggate import WINDOW, PlugGate
 from remusdb.net.tapgate import TapGate
 from remusdb.net.tc import Tc
 
@@ -19,10 +19,20 @@ HELD_MAX_BYTES = 64 << 20
 GateKind = Literal["auto", "tap", "plug"]
 
 
-def make_gate(kind: GateKind, tap: str, held_max_bytes: int = HELD_MAX_BYTES, *, guest_mac: str | None = None) -> Gate:
-    """A gate for the VM's tap, not yet installed; `auto` takes plug where the kernel can do it."""
+def make_gate(
+    kind: GateKind,
+    tap: str,
+    held_max_bytes: int = HELD_MAX_BYTES,
+    *,
+    guest_mac: str | None = None,
+    window: int = WINDOW,
+) -> Gate:
+    """A gate for the VM's tap, not yet installed; `auto` takes plug where the kernel can do it.
+
+    With more than `window` epochs in flight a plug gate lets frames go late, never early.
+    """
     if kind == "plug" or (kind == "auto" and plug_works()):
-        return PlugGate(tap, held_max_bytes, guest_mac=guest_mac)
+        return PlugGate(tap, held_max_bytes, guest_mac=guest_mac, window=window)
     return TapGate(tap, held_max_bytes, guest_mac=guest_mac)
 
 

@@ -36,9 +36,10 @@ class HoldQueue:
         return len(self._open) + sum(len(frames) for _epoch, frames in self._marked) + len(self.sending)
 
     def hold(self) -> None:
-        """From now on frames wait for their epoch; a new count of epochs begins."""
-        self._holding = True
-        self._last_epoch = -1
+        """From now on frames wait for their epoch. If they did not before, a new count of epochs begins."""
+        if not self._holding:
+            self._holding = True
+            self._last_epoch = -1
 
     def accept(self, frames: list[bytes]) -> None:
         """Take frames in the order they came."""
@@ -85,13 +86,14 @@ class HoldQueue:
         self._holding = False
 
     def drop_held(self) -> None:
-        """Forget everything that has not been sent; from now on hold."""
+        """Forget everything that has not been sent; from now on hold, with a new count of epochs."""
         self.dropped += self.held_frames
         self.sending.clear()
         self._marked.clear()
         self._open = []
         self.held_bytes = 0
         self._holding = True
+        self._last_epoch = -1
 
     def sent(self, frame: bytes, ok: bool) -> None:
         """`frame`, taken from the left of `sending`, is gone."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Links: a thin typed wrapper over pyroute2.
 
-Owns one pyroute2 socket. Foreign errors become GateError here. Links that we make are quiet: no IPv6 address
-generation, no ARP, and addresses are set, so that neither the kernel nor udev makes them speak.
+Owns one pyroute2 socket. Foreign errors become GateError here. Links that we make are quiet: no IPv6
+(hence no address, no DAD, no MLD) and no ARP.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from remusdb.errors import GateError
 
 NAME_MAX = 15
-_ADDRGENMODE_NONE = 1
-_NOARP = 0x80
+_QUIET = 0x80 | 0x1  # IFF_NOARP, IFF_UP
 
 
 @dataclass(frozen=True)
@@ -91,21 +91,20 @@ class Links:
 
     def delete(self, name: str) -> None:
         """Remove the link; nothing happens if it is not there."""
-        link = self.find(name)
-        if link is not None:
-            with _wrapped(f"removing {name}"):
-                self._ipr.link("del", index=link.index)
+        try:
+            index = socket.if_nametoindex(name)
+        except OSError:
+            return
+        with _wrapped(f"removing {name}"):
+            self._ipr.link("del", index=index)
 
     def quieten(self, name: str, *, mtu: int, txqlen: int, alias: str = "") -> Link:
         """Bring one of our links up so that nothing ever speaks on it by itself."""
         index = self.get(name).index
         _disable_ipv6(name)
+        said = {"IFLA_IFALIAS": alias} if alias else {}
         with _wrapped(f"setting up {name}"):
-            self._ipr.link("set", index=index, mtu=mtu, txqlen=txqlen, flags=_NOARP, change=_NOARP)
-            self._ipr.link("set", index=index, IFLA_AF_SPEC=_no_address_generation())
-            if alias:
-                self._ipr.link("set", index=index, IFLA_IFALIAS=alias)
-            self._ipr.link("set", index=index, state="up")
+            self._ipr.link("set", index=index, mtu=mtu, txqlen=txqlen, flags=_QUIET, change=_QUIET, **said)
         return self.get(name)
 
     def set_up(self, name: str, up: bool) -> None:
@@ -125,10 +124,6 @@ def short_name(prefix: str, tap: str) -> str:
         return prefix + tap
     digest = hashlib.blake2s(tap.encode(), digest_size=4).hexdigest()
     return f"{prefix}{tap[: NAME_MAX - len(prefix) - 8]}{digest}"
-
-
-def _no_address_generation() -> dict[str, Any]:
-    return {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", _ADDRGENMODE_NONE]]}]]}
 
 
 def _disable_ipv6(name: str) -> None:

@@ -26,72 +26,67 @@ from remusdb.net.bpf import match_all
 from remusdb.net.gate import GateFigures
 from remusdb.net.links import Link, Links, short_name
 from remusdb.net.tc import Direction, PlugAction, Tc
+from remusdb.net.wiring import add_clsact, refuse_unless_plain, restore
 
-RING = 4  # epochs: one open, three in flight
+WINDOW = 4  # epochs in flight
+WINDOW_MOST = 16
 _TX_QUEUE_FRAMES = 1000
 _IFB_MTU = 65535
 _DRAIN_TIMEOUT_S = 5.0
-_CLSACT_OURS = "clsact=ours"
 
 
 class PlugGate:
-    """The gate of tap `tap`; at most `held_max_bytes` over all epochs, split evenly."""
+    """The gate of tap `tap`; at most `held_max_bytes` over all epochs, split evenly; `window` of them in flight."""
 
-    def __init__(self, tap: str, held_max_bytes: int, *, guest_mac: str | None = None) -> None:
+    def __init__(self, tap: str, held_max_bytes: int, *, guest_mac: str | None = None, window: int = WINDOW) -> None:
         self.tap = tap
-        self.ifbs = tuple(short_name(f"rp{at}", tap) for at in range(RING))
-        self._limit_bytes = held_max_bytes // RING
+        # All names that a gate of this tap may have used, and those that this one uses: one more than in flight.
+        self._names = [short_name(f"rp{at:x}" if at < 16 else "rpg", tap) for at in range(WINDOW_MOST + 1)]
+        self.ifbs = tuple(self._names[: window + 1])
+        self._limit_bytes = held_max_bytes // len(self.ifbs)
         self._guest_mac = guest_mac
         self._tc: Tc | None = None
         self._tap_index = 0
         self._open = 0
         self._free: deque[int] = deque()
         self._marked: deque[tuple[int, int]] = deque()  # (epoch, ifindex), oldest first
-        self._draining: int | None = None
+        self._draining: int | None = None  # the IFB released last
+        self._holding = False
         self._last_epoch = -1
-        self._lost = 0  # thrown away by drop_held, with the counters of the qdiscs that did it
+        self._lost = 0  # counters of qdiscs that drop_held threw away
         self._released_before = 0
         self._addresses: AddressWatch | None = None
 
     def install(self) -> None:
-        with Links() as links:
-            tc, link = Tc(), links.get(self.tap)
+        with Links() as links, Tc() as tc:
+            link = links.get(self.tap)
+            refuse_unless_plain(tc, link)
+            self._delete_ring(links)  # half made by a process that died
+            alias = add_clsact(tc, link, None)
             try:
-                _refuse_unless_plain(tc, link)
-                for name in self.ifbs:  # half made by a process that died
-                    links.delete(name)
-                clsact_is_ours = tc.add_clsact(link.index)
-                try:
-                    self._make_ring(links, tc, _CLSACT_OURS if clsact_is_ours else "")
-                    self._take(links, tc, link)
-                except BaseException:
-                    self._delete_ring(links)
-                    if clsact_is_ours:
-                        tc.del_clsact(link.index)
-                    raise
+                self._make_ring(links, tc, alias)
+                self._take(links, link)
             except BaseException:
-                tc.close()
+                self._let_go()
+                self._delete_ring(links)
+                restore(tc, link, alias)
                 raise
 
     def adopt(self) -> None:
-        with Links() as links:
-            tc, link = Tc(), links.get(self.tap)
-            first = links.find(self.ifbs[0])
-            clsact_is_ours = tc.add_clsact(link.index) or (first is not None and first.alias == _CLSACT_OURS)
-            self._make_ring(links, tc, _CLSACT_OURS if clsact_is_ours else "")
-            # What is held belongs to epochs that nobody knows any more.
-            self._replug(links, tc)
-            self._take(links, tc, link)
-            self._redirect(self._open)
+        with Links() as links, Tc() as tc:
+            link = links.get(self.tap)
+            alias = add_clsact(tc, link, links.find(self.ifbs[0]))
+            self._make_ring(links, tc, alias)
+            # First of all: closed. From whichever of a larger ring the dead process used, to one of ours.
+            tc.redirect(link.index, match_all(), links.get(self.ifbs[0]).index, Direction.EGRESS)
+            self._replug(links, tc)  # what is held belongs to epochs that nobody knows any more
+            self._take(links, link)
+            self._holding = True
 
     def hold(self) -> None:
-        tc = self._ready()
-        self._drained()
-        for index in (self._open, *self._free):
-            tc.plug(index, PlugAction.BUFFER)
-            tc.plug(index, PlugAction.RELEASE_ONE)  # of nothing: forgets the count of an earlier hold
-        self._last_epoch = -1
-        self._redirect(self._open)
+        if not self._holding:
+            self._redirect(self._open)
+            self._holding, self._last_epoch = True, -1
 
     def mark(self, epoch: int) -> None:
         self.mark_begin(epoch)
@@ -102,7 +97,7 @@ class PlugGate:
         if epoch <= self._last_epoch:
             raise GateError(f"the gate of {self.tap} was asked to mark epoch {epoch} after {self._last_epoch}")
         self._last_epoch = epoch
-        if not self._free:
+        if not self._free or not self._holding:
             return
         full, self._open = self._open, self._free.popleft()
         self._redirect(self._open)
@@ -110,7 +105,7 @@ class PlugGate:
         self._marked.append((epoch, full))
 
     def mark_wait(self) -> None:
-        self._ready()
+        self._ready()  # the mark was made by `mark_begin`, in two netlink calls
 
     def release(self, epoch: int) -> None:
         tc = self._ready()
@@ -124,35 +119,33 @@ class PlugGate:
     def open_all(self) -> None:
         tc = self._ready()
         self.release(self._last_epoch)
-        self._drained()
-        tc.plug(self._open, PlugAction.RELEASE_INDEFINITE)
-        self._draining = self._open
+        for index in (*self._free, self._open):
+            self._drained()
+            tc.plug(index, PlugAction.RELEASE_INDEFINITE)
+            self._draining = index
         self._drained()
         tc.del_redirect(self._tap_index)
         self._drained_of(self._open)
-        tc.plug(self._open, PlugAction.BUFFER)
+        for index in (*self._free, self._open):
+            tc.plug(index, PlugAction.BUFFER)
+        self._holding = False
 
     def drop_held(self) -> None:
-        tc = self._ready()
-        with Links() as links:
+        self._ready()
+        with Links() as links, Tc() as tc:
+            # The new plugs are all closed: what comes until the redirect names the first one waits there.
             self._replug(links, tc)
             self._forget(links)
         self._redirect(self._open)
+        self._holding, self._last_epoch = True, -1
 
     def remove(self) -> None:
         with Links() as links, Tc() as tc:
             link, first = links.find(self.tap), links.find(self.ifbs[0])
-            ours = first is not None and first.alias == _CLSACT_OURS
-            if link is not None and any(links.find(name) is not None for name in self.ifbs):
-                tc.del_redirect(link.index)
-                if ours and not tc.ingress_filters(link.index):
-                    tc.del_clsact(link.index)
+            if link is not None and first is not None:
+                restore(tc, link, first.alias)
+            self._let_go()
             self._delete_ring(links)
-        if self._tc:
-            self._tc.close()
-        if self._addresses:
-            self._addresses.close()
-        self._tc = self._addresses = None
 
     def figures(self) -> GateFigures:
         tc = self._ready()
@@ -173,7 +166,7 @@ class PlugGate:
             links.quieten(name, mtu=_IFB_MTU, txqlen=_TX_QUEUE_FRAMES, alias="" if at else alias)
 
     def _delete_ring(self, links: Links) -> None:
-        for name in reversed(self.ifbs):  # the first one carries the note whose clsact it is
+        for name in reversed(self._names):  # the first one carries the note whose clsact it is
             links.delete(name)
 
     def _replug(self, links: Links, tc: Tc) -> None:
@@ -188,11 +181,19 @@ class PlugGate:
             tc.add_plug(index, self._limit_bytes)
             links.set_up(name, True)
 
-    def _take(self, links: Links, tc: Tc, link: Link) -> None:
-        self._tc = tc
+    def _take(self, links: Links, link: Link) -> None:
+        self._let_go()
+        self._tc = Tc()
         self._tap_index = link.index
         self._forget(links)
         self._addresses = AddressWatch(self.tap, link.mac, self._guest_mac)
+
+    def _let_go(self) -> None:
+        for each in (self._tc, self._addresses):
+            if each:
+                each.close()
+        self._tc = self._addresses = None
+        self._holding = False
 
     def _forget(self, links: Links) -> None:
         self._open, *free = (links.get(name).index for name in self.ifbs)
@@ -220,14 +221,3 @@ class PlugGate:
         if self._tc is None:
             raise GateError(f"the gate of {self.tap} is not installed")
         return self._tc
-
-
-def _refuse_unless_plain(tc: Tc, link: Link) -> None:
-    if link.kind != "tun":
-        raise GateError(f"{link.name} is a {link.kind or 'physical'} interface, not a VM's tap")
-    if tc.redirected(link.index):
-        hint = "a process that protected this VM died: protect it again, or unprotect it"
-        raise GateError(f"the output of {link.name} is redirected already", hint=hint)
-    if tc.ingress_filters(link.index):
-        hint = "another program filters its ingress (tc filter show dev TAP ingress)"
-        raise GateError(f"{link.name} has ingress filters of its own", hint=hint)

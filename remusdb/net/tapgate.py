@@ -29,13 +29,13 @@ from remusdb.net.gatewire import Op
 from remusdb.net.links import Links, short_name
 from remusdb.net.tc import Direction, Tc
 from remusdb.net.tuntap import open_sender, open_tap
+from remusdb.net.wiring import add_clsact, refuse_unless_plain, restore
 
 # Bits that kube-proxy (0x4000, 0x8000) and Tailscale (0xff0000 as a field) do not use as flags.
 MARK = 0x52530000
 _RING_FRAMES = 10000  # the tap's queue: what may come while the gate process is not running
 _TAP_MTU, _VETH_MTU = 65521, 65535  # never the limit: the VM's own MTU stays the only one
 _BUSY_TIMEOUT_S = 2.0
-_CLSACT_OURS = "clsact=ours"
 
 
 class TapGate:
@@ -54,36 +54,27 @@ class TapGate:
     def install(self) -> None:
         with Links() as links, Tc() as tc:
             link = links.get(self.tap)
-            if link.kind != "tun":
-                raise GateError(f"{self.tap} is a {link.kind or 'physical'} interface, not a VM's tap")
-            if tc.redirected(link.index):
-                hint = "a process that protected this VM died: protect it again, or unprotect it"
-                raise GateError(f"the output of {self.tap} is redirected already", hint=hint)
-            if tc.ingress_filters(link.index):
-                hint = "another program filters its ingress (tc filter show dev TAP ingress)"
-                raise GateError(f"{self.tap} has ingress filters of its own", hint=hint)
+            refuse_unless_plain(tc, link)
             self._delete_links(links)  # half made by a process that died
-            clsact_is_ours = tc.add_clsact(link.index)
+            alias = add_clsact(tc, link, None)
             try:
-                self._wire(links, tc, alias=_CLSACT_OURS if clsact_is_ours else "")
-                self._start(closed=False)
+                self._wire(links, tc, alias)
+                self._start(links, closed=False)
             except BaseException:
-                self.remove()
-                if clsact_is_ours:
-                    tc.del_clsact(link.index)
+                self._stop()
+                self._delete_links(links)
+                restore(tc, link, alias)
                 raise
 
     def adopt(self) -> None:
         with Links() as links, Tc() as tc:
-            link = links.get(self.tap)
-            held = links.find(self.held_tap)
-            clsact_is_ours = tc.add_clsact(link.index) or (held is not None and held.alias == _CLSACT_OURS)
+            alias = add_clsact(tc, links.get(self.tap), links.find(self.held_tap))
             os.close(open_tap_when_free(self.held_tap))
             self._redirect(links, tc)  # first of all: closed
             if links.find(self.exit_end) is None:
                 links.delete(self.send_end)
-            self._wire(links, tc, alias=_CLSACT_OURS if clsact_is_ours else "")
-            self._start(closed=True)
+            self._wire(links, tc, alias)
+            self._start(links, closed=True)
 
     def hold(self) -> None:
         self._process().ask(Op.HOLD)
@@ -117,9 +108,7 @@ class TapGate:
         with Links() as links, Tc() as tc:
             link, held = links.find(self.tap), links.find(self.held_tap)
             if link is not None and held is not None:
-                tc.del_redirect(link.index)
-                if held.alias == _CLSACT_OURS and not tc.ingress_filters(link.index):
-                    tc.del_clsact(link.index)
+                restore(tc, link, held.alias)
             self._stop()
             self._delete_links(links)
 
@@ -158,7 +147,7 @@ class TapGate:
         held = links.get(self.held_tap)
         tc.redirect(links.get(self.tap).index, match_all_but_mark(MARK), held.index, Direction.EGRESS)
 
-    def _start(self, *, closed: bool) -> None:
+    def _start(self, links: Links, *, closed: bool) -> None:
         self._stop()
         tap_fd = open_tap_when_free(self.held_tap)
         try:
@@ -167,8 +156,7 @@ class TapGate:
             os.close(tap_fd)
             raise
         self._child = GateChild(self.tap, tap_fd, sender, self._held_max_bytes, closed=closed)
-        with Links() as links:
-            self._addresses = AddressWatch(self.tap, links.get(self.tap).mac, self._guest_mac)
+        self._addresses = AddressWatch(self.tap, links.get(self.tap).mac, self._guest_mac)
 
     def _stop(self) -> None:
         if self._child:

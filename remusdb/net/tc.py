@@ -31,7 +31,7 @@ from remusdb.net.netlink import (
 
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
-_ROOT, _CLSACT, _INGRESS = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFFFFF2
+_ROOT, _CLSACT, _INGRESS, _EGRESS = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3
 _CLSACT_HANDLE, _PLUG_HANDLE = 0xFFFF0000, 0x00010000
 _KIND, _OPTIONS, _STATS = 1, 2, 3
 _BPF_ACT, _BPF_OPS_LEN, _BPF_OPS = 1, 4, 5
@@ -138,9 +138,16 @@ class Tc:
 
     def ingress_filters(self, index: int) -> set[tuple[int, str]]:
         """(preference, kind) of every ingress filter of the link."""
+        return self._filters(index, _INGRESS)
+
+    def egress_filters(self, index: int) -> set[tuple[int, str]]:
+        """(preference, kind) of every clsact egress filter of the link."""
+        return self._filters(index, _EGRESS)
+
+    def _filters(self, index: int, parent: int) -> set[tuple[int, str]]:
         if self.ingress_qdisc(index) != "clsact":
             return set()
-        found = self._ask("listing filters", _GETTFILTER, DUMP, _tcmsg(index, 0, _INGRESS))
+        found = self._ask("listing filters", _GETTFILTER, DUMP, _tcmsg(index, 0, parent))
         return {(reply.fixed[6] >> 16, _kind(reply)) for reply in found}
 
     def no_queue(self, index: int) -> None:

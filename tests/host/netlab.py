@@ -36,7 +36,6 @@ def own_namespace() -> Iterator[None]:
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         _check(_libc.unshare(_CLONE_NEWNET))
-        sh("ip link set lo up")
         yield
     finally:
         enter(before)
@@ -71,8 +70,8 @@ class Port:
         self.name = name
         self.fd = open_tap(name, persist=False)
         silence(name)
-        sh(f"ip link set {name} address {mac} txqueuelen 20000")
-        sh(f"ip link set {name} master {master} up" if master else f"ip link set {name} up")
+        into = f"master {master}" if master else ""
+        sh(f"ip link set {name} address {mac} txqueuelen 20000 {into} up")
 
     def send(self, frame: bytes, header: bytes = bytes(VNET_HEADER_BYTES)) -> None:
         """One frame from the other side."""

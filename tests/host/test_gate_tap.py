@@ -131,19 +131,19 @@ def test_refuses_an_interface_that_is_no_tap(net: Lab) -> None:
 
 
 def test_a_release_does_not_starve_reading_or_marks(net: Lab, gate: TapGate) -> None:
-    """While 20000 frames are on their way out, the next epoch is read and marked without a loss."""
-    for epoch, start in enumerate(range(0, 20000, 5000), start=1):
-        for number in range(start, start + 5000):
+    """While 12000 frames are on their way out, the next epoch is read and marked without a loss."""
+    for epoch, start in enumerate(range(0, 12000, 3000), start=1):
+        for number in range(start, start + 3000):
             net.vm.send(frame(number))
         gate.mark(epoch)
     gate.release(4)
-    for number in range(20000, 25000):
+    for number in range(12000, 15000):
         net.vm.send(frame(number))
     gate.mark(5)
     gate.release(5)
-    got = [number_of(each) for each in net.wire.receive(25000, 20)]
+    got = [number_of(each) for each in net.wire.receive(15000, 20)]
     assert gate.figures().dropped_frames == 0
-    assert got == list(range(25000))
+    assert got == list(range(15000))
 
 
 def test_mark_is_quick(gate: TapGate) -> None:
