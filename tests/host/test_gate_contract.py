@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Literal, cast
@@ -444,6 +446,34 @@ def test_a_burst_larger_than_a_batch_survives(net: Lab, gate: Gate) -> None:
     gate.release(1)
     assert numbers(net, 4000, 5.0) == list(range(4000))
     assert net.wire.silent()
+
+
+def test_a_live_vm_loses_nothing_from_install_to_remove(net: Lab, new_gate: Maker) -> None:
+    stop, sent = threading.Event(), itertools.count()
+
+    def speak() -> None:
+        while not stop.is_set():
+            net.vm.send(frame(next(sent)))
+            time.sleep(0.0002)
+
+    vm = threading.Thread(target=speak)
+    vm.start()
+    try:
+        gate = new_gate()
+        gate.install()
+        gate.hold()
+        for epoch in range(1, 31):
+            gate.mark(epoch)
+            gate.release(epoch)
+            time.sleep(0.002)
+        assert gate.figures().dropped_frames == 0
+        gate.open_all()
+        gate.remove()
+    finally:
+        stop.set()
+        vm.join()
+    count = next(sent)
+    assert sorted(numbers(net, count)) == list(range(count))
 
 
 def test_only_our_redirect_is_added(net: Lab, gate: Gate) -> None:
