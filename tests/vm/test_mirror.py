@@ -8,6 +8,7 @@ request takes, at an instant that the test chooses.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import select
@@ -43,6 +44,8 @@ SYNC_S = 60.0
 IN_FLIGHT = 32  # MiB: far more than a log of 1 MiB and its socket's buffers hold
 # The hole at the disk's end, where nothing was before; and a place with data.
 HOLE, DATA = RAW_BYTES - (64 << 20), 1 << 20
+
+log = logging.getLogger(__name__)
 
 
 def eventually(what: Callable[[], object], within_s: float = 10.0) -> None:
@@ -195,6 +198,7 @@ def test_the_first_copy_is_whole_and_sparse(copy: Copy, machine: Machine) -> Non
     assert done == total > 0
     assert copy.mirror.state().name == "ready"
     assert unsynced(query_block_jobs(machine.domain), ["vda"]) == []
+    log.info("%d MB with %d MB of data: synced in %.1f s", RAW_BYTES // 10**6, DATA_BYTES // 10**6, seconds)
     assert copy.log.position() < DATA_BYTES * 1.02, "zeros were shipped as data"
     assert copy.images.paths[0].stat().st_blocks * 512 < DATA_BYTES * 1.02
     machine.qmp("stop")
