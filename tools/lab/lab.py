@@ -38,7 +38,7 @@ class Lab:
         self._state: Path | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
         self._nodes: dict[str, Node] = {}
-        self._old_sigterm: _Handler = None
+        self._old_handlers: dict[int, _Handler] = {}
 
     def host(self, name: str) -> Host:
         """Host `a` or `b`."""
@@ -61,8 +61,9 @@ class Lab:
             raise PermissionError("the lab needs root: it makes namespaces")
         sweep.sweep()
         if threading.current_thread() is threading.main_thread():
-            # By default SIGTERM ends a process without any clean-up.
-            self._old_sigterm = signal.signal(signal.SIGTERM, _raise_exit)
+            # By default SIGTERM ends a process without any clean-up; and a shell starts background jobs deaf to SIGINT.
+            for signum, handler in ((signal.SIGTERM, _raise_exit), (signal.SIGINT, signal.default_int_handler)):
+                self._old_handlers[signum] = signal.signal(signum, handler)
         try:
             self._state = sweep.claim(self.id)
             self._reaper = sweep.start_reaper(self.id)
@@ -100,9 +101,8 @@ class Lab:
                 self._reaper.stdin.close()
                 self._reaper.wait()
                 self._reaper = None
-            if self._old_sigterm is not None:
-                signal.signal(signal.SIGTERM, self._old_sigterm)
-                self._old_sigterm = None
+            while self._old_handlers:
+                signal.signal(*self._old_handlers.popitem())
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
