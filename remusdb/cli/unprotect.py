@@ -25,5 +25,7 @@ def unprotect(vm: str, peer_is_dead: bool) -> None:
     VM, network and block chain are left as they were found.
     """
     with Steps() as steps:
-        ask("host", "unprotect", steps.show, UNPROTECT_TIMEOUT_S, vm=vm, peer_is_dead=peer_is_dead)
+        done = ask("host", "unprotect", steps.show, UNPROTECT_TIMEOUT_S, vm=vm, peer_is_dead=peer_is_dead)
+    if note := done.get("note"):
+        click.echo(f"remusdb: {note}", err=True)
     click.echo(f"{vm} is no longer protected.")

@@ -13,17 +13,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from remusdb.config import HostConfig
 from remusdb.control import ControlServer, ProgressFn
 from remusdb.control.notify import notify
 from remusdb.errors import UsageError, VmError
 from remusdb.host.inspection import Inspection, LibvirtInspection
-from remusdb.host.keeper import WORKER_ARGV, Keeper
+from remusdb.host.keeper import Keeper
 from remusdb.host.status import VmStatus
-from remusdb.vm.checks import Check
-from remusdb.vm.preflight import require
+from remusdb.host.workers import WORKER_ARGV
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +37,7 @@ class HostDaemon:
     ) -> None:
         self._name = config.host.name
         self._inspection = inspection or LibvirtInspection(config)
-        self._keeper = Keeper(config, self._preflight, worker_argv)
+        self._keeper = Keeper(config, self._inspection, worker_argv)
         self._stop_asked = threading.Event()
         self._server = ControlServer(
             config.host.run_dir / "host.sock",
@@ -84,8 +81,8 @@ class HostDaemon:
         peer_is_dead = args.get("peer_is_dead", False)
         if not isinstance(peer_is_dead, bool):
             raise UsageError("`peer_is_dead` is true or false")
-        self._keeper.unprotect(_text(args, "vm"), peer_is_dead, progress)
-        return {}
+        note = self._keeper.unprotect(_text(args, "vm"), peer_is_dead, progress)
+        return {"note": note} if note else {}
 
     def _status(self, args: dict[str, Any], _progress: ProgressFn) -> dict[str, Any]:
         wanted = None if args.get("vm") is None else _text(args, "vm")
@@ -106,10 +103,6 @@ class HostDaemon:
         if peer is not None:
             self._keeper.require_peer(peer)
         return {"checks": self._inspection.check(_text(args, "vm"), peer)}
-
-    def _preflight(self, vm: str) -> None:
-        checks = self._inspection.check(vm, None)  # the peer is asked by the worker, right after
-        require(vm, [msgspec.convert(check, Check) for check in checks])
 
     def _prepare(self, args: dict[str, Any], _progress: ProgressFn) -> dict[str, Any]:
         return {"changes": self._inspection.prepare(_text(args, "vm"))}

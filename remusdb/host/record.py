@@ -31,7 +31,7 @@ class VmRecord:
         self._store = store
         self._lock = threading.Lock()
         self._link: WorkerLink | None = None
-        self._status = VmStatus(vm=vm, peer=self.peer)
+        self._status = self._fresh()
         self._told_at = time.monotonic()
         self._settled = False
 
@@ -51,9 +51,14 @@ class VmRecord:
         return self.kept is not None and self.kept.protected
 
     @property
+    def fenced(self) -> bool:
+        """Whether the other host runs the VM, as far as was heard."""
+        return self.kept is not None and self.kept.saved.get("role") == "fenced"
+
+    @property
     def wired(self) -> bool:
-        """Whether the last session may have left something on the VM, or on its network."""
-        return self.kept is not None and self.kept.saved.get("role") != "none"
+        """Whether the last session may have left gates on the VM's network."""
+        return self.kept is not None and self.kept.saved.get("role") in ("protected", "fenced")
 
     def claim(self, link: WorkerLink, peer: str) -> None:
         """Make `link` this VM's worker; refused while it has one."""
@@ -63,7 +68,8 @@ class VmRecord:
             self._link = link
             self._settled = False
             self.peer = peer
-            self._status = VmStatus(vm=self.vm, peer=peer, state="seeding", reason="the worker starts")
+            self._status = self._fresh()
+            self._status.state, self._status.reason = "seeding", "the worker starts"
             if self.held:
                 self._status.state, self._status.reason = "held", "protection is taken up again; output is held"
             self._told_at = time.monotonic()
@@ -115,6 +121,10 @@ class VmRecord:
                 last = f" (last: {self._status.reason})" if self._status.reason else ""
                 self._status.state = "failed"
                 self._status.reason = f"the worker {how}{last}{'; output stays held' if self.held else ''}"
+
+    def _fresh(self) -> VmStatus:
+        term = self.kept.saved.get("term") if self.kept else None
+        return VmStatus(vm=self.vm, peer=self.peer, term=term if isinstance(term, int) else 0)
 
     def _busy(self) -> RemusError:
         state = self._status.state

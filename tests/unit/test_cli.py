@@ -170,6 +170,11 @@ def test_unprotect(daemons: FakeDaemons) -> None:
     assert [args["peer_is_dead"] for _, _, args in daemons.asked] == [False, True]
 
 
+def test_unprotect_tells_what_is_worth_a_word(daemons: FakeDaemons) -> None:
+    daemons.start("host", unprotect={"note": "db1 does not run here"})
+    assert "remusdb: db1 does not run here\n" in run(daemons, "unprotect", "db1").stderr
+
+
 def a_check(name: str, ok: bool, level: str = "required") -> dict[str, Any]:
     return {"name": name, "ok": ok, "level": level, "detail": f"{name} it is", "hint": f"mend {name}"}
 

@@ -38,10 +38,13 @@ WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
 
 class NoLibvirt:
-    """An inspection with two VMs of its own."""
+    """An inspection with VMs of its own."""
+
+    def __init__(self) -> None:
+        self.known = {"db1": True, "web": True, "spare": False}
 
     def vms(self) -> dict[str, bool]:
-        return {"db1": True, "web": True, "spare": False}
+        return dict(self.known)
 
     def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
         return [{"name": "kernel", "ok": True, "level": "required", "detail": f"{vm} {peer}", "hint": ""}]
@@ -74,7 +77,8 @@ class Running:
     def __init__(
         self, config: HostConfig, inspection: NoLibvirt | None = None, worker_argv: tuple[str, ...] = WORKER
     ) -> None:
-        self.daemon = HostDaemon(config, worker_argv=worker_argv, inspection=inspection or NoLibvirt())
+        self.libvirt = inspection or NoLibvirt()
+        self.daemon = HostDaemon(config, worker_argv=worker_argv, inspection=self.libvirt)
         self.socket = config.host.run_dir / "host.sock"
         config.host.state_dir.mkdir(parents=True, exist_ok=True)
         self.daemon.start()
@@ -121,7 +125,7 @@ def test_protect_tells_progress_and_keeps_state(daemon: Running, config: HostCon
 
 
 def test_the_order_carries_the_vms_own_settings(daemon: Running) -> None:
-    order = daemon.daemon._keeper._order(daemon.daemon._keeper._record("db1"), "beta")
+    order = daemon.daemon._keeper._workers.order(daemon.daemon._keeper._record("db1"), "beta")
     assert order["protection"]["epoch_ms"] == 25
     assert order["peer"] == {"name": "beta", "address": "192.0.2.2", "port": 7473}
     assert order["tls"]["ca"] == "/etc/remusdb/tls/ca.pem"
@@ -189,6 +193,7 @@ def test_unprotect_forgets(daemon: Running, config: HostConfig) -> None:
 
 
 def test_a_refused_unprotect_leaves_it_protected(daemon: Running) -> None:
+    daemon.libvirt.known["stubborn"] = True
     daemon.ask("protect", vm="stubborn", to="beta")
     with pytest.raises(RefusedForSafety):
         daemon.ask("unprotect", vm="stubborn", peer_is_dead=False)
@@ -196,6 +201,37 @@ def test_a_refused_unprotect_leaves_it_protected(daemon: Running) -> None:
     daemon.ask("unprotect", vm="stubborn", peer_is_dead=True)
     with pytest.raises(UsageError):
         daemon.ask("unprotect", vm="stubborn", peer_is_dead="yes")
+
+
+def test_a_vm_that_is_off_can_always_be_forgotten(daemon: Running) -> None:
+    daemon.ask("protect", vm="stubborn", to="beta")
+    assert "only forgotten (beta does not answer)" in daemon.ask("unprotect", vm="stubborn", peer_is_dead=False)["note"]
+    with pytest.raises(NotProtected):
+        daemon.ask("unprotect", vm="stubborn", peer_is_dead=False)
+
+
+def test_a_vm_is_not_forgotten_when_libvirt_does_not_know(config: HostConfig) -> None:
+    running = Running(config, DeadLibvirt())
+    running.ask("protect", vm="stubborn", to="beta")
+    with pytest.raises(RefusedForSafety):
+        running.ask("unprotect", vm="stubborn", peer_is_dead=False)
+    running.daemon.stop()
+
+
+def test_a_fenced_vm_goes_to_no_other_peer(config: HostConfig) -> None:
+    StateStore(config.host.state_dir).save(SavedVm("db1", "beta", {"role": "fenced", "term": 8}))
+    running = Running(config)
+    assert running.status("db1")["term"] == 8
+    with pytest.raises(RefusedForSafety, match="which may have taken it over"):
+        running.ask("protect", vm="db1", to="gamma")
+    running.daemon.stop()
+
+
+def test_an_initial_copy_that_was_broken_off_may_go_elsewhere(config: HostConfig) -> None:
+    StateStore(config.host.state_dir).save(SavedVm("db1", "beta", {"role": "seeding", "term": 8}))
+    running = Running(config)
+    assert running.ask("protect", vm="db1", to="gamma")["state"] == "protected"
+    running.daemon.stop()
 
 
 def test_a_vm_that_cannot_be_protected(daemon: Running) -> None:
