@@ -116,11 +116,10 @@ class Keeper:
             if not record.wired:  # a VM with the gate still in has passed already
                 self._preflight(record.vm)
             self._workers.spawn(link)
-            told = link.request("start", self._workers.order(record, peer), progress)
+            link.request("start", self._workers.order(record, peer), progress)
         except RemusError as exc:
             self._give_up(record, link, exc)
             raise
-        record.on_status(told)
         log.info("protected to %s", peer, extra={"vm": record.vm})
         return record.status()
 

@@ -158,9 +158,12 @@ class WorkerLink:
             case {"save": dict(saved)}:
                 channel.send(self._save(saved))
             case {"result": dict(result)}:
-                self._asked(message).set_result(result)
+                pending = self._asked(message)
+                if pending.op == "start":  # here, in the order of the lines: a later status must not be overtaken
+                    self._events.on_status(result)
+                pending.answer.set_result(result)
             case {"error": dict(error)}:
-                self._asked(message).set_exception(from_dict(error))
+                self._asked(message).answer.set_exception(from_dict(error))
             case _:
                 raise BadFrame(f"unknown message with keys {sorted(message)}")
 
@@ -172,13 +175,13 @@ class WorkerLink:
             log.error("state not saved: %s", exc, extra={"vm": self._vm})
             return {"saved": False, "error": exc.to_dict()}
 
-    def _asked(self, message: dict[str, Any]) -> Future[dict[str, Any]]:
+    def _asked(self, message: dict[str, Any]) -> _Pending:
         """The request that this answers."""
         with self._lock:
             for pending in self._pending:
                 if message.get("op") in (None, pending.op):
                     self._pending.remove(pending)
-                    return pending.answer
+                    return pending
         raise BadFrame("an answer that nothing asked for")
 
     def _finish(self, channel: LineChannel) -> None:
