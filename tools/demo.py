@@ -14,9 +14,12 @@ import argparse
 import json
 import shutil
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from rich.markup import escape
 
 from tools.lab import image
 from tools.lab.paths import BUILD
@@ -49,7 +52,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def _one(built: image.Image, seed: int, kill: Kill, folder: Path) -> Outcome:
     outcome = Trial(built, seed, kill, folder).run()
     for complaint in outcome.complaints:
-        say(f"  [bold red]{complaint}[/bold red]")
+        say(f"  [bold red]{escape(complaint)}[/bold red]")
     figures = outcome.figures
     say(
         f"  acknowledged {figures['acked']}, lost {figures['lost']}, twice {figures['duplicated']}, "
@@ -68,23 +71,32 @@ def main() -> int:
     _FOLDER.mkdir(parents=True)
     with step("the database VM's image (about a minute if it is not there yet)"):
         built = image.ensure(_FOLDER / "image.log")
-    outcomes = []
+    figures: list[dict[str, Any]] = []
+    passed = True
     for number in range(args.runs):
         seed = args.seed + number
         say(f"[bold]run {number + 1} of {args.runs}[/bold]  [dim]seed {seed}, kill {args.kill.value}[/dim]")
-        outcomes.append(_one(built, seed, args.kill, _FOLDER / f"run-{seed}"))
-    runs = [outcome.figures for outcome in outcomes]
-    report = json.dumps(runs[0] if args.runs == 1 else summary(runs))
-    (_FOLDER / "report.json").write_text(report + "\n")
-    print(report)
-    return 1 if any(outcome.complaints for outcome in outcomes) else 0
+        try:
+            outcome = _one(built, seed, args.kill, _FOLDER / f"run-{seed}")
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # the other runs may still tell something
+            say(f"  [bold red]the run could not be finished:[/bold red] {escape(str(error))}")
+            passed = False
+            continue
+        passed = passed and not outcome.complaints
+        figures.append(outcome.figures)
+        # After each run, so that a long series which is interrupted leaves what it has found.
+        report = json.dumps(figures[0] if args.runs == 1 else summary(figures))
+        (_FOLDER / "report.json").write_text(report + "\n")
+    if figures:
+        print(report)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (RuntimeError, TimeoutError, OSError) as error:
-        say(f"[bold red]the demo could not be run:[/bold red] {error}")
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        say(f"[bold red]the demo could not be run:[/bold red] {escape(str(error))}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

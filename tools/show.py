@@ -19,14 +19,14 @@ def step(text: str) -> Iterator[None]:
     try:
         with console.status(text):
             if not console.is_terminal:
-                console.print(f"  … {text}")
+                console.print(f"  … {text}", soft_wrap=True)
             yield
     except BaseException:
-        console.print(f"  [red]✗[/red] {text}  [dim]{time.monotonic() - began:.1f} s[/dim]")
+        console.print(f"  [red]✗[/red] {text}  [dim]{time.monotonic() - began:.1f} s[/dim]", soft_wrap=True)
         raise
-    console.print(f"  [green]✓[/green] {text}  [dim]{time.monotonic() - began:.1f} s[/dim]")
+    console.print(f"  [green]✓[/green] {text}  [dim]{time.monotonic() - began:.1f} s[/dim]", soft_wrap=True)
 
 
 def say(text: str) -> None:
     """A line on its own."""
-    console.print(text)
+    console.print(text, soft_wrap=True)

@@ -77,11 +77,12 @@ class Trial:
 
     def _run(self, lab: Lab, product: Product) -> Outcome:
         a = lab.host("a")
-        with step("two hosts with libvirt, and a client"):
-            lab.start_libvirt()
+        with step("two hosts and a client; the VM starts"):
+            a.start_libvirt()
             vm = domains.define_pg(a, self._image, name=VM)
             a.run(["virsh", "start", VM])
-        with step(f"remusdb on both hosts; PostgreSQL boots meanwhile ({_accel(vm.accel)})"):
+        with step(f"libvirt and remusdb on both hosts; PostgreSQL boots meanwhile ({_accel(vm.accel)})"):
+            lab.host("b").start_libvirt()
             product.install()
             product.start()
             _await(lambda: _accepts(lab), _BOOT_S, "PostgreSQL does not accept connections")
