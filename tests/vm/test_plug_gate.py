@@ -33,7 +33,8 @@ modprobe -a MODULES || echo "GUEST: a module is missing"
 cd /mnt/code/tests/host
 export REMUSDB_TEST_GATES=plug
 echo "GUEST: $(uname -r)"
-python3 -m pytest -c /dev/null --rootdir=/mnt/code -p no:cacheprovider -v --tb=short --color=no --durations=8 test_gate_contract.py
+options="-p no:cacheprovider -v --tb=short --color=no --durations=8"
+python3 -m pytest -c /dev/null --rootdir=/mnt/code $options test_gate_contract.py
 echo "GUEST: pytest ended with $?"
 sync; echo o > /proc/sysrq-trigger; sleep 60
 """
