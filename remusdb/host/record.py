@@ -22,7 +22,7 @@ ENDED = frozenset({"unprotected", "fenced", "failed"})  # states that a worker m
 
 
 class VmRecord:
-    """One VM. It is told of its worker's doings from the link's reader thread (`WorkerEvents`)."""
+    """One VM, told of its worker's doings by the link (`WorkerEvents`). An earlier worker is not heard any more."""
 
     def __init__(self, vm: str, store: StateStore, kept: SavedVm | None = None) -> None:
         self.vm = vm
@@ -99,22 +99,26 @@ class VmRecord:
                 )
             return found
 
-    def on_status(self, status: dict[str, Any]) -> None:
+    def on_status(self, link: WorkerLink, status: dict[str, Any]) -> None:
         """The worker tells its state."""
         with self._lock:
-            if not self._settled:
+            if self._link is link and not self._settled:
                 self._status.take(status)
                 self._told_at = time.monotonic()
 
-    def on_save(self, saved: dict[str, Any]) -> None:
+    def on_save(self, link: WorkerLink, saved: dict[str, Any]) -> None:
         """The worker wants this kept before it goes on."""
+        if self._link is not link:
+            raise RemusError(f"VM {self.vm} has another worker by now")
         kept = SavedVm(self.vm, self.peer or "", saved)
         self._store.save(kept)
         self.kept = kept
 
-    def on_end(self, how: str) -> None:
+    def on_end(self, link: WorkerLink, how: str) -> None:
         """The worker is gone. Its VM is left alone: running if it was, silent if its output was held."""
         with self._lock:
+            if self._link is not link:
+                return
             self._link = None
             self._status.in_flight = 0
             if self._status.state not in ENDED:

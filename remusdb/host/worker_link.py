@@ -36,15 +36,15 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 class WorkerEvents(Protocol):
-    """What a worker tells without being asked. Called from the link's reader thread."""
+    """What a worker tells without being asked. Called from the link's reader thread, with the link that tells it."""
 
-    def on_status(self, status: dict[str, Any]) -> None:
+    def on_status(self, link: WorkerLink, status: dict[str, Any]) -> None:
         """The VM's state as the worker sees it."""
 
-    def on_save(self, saved: dict[str, Any]) -> None:
+    def on_save(self, link: WorkerLink, saved: dict[str, Any]) -> None:
         """Keep this durably; the worker waits for it. An exception is told to the worker."""
 
-    def on_end(self, how: str) -> None:
+    def on_end(self, link: WorkerLink, how: str) -> None:
         """The worker is gone and reaped."""
 
 
@@ -151,7 +151,7 @@ class WorkerLink:
     def _dispatch(self, channel: LineChannel, message: dict[str, Any]) -> None:
         match message:
             case {"status": dict(status)}:
-                self._events.on_status(status)
+                self._events.on_status(self, status)
             case {"progress": dict(progress)}:
                 if self._pending:
                     self._pending[0].progress(progress)
@@ -160,7 +160,7 @@ class WorkerLink:
             case {"result": dict(result)}:
                 pending = self._asked(message)
                 if pending.op == "start":  # here, in the order of the lines: a later status must not be overtaken
-                    self._events.on_status(result)
+                    self._events.on_status(self, result)
                 pending.answer.set_result(result)
             case {"error": dict(error)}:
                 self._asked(message).answer.set_exception(from_dict(error))
@@ -169,7 +169,7 @@ class WorkerLink:
 
     def _save(self, saved: dict[str, Any]) -> dict[str, Any]:
         try:
-            self._events.on_save(saved)
+            self._events.on_save(self, saved)
             return {"saved": True}
         except RemusError as exc:
             log.error("state not saved: %s", exc, extra={"vm": self._vm})
@@ -186,11 +186,11 @@ class WorkerLink:
 
     def _finish(self, channel: LineChannel) -> None:
         how = self._reap()
+        self._events.on_end(self, how)  # before `_ended`: who waited in `stop` may start the next worker
         with self._lock:
             self._ended.set()
             channel.close()
             left, self._pending = self._pending, deque()
-        self._events.on_end(how)
         for pending in left:
             pending.answer.set_exception(RemusError(f"the worker of {self._vm} {how}", hint="its log says more"))
 

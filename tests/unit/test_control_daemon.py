@@ -32,6 +32,7 @@ from remusdb.errors import (
 from remusdb.host import keeper as keeper_module
 from remusdb.host import worker_link, worker_lock
 from remusdb.host.daemon import HostDaemon
+from remusdb.host.record import VmRecord
 from remusdb.host.state import SavedVm, StateStore
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
@@ -299,6 +300,19 @@ def test_a_session_that_ended_by_itself_can_be_followed_by_another(daemon: Runni
     wait_for(lambda: daemon.daemon._keeper._records["renounced"].link is None)
     assert daemon.status("renounced")["reason"] == "the agent gave up"
     assert daemon.ask("unprotect", vm="renounced", peer_is_dead=False) == {}
+
+
+def test_an_earlier_worker_is_not_heard(tmp_path: Path) -> None:
+    record = VmRecord("db1", StateStore(tmp_path))
+    old, new = (worker_link.WorkerLink("db1", WORKER, record, tmp_path / "lock") for _ in range(2))
+    record.claim(old, "beta")
+    record.drop_link(old)
+    record.claim(new, "beta")
+    record.on_status(old, {"state": "protected"})
+    record.on_end(old, "ended")
+    with pytest.raises(RemusError, match="another worker"):
+        record.on_save(old, {"role": "protected"})
+    assert record.link is new and record.status()["state"] == "seeding" and record.kept is None
 
 
 def test_unprotect_after_the_worker_died_takes_the_wiring_out(daemon: Running, config: HostConfig) -> None:
