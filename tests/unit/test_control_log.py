@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemons' log lines and what they tell systemd."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from remusdb import log
+from remusdb.control.notify import notify
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def tell() -> None:
+    """One plain record, one with a field and an exception, one for programmers."""
+    logger = logging.getLogger("remusdb.test")
+    logger.info("protected to %s", "beta", extra={"vm": "db1"})
+    try:
+        raise ValueError("no")
+    except ValueError:
+        logger.exception("failed")
+    logger.debug("detail")
+
+
+def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REMUSDB_LOG", raising=False)
+    log.setup()
+    tell()
+    first, second, *trace = capsys.readouterr().err.splitlines()
+    assert first.endswith("Z INFO remusdb.test vm=db1: protected to beta")
+    assert second.endswith("ERROR remusdb.test: failed")
+    assert trace[-1] == "ValueError: no"
+
+
+def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMUSDB_LOG", "json")
+    log.setup(debug=True)
+    tell()
+    records = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [record["level"] for record in records] == ["info", "error", "debug"]
+    assert (records[0]["vm"], records[0]["message"]) == ("db1", "protected to beta")
+    assert "ValueError: no" in records[1]["exception"]
+
+
+def test_systemd_may_use_an_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"remusdb-test-{id(sys)}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(f"\0{name}")
+        systemd.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        notify("READY=1")
+        assert systemd.recv(100) == b"READY=1"
+    notify("STOPPING=1")  # nobody listens any more: logged, not raised
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    notify("READY=1")
