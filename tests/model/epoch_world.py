@@ -123,6 +123,7 @@ class World:
         self.terms: list[int] = []  # in the order of their first use
         self.fuse: int | None = None  # so many instants around durable writes from now, the writer dies
         self.cuts: dict[tuple[int, int], tuple[Memory, int]] = {}
+        self.acks: list[Frame] = []  # all that were ever sent
         self.primary = Primary(self)
         self.agent = Agent(self)
 
@@ -158,6 +159,7 @@ class Gate:
     def __init__(self, world: World) -> None:
         self._world = world
         self.passing = True
+        self._shut = False  # for good: this side was fenced
         self._held: list[tuple[int, int | None]] = []  # clock, epoch once it is marked
 
     def emit(self, clock: int) -> None:
@@ -173,18 +175,24 @@ class Gate:
         self._held = [(clock, epoch if marked is None else marked) for clock, marked in self._held]
 
     def release(self, epoch: int) -> None:
+        assert not self._shut, f"epoch {epoch} is released by a fenced side"
         going = [clock for clock, marked in self._held if marked is not None and marked <= epoch]
         self._held = self._held[len(going) :]
         for clock in going:
             self._world.speak(clock)
 
     def open_all(self) -> None:
+        assert not self._shut, "a fenced side opens its gate"
         self.passing = True
         for clock, _ in self._held:
             self._world.speak(clock)
         self._held = []
 
     def lose_held(self) -> None:
+        self._held = []
+
+    def shut(self) -> None:
+        self._shut = True
         self._held = []
 
     @property
@@ -267,6 +275,11 @@ class Primary:
     def unprotect(self) -> None:
         self.outbox.say(FrameType.BYE, pack(Notice("asked for")))
 
+    def hear_late(self, ack: Frame) -> None:
+        """An acknowledgement of any earlier time, by a thread that was slow."""
+        if self.pipeline is not None:
+            self._act(ack)
+
     def hear(self) -> None:
         """Take in one frame, or notice that the connection is gone."""
         if self.pipeline is None or self.stream is None:
@@ -301,7 +314,7 @@ class Primary:
             self._welcome(unpack(Welcome, frame.payload))
         elif frame.type is FrameType.REFUSE:
             refuse = unpack(Refuse, frame.payload)
-            self._fenced(refuse.term) if refuse.fenced else self._renounced()
+            self._fenced() if refuse.fenced else self._renounced()
         elif frame.type is FrameType.RENOUNCE:
             self._renounced()
         else:
@@ -322,7 +335,8 @@ class Primary:
         if release is not None:
             self.gate.release(release.epoch)
         kept = {frames.epoch for frames in self.to_ship} | set(self.outbox._kept)
-        assert set(again) <= kept, f"epochs {again} are to be sent again, {kept} are kept"
+        assert again == sorted(epoch for epoch in kept if epoch > welcome.committed)
+        assert set(again) == set(range(welcome.committed + 1, pipeline.captured + 1))
         self.outbox.attach(stream, welcome.term, welcome.committed)  # type: ignore[arg-type]
 
     def _lost(self) -> None:
@@ -355,13 +369,13 @@ class Primary:
         self.gate.open_all()
         self.disk.save("none", self.disk.term)
 
-    def _fenced(self, term: int) -> None:
-        self._must().fence(term)
-        self.gate.lose_held()
+    def _fenced(self) -> None:
+        self._must().fence(0)  # who refuses a resume does not always say its term
+        self.gate.shut()
         if self.stream is not None:
             self.stream.close()
         self.stream = None
-        self.disk.save("fenced", max(term, self.disk.term))
+        self.disk.save("fenced", self._must().term)
 
     def _delta(self, cell: int) -> bytes:
         now = self._world.guest.memory[cell]
@@ -388,6 +402,8 @@ class Agent:
         self.stream: End | None = None
         self.greeting: list[End] = []  # accepted, HELLO not yet read: in threads, so in any order
         self.which = 0  # of them, the one that is read next
+        self.gathered: list[tuple[End, WholeEpoch]] = []  # whole epochs, in the hands of a session's thread
+        self.owed: deque[tuple[End, WholeEpoch]] = deque()  # committed, the ACK not yet sent
         self._ends: list[End] = []  # every connection of this process
         self.start()
 
@@ -398,7 +414,8 @@ class Agent:
         for end in self._ends:
             end.close()
         self.core = self.stream = None
-        self.greeting, self._ends = [], []
+        self.greeting, self.gathered, self._ends = [], [], []
+        self.owed.clear()
 
     def start(self) -> None:
         self.core = Standby(self.disk.term, self.disk.role in ("promoting", "promoted"))
@@ -442,7 +459,7 @@ class Agent:
 
     def hear(self) -> None:
         """Take in one frame of the session, or notice that it is gone."""
-        if self.core is None or self.stream is None:
+        if self.core is None or self.stream is None or any(end is self.stream for end, _ in self.gathered):
             return
         try:
             frame = self.stream.receive()
@@ -453,11 +470,24 @@ class Agent:
         except PeerUnreachable as exc:
             self._lost(exc)
 
+    def commit(self) -> None:
+        """Commit what a session's thread gathered; meanwhile others may have promoted, or begun a new session."""
+        core = self._must()
+        end, whole = self.gathered.pop(0)
+        new, before = whole.epoch > core.committed, core.state
+        if not core.commit(whole.term, whole.epoch):
+            return
+        assert whole.term == core.term and before in (StandbyState.SEEDING, StandbyState.READY)
+        if new:
+            self.to_apply.append(whole)
+        self.owed.append((end, whole))
+
     def ack(self) -> None:
         """Send the acknowledgement that is owed."""
-        term, epoch = self.owed.popleft()
-        if self.stream is not None:
-            self.stream.send(FrameType.ACK, term, epoch)
+        end, whole = self.owed.popleft()
+        self._world.acks.append(Frame(FrameType.ACK, whole.term, whole.epoch, b""))
+        if not end.closed:
+            end.send(FrameType.ACK, whole.term, whole.epoch)
 
     def apply_one(self) -> None:
         """Move the replica to the next committed epoch, and check that it is that one exactly."""
@@ -502,20 +532,12 @@ class Agent:
         elif frame.type in BULK:
             self.inbox.add(frame)
         elif frame.type is FrameType.COMMIT:
-            self._commit(self.inbox.close(frame))
+            self.gathered.append((stream, self.inbox.close(frame)))
         elif frame.type is FrameType.BYE:
             self._give_up()
             stream.send(FrameType.RENOUNCE, frame.term, 0, pack(Notice("bye")))
         else:
             raise AssertionError(f"the primary sends {frame.type.name}")
-
-    def _commit(self, whole: WholeEpoch) -> None:
-        core = self._must()
-        new = whole.epoch > core.committed
-        if core.commit(whole.term, whole.epoch):
-            if new:
-                self.to_apply.append(whole)
-            self.owed.append((whole.term, whole.epoch))
 
     def _lost(self, exc: Exception) -> None:
         stream, self.stream = self.stream, None
@@ -536,7 +558,6 @@ class Agent:
         self.inbox = Inbox(1 << 20)
         self.memory, self.clock = [0] * CELLS, 0
         self.to_apply: deque[WholeEpoch] = deque()
-        self.owed: deque[tuple[int, int]] = deque()
         self.promoted_from = (0, 0)
 
     def _apply(self, frame: Frame) -> None:

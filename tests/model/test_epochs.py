@@ -62,6 +62,7 @@ class EpochMachine(RuleBasedStateMachine):
             (self.world.connecting, agent.accept),
             (agent.greeting, agent.greet),
             *[(agent.stream is not None, agent.hear)] * 4,
+            (agent.gathered, agent.commit),
             (agent.owed, agent.ack),
             (agent.promoting, agent.resume),
             (agent.to_apply, agent.apply_one),
@@ -116,6 +117,19 @@ class EpochMachine(RuleBasedStateMachine):
             if side.stream is not None:
                 side.stream.connection.break_off(agent_gets, primary_gets)
 
+    @rule(agent_gets=FEW, primary_gets=FEW, rounds=st.integers(2, 6))
+    def connection_blinks(self, agent_gets: int, primary_gets: int, rounds: int) -> None:
+        """Cut in full flight, and time enough to be taken up again."""
+        self.run(1)
+        self.cut_connection(agent_gets, primary_gets)
+        self.run(rounds)
+
+    @rule(choice=CHOICE)
+    def an_old_ack_comes(self, choice: int) -> None:
+        if self.world.acks:
+            acks = self.world.acks
+            self.do(self.world.primary, lambda: self.world.primary.hear_late(acks[-1 - choice % len(acks)]))
+
     @rule()
     def primary_crashes(self) -> None:
         self.world.primary.crash()
@@ -132,7 +146,7 @@ class EpochMachine(RuleBasedStateMachine):
         """Around one of the next durable writes, the writer dies."""
         self.world.fuse = instants
 
-    @initialize(rounds=st.integers(0, 8), dies=st.booleans())
+    @initialize(rounds=st.integers(0, 14), dies=st.booleans())
     def begin(self, rounds: int, dies: bool) -> None:
         self.host_will_die = dies
         self.world.primary.protect()
@@ -192,7 +206,7 @@ class EpochMachine(RuleBasedStateMachine):
         return primary.gate.passing
 
 
-EpochMachine.TestCase.settings = settings(max_examples=500, stateful_step_count=50, deadline=None)
+EpochMachine.TestCase.settings = settings(max_examples=800, stateful_step_count=50, deadline=None)
 TestEpochs = pytest.mark.timeout(600)(EpochMachine.TestCase)
 
 
@@ -225,8 +239,8 @@ def test_an_ack_that_comes_after_the_takeover_lets_out_only_what_the_backup_know
         world.primary.ship_one()
     while world.agent.stream.connection.to_agent:
         world.agent.hear()
-    while world.agent.owed:
-        world.agent.ack()
+    world.agent.commit()
+    world.agent.ack()
     said = world.spoken
     world.agent.promote()
     while world.agent.promoting:
@@ -247,6 +261,54 @@ def test_a_cut_connection_is_taken_up_again_with_the_epochs_in_flight() -> None:
     machine.settle()
     assert world.primary.state is PrimaryState.PROTECTED
     assert world.agent.core.term == term and world.agent.core.committed >= committed + 2
+
+
+def gathered() -> EpochMachine:
+    """Protected, and a session's thread of the agent has a whole epoch in its hands, not yet committed."""
+    machine = protected()
+    machine.world.primary.cut_epoch()
+    while machine.world.primary.to_ship:
+        machine.world.primary.ship_one()
+    while not machine.world.agent.gathered:
+        machine.world.agent.hear()
+    return machine
+
+
+def test_a_thread_of_the_old_connection_commits_while_the_new_one_sends_the_epoch_again() -> None:
+    machine = gathered()
+    world = machine.world
+    machine.cut_connection(agent_gets=0, primary_gets=0)
+    world.primary.hear()
+    world.primary.reconnect()
+    world.agent.accept()
+    world.agent.greet()
+    before = world.agent.core.committed
+    world.agent.commit()
+    assert world.agent.core.committed == before + 1
+    machine.settle()
+    assert world.primary.state is PrimaryState.PROTECTED and world.terms == [1]
+
+
+def test_a_thread_of_an_old_session_commits_nothing_into_the_new_one() -> None:
+    machine = gathered()
+    world = machine.world
+    world.primary.crash()
+    world.primary.protect()
+    world.agent.accept()
+    world.agent.greet()
+    world.agent.commit()
+    assert world.agent.core.committed == 0 and not world.agent.owed
+    machine.settle()
+    assert world.primary.state is PrimaryState.PROTECTED and world.terms == [1, 2]
+
+
+def test_an_agent_that_dies_while_it_takes_over_remembers_it() -> None:
+    """Nobody speaks then, and the primary is told that it must not."""
+    machine = protected()
+    machine.world.agent.promote()
+    machine.world.agent.crash()
+    machine.settle()
+    assert machine.world.primary.state is PrimaryState.FENCED and machine.world.resumed is None
 
 
 def test_a_connection_cut_before_the_first_ack_is_taken_up_too() -> None:

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `Pipeline` and `Standby` answer, one call at a time: also where no correct peer would ever bring them."""
+
+from __future__ import annotations
+
+import pytest
+
+from remusdb.core.pipeline import Pipeline, PrimaryState, Release
+from remusdb.core.standby import Offer, Refusal, Standby, StandbyState
+from remusdb.errors import BadFrame, Fenced, RefusedForSafety
+
+
+def pipeline(*, cut: int, acked: int, term: int = 3, window: int = 3) -> Pipeline:
+    """A session in `term` with so many epochs cut and acknowledged."""
+    made = Pipeline(window)
+    made.begin(term)
+    for epoch in range(1, cut + 1):
+        assert made.next_epoch() == epoch
+        made.cut(epoch)
+        if epoch <= acked:
+            made.ack(term, epoch)
+    return made
+
+
+def standby(*, committed: int, term: int = 3) -> Standby:
+    made = Standby()
+    made.begin(term)
+    for epoch in range(1, committed + 1):
+        assert made.commit(term, epoch)
+        made.moved(epoch)
+    return made
+
+
+# --- the primary ---
+
+
+def test_the_window_bounds_the_epochs_in_flight() -> None:
+    primary = pipeline(cut=3, acked=0)
+    assert primary.next_epoch() is None and primary.in_flight == 3
+    assert primary.ack(3, 1) == Release(1)
+    assert primary.next_epoch() == 4 and primary.state is PrimaryState.PROTECTED
+
+
+def test_epochs_are_cut_in_order() -> None:
+    with pytest.raises(ValueError, match="epoch 3 cut after 1"):
+        pipeline(cut=1, acked=0).cut(3)
+
+
+def test_acks_are_cumulative_and_release_once() -> None:
+    primary = pipeline(cut=3, acked=0)
+    assert primary.ack(3, 2) == Release(2)
+    assert primary.ack(3, 1) is None and primary.ack(3, 2) is None
+    assert primary.ack(3, 3) == Release(3)
+
+
+@pytest.mark.parametrize("term", [0, 2, 4])
+def test_acks_of_another_term_are_void(term: int) -> None:
+    primary = pipeline(cut=2, acked=1)
+    assert primary.ack(term, 2) is None and primary.committed == 1
+
+
+def test_an_ack_of_what_was_never_cut_breaks_the_protocol() -> None:
+    with pytest.raises(BadFrame, match="acknowledges epoch 3, only 2 were cut"):
+        pipeline(cut=2, acked=1).ack(3, 3)
+
+
+@pytest.mark.parametrize("term", [2, 3, 5])
+def test_a_fenced_primary_releases_nothing_in_any_term(term: int) -> None:
+    primary = pipeline(cut=2, acked=1)
+    primary.fence(term)
+    assert primary.term == max(term, 3)
+    assert [primary.ack(any_term, 2) for any_term in range(7)] == [None] * 7
+    assert primary.next_epoch() is None
+    primary.lost()
+    primary.end()
+    assert primary.state is PrimaryState.FENCED
+    with pytest.raises(Fenced):
+        primary.resumed(primary.term, 1)
+
+
+def test_an_ended_session_releases_and_cuts_nothing() -> None:
+    primary = pipeline(cut=2, acked=1)
+    primary.end()
+    assert primary.ack(3, 2) is None and primary.next_epoch() is None
+
+
+def test_a_held_session_cuts_nothing_and_is_resumed() -> None:
+    primary = pipeline(cut=4, acked=1)
+    primary.lost()
+    assert primary.state is PrimaryState.HELD and primary.next_epoch() is None
+    assert primary.resumed(3, 2) == (Release(2), [3, 4])
+    assert primary.state is PrimaryState.PROTECTED and primary.next_epoch() == 5
+
+
+def test_a_session_lost_before_the_first_ack_is_held_once_an_epoch_went_out() -> None:
+    primary = pipeline(cut=0, acked=0)
+    primary.lost()
+    assert primary.state is PrimaryState.SEEDING
+    primary = pipeline(cut=2, acked=0)
+    primary.lost()
+    assert primary.state is PrimaryState.HELD
+    assert primary.resumed(3, 1) == (Release(1), [2])
+
+
+@pytest.mark.parametrize("committed", [0, 4])
+def test_an_agent_that_holds_less_than_it_said_or_more_than_was_cut(committed: int) -> None:
+    primary = pipeline(cut=3, acked=1)
+    primary.lost()
+    with pytest.raises(BadFrame, match=f"holds epoch {committed}, outside 1..3"):
+        primary.resumed(3, committed)
+
+
+def test_only_a_held_session_is_resumed_and_only_in_its_term() -> None:
+    with pytest.raises(Fenced):
+        pipeline(cut=2, acked=1).resumed(3, 1)
+    primary = pipeline(cut=2, acked=1)
+    primary.lost()
+    with pytest.raises(Fenced, match="answers in term 4"):
+        primary.resumed(4, 1)
+
+
+@pytest.mark.parametrize("term", [2, 3])
+def test_a_session_begins_in_a_newer_term_only_and_counts_anew(term: int) -> None:
+    primary = pipeline(cut=2, acked=1)
+    with pytest.raises(Fenced, match=f"term {term} is not newer than 3"):
+        primary.begin(term)
+    primary.begin(4)
+    assert (primary.term, primary.captured, primary.committed, primary.next_epoch()) == (4, 0, 0, 1)
+
+
+# --- the standby ---
+
+
+def test_terms_offered_are_newer_than_all_that_either_side_knows() -> None:
+    assert Standby(5).hello(2, resume=False) == Offer(6, False, 0)
+    assert Standby(5).hello(9, resume=False) == Offer(10, False, 0)
+
+
+def test_a_session_is_resumed_only_in_its_own_term_and_with_a_replica() -> None:
+    agent = standby(committed=4)
+    assert agent.hello(3, resume=True) == Offer(3, True, 4)
+    for other, term in ((agent, 2), (agent, 4), (Standby(3), 3), (standby(committed=0), 3)):
+        assert isinstance(other.hello(term, resume=True), Refusal)
+
+
+def test_an_older_term_is_refused_as_fenced() -> None:
+    answer = standby(committed=4).hello(2, resume=True)
+    assert isinstance(answer, Refusal) and answer.fenced and answer.term == 3
+
+
+def test_a_promoted_side_refuses_everybody() -> None:
+    for agent in (standby(committed=2), Standby(4, promoted=True)):
+        if agent.state is StandbyState.READY:
+            agent.promote(4)
+        for resume in (True, False):
+            answer = agent.hello(9, resume)
+            assert isinstance(answer, Refusal) and answer.fenced and answer.term == 4
+        assert not agent.accepts(3) and not agent.accepts(4)
+        assert not agent.commit(3, 3) and not agent.commit(4, 3)
+        agent.renounce()
+        assert agent.state is StandbyState.PROMOTED
+        with pytest.raises(RefusedForSafety):
+            agent.begin(9)
+        with pytest.raises(RefusedForSafety, match="already promoted"):
+            agent.promote(9)
+
+
+def test_epochs_commit_in_order_and_a_repeated_one_is_acknowledged_again() -> None:
+    agent = standby(committed=2)
+    assert agent.commit(3, 1) and agent.commit(3, 2) and agent.committed == 2
+    with pytest.raises(BadFrame, match="epoch 4 came after 2"):
+        agent.commit(3, 4)
+
+
+@pytest.mark.parametrize("term", [2, 4])
+def test_epochs_of_another_term_are_void(term: int) -> None:
+    agent = standby(committed=2)
+    assert not agent.commit(term, 3) and agent.committed == 2
+
+
+def test_what_is_applied_was_committed_and_comes_in_order() -> None:
+    agent = standby(committed=2)
+    with pytest.raises(ValueError, match="epoch 3 applied after 2, committed 2"):
+        agent.moved(3)
+    agent.commit(3, 3)
+    agent.commit(3, 4)
+    with pytest.raises(ValueError, match="epoch 4 applied after 2"):
+        agent.moved(4)
+
+
+def test_a_takeover_resumes_from_the_last_committed_epoch_applied_or_not() -> None:
+    agent = standby(committed=2)
+    agent.commit(3, 3)
+    assert agent.promote(4) == 3 and agent.applied == 2 and agent.term == 4
+    agent.moved(3)
+    assert agent.applied == 3
+
+
+@pytest.mark.parametrize("term", [2, 3])
+def test_a_takeover_needs_a_newer_term(term: int) -> None:
+    with pytest.raises(RefusedForSafety, match="not newer"):
+        standby(committed=2).promote(term)
+
+
+def test_no_takeover_without_a_whole_replica() -> None:
+    gone = standby(committed=2)
+    gone.renounce()
+    for agent, why in (
+        (Standby(), "no replica"),
+        (standby(committed=0), "not complete"),
+        (gone, "no replica"),
+    ):
+        assert agent.promotable() is not None
+        with pytest.raises(RefusedForSafety, match=why):
+            agent.promote(9)
+
+
+def test_a_new_session_drops_the_replica_at_once() -> None:
+    agent = standby(committed=2)
+    with pytest.raises(RefusedForSafety, match="not newer"):
+        agent.begin(3)
+    agent.begin(4)
+    assert (agent.committed, agent.applied, agent.state) == (0, 0, StandbyState.SEEDING)
+    assert agent.promotable() is not None
