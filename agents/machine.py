@@ -115,13 +115,13 @@ def reap_leftover(connection: libvirt.virConnect, deadline: Deadline, name: str)
     """Destroy a standby that an agent which died left behind; CannotProtect for any other domain of that name."""
     try:
         handle = deadline.call(f"VM {name}", connection.lookupByName, name)
+        if not deadline.call(f"VM {name}", handle.isActive):
+            return
+        tree = ET.fromstring(deadline.call(f"VM {name}", handle.XMLDesc, 0))
+        state, _ = deadline.call(f"VM {name}", handle.state)
     except VmError:
-        return
-    if not deadline.call(f"VM {name}", handle.isActive):
-        return
-    tree = ET.fromstring(deadline.call(f"VM {name}", handle.XMLDesc, 0))
+        return  # it is not there, or went just now
     words = [arg.get("value") for arg in tree.iterfind(f"./{{{QEMU_NS}}}commandline/{{{QEMU_NS}}}arg")]
-    state, _ = deadline.call(f"VM {name}", handle.state)
     if "-incoming" not in words or state != libvirt.VIR_DOMAIN_PAUSED:
         raise CannotProtect(
             f"a domain named {name} already runs on the backup host", hint="is the VM already running there?"

@@ -32,7 +32,7 @@ from remusdb_agents.silence import SilenceWatch
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.02
-BEAT_S = 0.1
+BEAT_S = 0.05
 APPLY_S = 30.0
 PROMOTED_ROLES = ("promoting", "promoted")
 
@@ -50,7 +50,7 @@ class Replica:
         self._core = Standby(int(memory.get("term", 0)), memory.get("role") in PROMOTED_ROLES)
         self._reason = str(memory.get("reason", "")) or "no session yet"
         self._lock = threading.RLock()
-        self._greeting = threading.Lock()  # one new session at a time
+        self._greeting = threading.RLock()  # a session begins or ends: one at a time
         self._machine: Machine | None = None
         self._inbox = Inbox(config.limits.epoch_max_bytes)
         self._stream: FrameStream | None = None
@@ -262,20 +262,19 @@ class Replica:
     def _give_up(self, reason: str, stream: FrameStream | None = None) -> None:
         """This side can no longer take over: that is durable before the primary is told, then the replica goes.
 
-        Not under the lock: the applier, which is waited for, takes it.
+        The replica goes without the lock, for the applier, which is waited for, takes it; a new session waits.
         """
-        with self._lock:
-            self._core.renounce()
-            machine, self._machine = self._machine, None
-            self._stream = None
-            self._save("none", self._core.term, reason)
-        if stream is not None:
-            with contextlib.suppress(PeerUnreachable):
-                stream.send(FrameType.RENOUNCE, self._core.term, 0, pack(Notice(reason)))
-        if machine is not None:
-            machine.close()
-        if stream is not None:
-            stream.close(drain_s=1.0)
+        with self._greeting:
+            with self._lock:
+                self._core.renounce()
+                machine, self._machine = self._machine, None
+                self._save("none", self._core.term, reason)
+                if stream is not None:
+                    with contextlib.suppress(PeerUnreachable):
+                        stream.send(FrameType.RENOUNCE, self._core.term, 0, pack(Notice(reason)))
+                self._stream = None
+            if machine is not None:
+                machine.close()
 
     def _drop_stream(self) -> None:
         stream, self._stream = self._stream, None

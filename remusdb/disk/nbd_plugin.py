@@ -17,6 +17,7 @@ The log is a sequence of records: RECORD, then `length` bytes of data for WRITE.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -128,6 +129,10 @@ def after_fork() -> None:
     global _log
     # nbdkit's own --exit-with-parent is a SIGTERM, upon which it waits for QEMU to disconnect.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # A cut waits, with the VM stopped, for the writes that are here. The threads nbdkit makes later inherit this;
+    # how much it runs is bounded by the worker, which reads the log at normal priority.
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     _log = Log(_parameters["log"], _parameters["position"], int(_parameters["disk"]))
 
 

@@ -38,6 +38,7 @@ class Parts:
         try:
             self.connection: libvirt.virConnect = connect(order.libvirt_uri, self.deadline)
             self.domain = Domain(self.connection, order.vm, self.deadline)
+            self._undo.callback(self.domain.close)
             self.disks: list[DiskSpec] = self.deadline.call("disks", disks_of, self.domain.handle)
             self.blocks = self.domain.blocks()
             nics = self.domain.nics

@@ -21,8 +21,11 @@ from remusdb.host.order import Order
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import client_context, connect
 
-RECONNECT_S = 0.05
-MIN_PATIENCE_S = 1.0  # an agent that is silent for so long has its connection made anew
+RECONNECT_S = 0.02
+# After half of the agent's silence limit without a word the connection is made anew: TCP, which doubles its waits,
+# may need longer than that limit to notice that a link which was cut for a moment is back.
+PATIENCE_OF_SILENCE = 0.5
+TRY_S = 0.15  # one try to connect again; the first ones must all fit into what is left of the limit
 
 
 class Listener(Protocol):
@@ -52,11 +55,11 @@ class Greeting:
     welcome: Welcome
 
 
-def greet(order: Order, hello: Hello) -> Greeting:
-    """Connect and say HELLO. Raises PeerUnreachable, PeerRefused, CannotProtect or Fenced."""
+def greet(order: Order, hello: Hello, try_s: float | None = None) -> Greeting:
+    """Connect, within `try_s` if given, and say HELLO. PeerUnreachable, PeerRefused, CannotProtect or Fenced."""
     context = client_context(order.tls.ca, order.tls.cert, order.tls.key)
     timeout_s = order.protection.connect_timeout_ms / 1000
-    stream = connect(order.peer.address, order.peer.port, context, order.peer.name, timeout_s)
+    stream = connect(order.peer.address, order.peer.port, context, order.peer.name, try_s or timeout_s)
     try:
         stream.send(FrameType.HELLO, hello.term, 0, pack(hello))
         # A standby is started before the agent welcomes a new session: that takes as long as starting a QEMU.
@@ -91,7 +94,7 @@ class Peer:
         self._listener = listener
         self._stream: FrameStream | None = None
         self._term = 0
-        self._patience_s = MIN_PATIENCE_S
+        self._patience_s = 0.0
         self._ended = threading.Event()
         self._paused = False
         self._threads = [
@@ -117,7 +120,7 @@ class Peer:
 
     def _take(self, greeting: Greeting) -> None:
         self._stream, self._term = greeting.stream, greeting.welcome.term
-        self._patience_s = max(2 * greeting.welcome.silence_ms / 1000, MIN_PATIENCE_S)
+        self._patience_s = PATIENCE_OF_SILENCE * greeting.welcome.silence_ms / 1000
 
     def _beat(self) -> None:
         while not self._ended.wait(self._order.protection.heartbeat_ms / 1000):
@@ -145,7 +148,7 @@ class Peer:
 
     def _hear(self, stream: FrameStream) -> None:
         while not self._ended.is_set():
-            frame = stream.receive(0.2)
+            frame = stream.receive(self._patience_s / 4)
             if frame is not None:
                 self._act(frame)
             elif time.monotonic() - stream.last_heard > self._patience_s:
@@ -170,9 +173,10 @@ class Peer:
 
     def _come_back(self) -> None:
         """Try until the agent takes the session up again, or says that it will not."""
+        hello, try_s = self._hello(True), TRY_S
         while not self._ended.wait(RECONNECT_S):
             try:
-                greeting = greet(self._order, self._hello(True))
+                greeting = greet(self._order, hello, try_s)
                 self._listener.on_resumed(greeting.stream, greeting.welcome)
                 self._take(greeting)
                 return
@@ -182,4 +186,4 @@ class Peer:
                 self._ended.set()
                 return self._listener.on_renounced(str(exc))
             except PeerUnreachable:
-                continue
+                try_s = min(1.5 * try_s, self._order.protection.connect_timeout_ms / 1000)

@@ -21,7 +21,7 @@ from typing import Any
 
 from remusdb import __version__
 from remusdb.core.messages import Disk, Hello, Notice, RamBlock, Welcome, pack
-from remusdb.core.pipeline import Pipeline, PrimaryState
+from remusdb.core.pipeline import Pipeline, PrimaryState, Release
 from remusdb.core.wire import FrameType
 from remusdb.errors import Fenced, GateError, PeerRefused, PeerUnreachable, RefusedForSafety
 from remusdb.host.epochs import EpochLoop
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 DEAD_HINT = "stop the agent's host first, then say --peer-is-dead; or try again when the agent is back"
 FIRST_ACK_S = 60.0
 RENOUNCE_S = 5.0
+QEMU_END_S = 0.25  # after a failed cut: how long a QEMU that was killed may take to end
 
 Save = Callable[[dict[str, Any]], None]
 
@@ -60,6 +61,8 @@ class Session:
         self._over = threading.Event()
         self._renounced = threading.Event()
         self._leaving = False
+        self._failing = threading.Lock()  # taken by the first failure and kept
+        self._late_end: tuple[str, str] | None = None
         self._gated = False
         self._greeted = False
         self._was_protected = (order.previous or {}).get("role") == "protected"
@@ -87,6 +90,7 @@ class Session:
         self._leaving = True
         self._outbox.say(FrameType.BYE, pack(Notice("unprotect was asked")))
         if not self._renounced.wait(RENOUNCE_S) and not peer_is_dead:
+            self._leaving = False
             raise RefusedForSafety(
                 f"agent {self._order.peer.name} does not answer: it may have taken over or may still do so",
                 hint=DEAD_HINT,
@@ -120,7 +124,7 @@ class Session:
     def status(self) -> dict[str, Any]:
         """VmStatus, see docs/architecture.md."""
         pipeline, order, parts = self._pipeline, self._order, self._parts
-        held = self._gate_figures() if self._gated and not self.ended.is_set() else None
+        held = self._gate_figures()
         return {
             "vm": order.vm,
             "role": "primary",
@@ -132,9 +136,9 @@ class Session:
             "epoch_ms": order.protection.epoch_ms,
             "window": order.protection.window,
             "in_flight": pipeline.in_flight,
-            "held_frames": held.held_frames if held else 0,
-            "held_bytes": held.held_bytes if held else 0,
-            "dropped_frames": held.dropped_frames if held else 0,
+            "held_frames": held.held_frames,
+            "held_bytes": held.held_bytes,
+            "dropped_frames": held.dropped_frames,
             "monitor": "libvirt",
             "gate": parts.gate_kind if parts else order.protection.gate,
             "encoding": order.protection.encoding,
@@ -220,9 +224,15 @@ class Session:
         )
 
     def _gate_figures(self) -> GateFigures:
-        assert self._parts is not None
+        """The gates' counters; a gate that is not there, or died, has none."""
+        parts = self._parts
         with self._gate_lock:
-            figures = self._parts.gates.figures()
+            if parts is None or not self._gated or self.ended.is_set():
+                return GateFigures()
+            try:
+                figures = parts.gates.figures()
+            except GateError:
+                return GateFigures()
         self._epochs.addresses = figures.addresses
         return figures
 
@@ -232,13 +242,21 @@ class Session:
         """Release what the agent holds."""
         with self._lock:
             release = self._pipeline.ack(term, epoch)
-            if release is not None and self._parts is not None:
-                with self._gate_lock:
-                    self._parts.gates.release(release.epoch)
+            self._release(release)
             self._lock.notify_all()
         if release is not None:
             self._outbox.acked(release.epoch)
             self.figures.committed(release.epoch)
+
+    def _release(self, release: Release | None) -> None:
+        """Open the gates up to an epoch. A gate that died releases nothing more, and protection ends."""
+        if release is None or self._parts is None:
+            return
+        try:
+            with self._gate_lock:
+                self._parts.gates.release(release.epoch)
+        except GateError as exc:
+            threading.Thread(target=self._fail, args=(exc,), name="fail", daemon=True).start()
 
     def on_lost(self, reason: str) -> None:
         """Output stays held until the agent answers, or somebody decides."""
@@ -256,9 +274,7 @@ class Session:
         """The same session goes on: the agent tells what it holds, the rest is sent again."""
         with self._lock:
             release, _again = self._pipeline.resumed(welcome.term, welcome.committed)
-            if release is not None and self._parts is not None:
-                with self._gate_lock:
-                    self._parts.gates.release(release.epoch)
+            self._release(release)
             self._lock.notify_all()
         self._outbox.attach(stream, welcome.term, welcome.committed)
         self.figures.set("protected", f"epoch by epoch to {self._order.peer.name}; the connection was made anew")
@@ -269,8 +285,10 @@ class Session:
         if self._pipeline.state is PrimaryState.SEEDING:
             self._outbox.detach()
             self._fail(PeerRefused(f"agent {self._order.peer.name} gave up: {reason}"))
+        elif self._late_end is not None:
+            self._finish_apart(*self._late_end)
         elif not self._over.is_set() and not self._leaving:
-            threading.Thread(target=self._finish, args=("failed", f"the agent gave up: {reason}"), daemon=True).start()
+            self._finish_apart("failed", f"the agent gave up: {reason}")
 
     def on_fenced(self, term: int, reason: str) -> None:
         """The agent runs the VM: this side is silent for good."""
@@ -289,7 +307,9 @@ class Session:
     # --- ends ---
 
     def _fail(self, exc: Exception) -> None:
-        """Cutting or shipping cannot go on. A dead VM falls silent, so that the agent takes over."""
+        """Cutting or shipping cannot go on. A dead VM falls silent, so that the agent takes over. Once."""
+        if not self._failing.acquire(blocking=False):
+            return
         self._failure = self._failure or exc
         self.figures.set("failed", str(exc))
         self._over.set()
@@ -298,15 +318,15 @@ class Session:
             self._lock.notify_all()
         if self._pipeline.state is PrimaryState.SEEDING:
             return  # protect() sees it and cleans up
-        if self._parts is not None and not self._parts.domain.alive():
+        self._peer.pause()
+        if self._parts is not None and self._parts.domain.ends_within(QEMU_END_S):
             self._vm_ended()
         else:
             self._end_in_good_order("failed", str(exc))
 
     def _vm_ended(self) -> None:
-        """QEMU is gone. Heartbeats stop at once; only if somebody wanted the VM off, the agent is told to let go."""
+        """QEMU is gone; heartbeats stopped already. Only if somebody wanted the VM off, the agent is told to let go."""
         assert self._parts is not None
-        self._peer.pause()
         if self._parts.domain.was_shut_down():
             self._end_in_good_order("unprotected", "the VM was shut down")
         else:
@@ -321,7 +341,12 @@ class Session:
         if self._renounced.wait(RENOUNCE_S):
             self._finish(state, reason)
         else:
+            self._late_end = (state, reason)
             self.figures.set("held", f"{reason}; and the agent does not answer: output is held, see `unprotect`")
+
+    def _finish_apart(self, state: str, reason: str) -> None:
+        """`_finish` in a thread of its own: it waits for libvirt, which the peer's thread must not."""
+        threading.Thread(target=self._finish, args=(state, reason), name="finish", daemon=True).start()
 
     def _finish(self, state: str, reason: str) -> None:
         """The agent cannot take over (its word, or an operator's): take everything down, output flows."""

@@ -117,6 +117,7 @@ class Worker:
                 self._report()
             except RemusError as exc:
                 log.warning("status: %s", exc)
+        self._report()  # the last word: how it ended
 
 
 def main() -> None:

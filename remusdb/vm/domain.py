@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import select
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from remusdb.errors import VmError
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 
+SHUTOFF_S = 0.3  # less than the shortest sensible failover.silence_ms
 # -object {"qom-type":"secret",...,"file":"/var/lib/libvirt/qemu/domain-1-pg/master-key.aes"}
 MASTER_KEY = re.compile(r'"file":"([^"]*)/master-key\.aes"')
 PID_FOLDER = Path("/run/libvirt/qemu")  # qemu.conf has no setting for it; NAME.pid
@@ -45,6 +49,11 @@ class Domain:
         self.xml = deadline.call(f"VM {name}", self.handle.XMLDesc, libvirt.VIR_DOMAIN_XML_SECURE)
         self.tree = ET.fromstring(self.xml)
         self.pid = _pid_of(name)
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def close(self) -> None:
+        """Let go of the process's descriptor. Once."""
+        os.close(self._pidfd)
 
     @property
     def machine(self) -> str:
@@ -78,7 +87,26 @@ class Domain:
 
     def alive(self) -> bool:
         """Whether QEMU's process is there. A truth of the kernel, not of libvirt."""
-        return Path(f"/proc/{self.pid}").exists()
+        return not self.ends_within(0)
+
+    def ends_within(self, seconds: float) -> bool:
+        """Whether QEMU has ended or ends within so long: a process that was killed takes a while to go."""
+        return bool(select.select([self._pidfd], [], [], seconds)[0])
+
+    def was_shut_down(self) -> bool:
+        """After QEMU's end: whether somebody wanted the VM off (its guest, or `virsh`), as libvirt tells it.
+
+        False also when libvirt cannot tell within SHUTOFF_S: a VM that may have crashed must be taken over.
+        """
+        end = time.monotonic() + SHUTOFF_S
+        wanted = (libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED)
+        while time.monotonic() < end:
+            with contextlib.suppress(VmError):
+                state, reason = self.deadline.call(f"state of {self.name}", self.handle.state)
+                if state == libvirt.VIR_DOMAIN_SHUTOFF:
+                    return reason in wanted
+            time.sleep(0.02)
+        return False
 
     def state_folder(self) -> Path:
         """The folder libvirt keeps for this run of the domain: QEMU may open files there under any confinement."""

@@ -62,7 +62,8 @@ class Tracker:
             written = self._scan(block.address, block.address + block.size, protect=False)
             if len(written):
                 parts = [self._scan(low, high, protect=True) for low, high in merge_runs(written)]
-                found.append((index, _page_numbers(np.concatenate(parts), block.address)))
+                # While the VM runs, a walk that is taken up again may name a page that it named before.
+                found.append((index, np.unique(_page_numbers(np.concatenate(parts), block.address))))
         return found
 
     def close(self) -> None:

@@ -18,3 +18,11 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Two hosts with the product running; its logs stay in build/test/MODULE/."""
     with running_pair(REPO / "build" / "test" / request.module.__name__) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def no_vm_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test that used the pair, also a failed one: no VM, no session, both daemons up."""
+    yield
+    if "pair" in request.fixturenames:
+        request.getfixturevalue("pair").clear()

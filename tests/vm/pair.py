@@ -47,6 +47,18 @@ class Pair:
         eventually(lambda: len(vm.serial_text(self.a)) > 20, 20, f"{vm.name} prints nothing")
         return vm
 
+    def clear(self) -> None:
+        """Remove every VM of both hosts and what is left of their sessions; start a daemon that is down."""
+        for name in ("agent", "host"):
+            if self.product.daemons[name].poll() is not None:
+                self.product.start_agent() if name == "agent" else self.product.start_host()
+        for host in (self.a, self.b):
+            for vm in host.run(["virsh", "list", "--name"]).stdout.split():
+                host.run(["virsh", "destroy", vm], check=False)
+        for vm in json.loads(self.product.cli("a", "status", "--json").stdout)["vms"]:
+            if vm["state"] != "unprotected":
+                self.product.cli("a", "unprotect", vm["vm"], "--peer-is-dead", check=False)
+
     def protect(self, vm: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`remusdb protect VM --to b` on host a."""
         return self.product.cli("a", "protect", vm, "--to", "b", check=check, timeout_s=90)
@@ -73,6 +85,10 @@ class Pair:
         with contextlib.suppress(AssertionError):
             eventually(lambda: len(vm.serial_text(on)) > before, 5)
         return len(vm.serial_text(on)) > before
+
+    def running(self, host: Host) -> list[str]:
+        """The domains that run there, without the standbys, which are paused."""
+        return host.run(["virsh", "list", "--state-running", "--name"]).stdout.split()
 
     def pids(self, host: Host, *words: str) -> list[int]:
         """Processes of this host whose command line holds all these words."""

@@ -33,7 +33,7 @@ def test_unprotect_leaves_everything_as_found(pair: Pair) -> None:
     assert network_of(pair.a) == network
     assert pair.a.run(["virsh", "dumpxml", vm.name]).stdout == xml
     assert "No current block job" in pair.a.run(["virsh", "blockjob", vm.name, "vda"]).stdout
-    assert vm.name not in pair.b.run(["virsh", "list", "--all", "--name"]).stdout
+    eventually(lambda: vm.name not in pair.b.run(["virsh", "list", "--all", "--name"]).stdout)
     assert pair.pids(pair.a, "nbdkit") == [] and pair.pids(pair.a, "remusdb.vm.guard") == []
     assert pair.runs(vm)
     ends_well(pair, vm.name)
@@ -131,9 +131,8 @@ def test_worker_dies_in_any_step_of_protect(pair: Pair) -> None:
         assert pair.runs(vm)
         if protect.returncode == 0:
             break  # it was faster than the kill: the tests above have that case
-        assert pair.state(vm.name) == "failed"
-        if pair.product.standby(vm.name)["state"] == "promoted":
-            pytest.fail("a replica that was never complete was promoted")
+        assert pair.state(vm.name) in ("failed", "unprotected")
+        assert vm.name not in pair.running(pair.b), "a replica that was never complete was promoted"
         assert network_of(pair.a) == network
     if pair.state(vm.name) == "protected":
         pair.unprotect(vm.name)
