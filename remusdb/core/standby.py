@@ -57,12 +57,19 @@ class Standby:
         self.applied = 0
 
     def hello(self, term: int, resume: bool) -> Offer | Refusal:
-        """A primary asks: the term to make durable and go on in, or why not."""
+        """A primary asks: the term to make durable and go on in, or why not.
+
+        To a primary that wants to resume, a refusal that does not fence means that this side cannot take over: it
+        goes on alone. So what is here of that session, or of an older one, is renounced; the thread of the
+        connection that broke may still have frames in its hands that would complete it.
+        """
         if self.state is StandbyState.PROMOTED:
             return Refusal("this host runs the VM: it took over", self.term, fenced=True)
         if resume:
             if self.state is StandbyState.READY and term == self.term:
                 return Offer(self.term, True, self.committed)
+            if term >= self.term:
+                self.renounce()
             return Refusal("no standby of that session is here", self.term, fenced=term < self.term)
         return Offer(max(term, self.term) + 1, False, 0)
 

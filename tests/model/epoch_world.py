@@ -444,6 +444,8 @@ class Agent:
         hello = unpack(Hello, frame.payload)
         answer = core.hello(hello.term, hello.resume)
         if isinstance(answer, Refusal):
+            if core.state is StandbyState.EMPTY:
+                self._give_up()
             stream.send(FrameType.REFUSE, 0, 0, pack(Refuse(answer.reason, "", answer.term, answer.fenced)))
             return
         self._drop_stream()

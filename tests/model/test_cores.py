@@ -139,8 +139,22 @@ def test_terms_offered_are_newer_than_all_that_either_side_knows() -> None:
 def test_a_session_is_resumed_only_in_its_own_term_and_with_a_replica() -> None:
     agent = standby(committed=4)
     assert agent.hello(3, resume=True) == Offer(3, True, 4)
-    for other, term in ((agent, 2), (agent, 4), (Standby(3), 3), (standby(committed=0), 3)):
+    for other, term in ((agent, 2), (Standby(3), 3), (standby(committed=0), 3), (agent, 4)):
         assert isinstance(other.hello(term, resume=True), Refusal)
+
+
+def test_a_refused_resume_means_that_this_side_cannot_take_over() -> None:
+    """The primary goes on alone then; frames of the broken connection must not complete the replica after that."""
+    for agent, term in ((standby(committed=0), 3), (standby(committed=1), 4)):
+        answer = agent.hello(term, resume=True)
+        assert isinstance(answer, Refusal) and not answer.fenced
+        assert not agent.commit(3, agent.committed + 1) and agent.promotable() is not None
+
+
+def test_a_resume_of_an_older_session_leaves_the_replica_alone() -> None:
+    agent = standby(committed=4)
+    agent.hello(2, resume=True)
+    assert agent.promotable() is None and agent.commit(3, 5)
 
 
 def test_an_older_term_is_refused_as_fenced() -> None:

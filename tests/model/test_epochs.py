@@ -323,6 +323,26 @@ def test_a_connection_cut_before_the_first_ack_is_taken_up_too() -> None:
     assert machine.world.primary.state is PrimaryState.PROTECTED and machine.world.terms == [1]
 
 
+def test_a_resume_that_overtakes_the_first_epoch_is_refused_for_good() -> None:
+    """The agent's old thread would complete the replica after the primary was told that there is none."""
+    machine = EpochMachine()
+    machine.begin(rounds=0, dies=False)
+    world = machine.world
+    while not world.primary.pipeline.captured:
+        machine.run(1)
+    while world.primary.to_ship:
+        world.primary.ship_one()
+    world.primary.stream.connection.break_off(agent_gets=99, primary_gets=0)
+    world.primary.hear()
+    world.primary.reconnect()
+    world.agent.accept()
+    world.agent.greet()
+    world.primary.hear()
+    assert world.primary.gate.passing
+    machine.settle()
+    assert world.agent.core.promotable() is not None
+
+
 def test_unprotect_ends_with_a_free_primary_and_a_backup_that_cannot_take_over() -> None:
     machine = protected()
     machine.operator(unprotect=True)
