@@ -5,7 +5,7 @@ Owns nbdkit (a child), its sockets and files in `folder`, and the received recor
 stopped, `take(position())` is every write the guest saw complete since the last take, in order, and no other.
 A cut always falls between records: the position is moved by whole records only.
 
-    new ──start()──▶ receiving ──nbdkit ends, or QEMU disconnects──▶ failed (reason in `failed`)
+    new ──start()──▶ receiving ──nbdkit ends, or QEMU disconnects──▶ failed (nbdkit is gone too)
                          └──────────────close()──────▶ closed ◀──close()──┘
 
 The worker must not cut (stop the VM) while the guest's writes are held up by a full log: enter `cutting()`
