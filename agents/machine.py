@@ -86,11 +86,12 @@ class Machine:
         self._standby.load(self.applier.devices, folder / "remusdb-load")
         self._standby.resume()
 
-    def announce(self, addresses: list[str], seconds: float) -> None:
+    def announce(self, addresses: list[str]) -> None:
         """Tell the network where the VM is now. A failure is logged: the guest's own traffic says it too."""
         try:
-            for nic in nics_of(self._standby.domain.tree):
-                announce(nic.bridge, nic.mac, tuple(addresses))
+            nics = nics_of(self._standby.domain.tree)
+            for nic in nics:  # with several, nobody here knows whose address is whose: the MACs alone
+                announce(nic.tap, nic.mac, tuple(addresses) if len(nics) == 1 else ())
             self._standby.announce()
             self._standby.persist(self._survivor_xml)
         except RemusError as exc:

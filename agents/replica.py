@@ -207,7 +207,7 @@ class Replica:
         self._times["resumed_at_ns"] = time.time_ns()
         with self._lock:
             self._save("promoted", term, why)
-        machine.announce(self._addresses, self._config.failover.announce_s)
+        machine.announce(self._addresses)
         return {"term": term, "epoch": epoch, "resume_ms": (self._times["resumed_at_ns"] - decided) / 1e6}
 
     def _watch(self) -> None:

@@ -90,11 +90,10 @@ class Agent(Struct, frozen=True, kw_only=True):
 
 
 class Failover(Struct, frozen=True, kw_only=True):
-    """`[failover]`: when the agent promotes by itself, and for how long it then announces the VM's addresses."""
+    """`[failover]`: when the agent promotes by itself."""
 
     silence_ms: Annotated[int, Meta(ge=200, le=60_000)] = 500
     automatic: bool = True
-    announce_s: Annotated[int, Meta(ge=1, le=600)] = 10
 
 
 class Limits(Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ same bytes. A dead connection loses nothing: frames wait here.
 from __future__ import annotations
 
 import threading
+import time
 
 from remusdb.core.wire import FrameType
 from remusdb.errors import PeerUnreachable
@@ -18,7 +19,10 @@ from remusdb.transport.stream import FrameStream
 class Outbox:
     """The sending side of one session."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed_bytes_s: float) -> None:
+        """`seed_bytes_s`: bound of the initial copy's rate, 0 for none."""
+        self._seed_bytes_s = seed_bytes_s
+        self._seed_due = 0.0
         self._lock = threading.Lock()
         self._kept: dict[int, EpochFrames] = {}
         self._stream: FrameStream | None = None
@@ -54,7 +58,16 @@ class Outbox:
         stream = self._stream
         if stream is None:
             raise PeerUnreachable("the connection to the agent was lost during the initial copy")
+        self._keep_rate(sum(len(payload) for _, payload in frames))
         stream.send_many([(kind, self.term, 0, payload) for kind, payload in frames])
+
+    def _keep_rate(self, size: int) -> None:
+        """Wait so that the initial copy keeps to its rate; what was not used is not saved up."""
+        if not self._seed_bytes_s:
+            return
+        now = time.monotonic()
+        time.sleep(max(0.0, self._seed_due - now))
+        self._seed_due = max(self._seed_due, now) + size / self._seed_bytes_s
 
     def say(self, kind: FrameType, payload: bytes = b"") -> None:
         """Send a control frame if there is a connection."""

@@ -46,7 +46,10 @@ class Parts:
             self.gate_kind = order.protection.gate
             if self.gate_kind == "auto":
                 self.gate_kind = "plug" if plug_works() else "tap"
-            self.gates = GateGroup([make_gate(self.gate_kind, nic.tap, held, guest_mac=nic.mac) for nic in nics])
+            window = order.protection.window
+            self.gates = GateGroup(
+                [make_gate(self.gate_kind, nic.tap, held, guest_mac=nic.mac, window=window) for nic in nics]
+            )
         except BaseException:
             self._undo.close()
             raise

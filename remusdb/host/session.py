@@ -54,7 +54,7 @@ class Session:
         self._parts: Parts | None = None
         self._pipeline = Pipeline(order.protection.window)
         self._pipeline.term = int((order.previous or {}).get("term", 0))
-        self._outbox = Outbox()
+        self._outbox = Outbox(order.protection.sync_bandwidth_mib_s * 2**20)
         self._peer = Peer(order, self._hello, self)
         self._lock = threading.Condition()
         self._gate_lock = threading.Lock()
@@ -86,6 +86,8 @@ class Session:
     def unprotect(self, peer_is_dead: bool) -> None:
         """End protection in good order: the agent gives its standby up first, then output flows freely."""
         if self._pipeline.state is PrimaryState.FENCED:
+            if self._parts is not None and not self._parts.domain.alive():
+                return self._finish("unprotected", "the VM, which was fenced, is gone")
             raise Fenced("the other host runs this VM now; its output stays shut here", hint="destroy the VM here")
         self._leaving = True
         self._outbox.say(FrameType.BYE, pack(Notice("unprotect was asked")))
@@ -139,7 +141,7 @@ class Session:
             "held_frames": held.held_frames,
             "held_bytes": held.held_bytes,
             "dropped_frames": held.dropped_frames,
-            "monitor": "libvirt",
+            "monitor": parts.domain.monitor if parts else None,
             "gate": parts.gate_kind if parts else order.protection.gate,
             "encoding": order.protection.encoding,
             "accel": parts.domain.accel if parts else None,

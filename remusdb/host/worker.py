@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -20,6 +21,8 @@ import msgspec
 from remusdb.errors import RemusError, from_dict
 from remusdb.host.order import read_order
 from remusdb.host.session import Session
+from remusdb.log import setup
+from remusdb.vm.kernel import die_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +93,13 @@ class Worker:
             else:
                 raise RemusError(f"unknown order {operation}")
             self._report()
-            self._channel.tell(result=self._session.status() if self._session else {})
+            self._channel.tell(op=operation, result=self._session.status() if self._session else {})
         except RemusError as exc:
             self._report()
-            self._channel.tell(error=exc.to_dict())
+            self._channel.tell(op=operation, error=exc.to_dict())
         except Exception as exc:  # task boundary
             log.exception("%s failed", operation)
-            self._channel.tell(error=RemusError(f"{operation}: {type(exc).__name__}: {exc}").to_dict())
+            self._channel.tell(op=operation, error=RemusError(f"{operation}: {type(exc).__name__}: {exc}").to_dict())
 
     def _start(self, arguments: dict[str, Any]) -> None:
         order = read_order(arguments)
@@ -122,7 +125,8 @@ class Worker:
 
 def main() -> None:
     """Entry of the process."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s worker %(name)s: %(message)s", stream=sys.stderr)
+    setup()
+    die_with_parent(signal.SIGKILL)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).run()
 

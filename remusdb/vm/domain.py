@@ -19,6 +19,7 @@ import libvirt_qemu
 
 from remusdb.errors import VmError
 from remusdb.vm.deadline import Deadline
+from remusdb.vm.private import private_monitor
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 
 SHUTOFF_S = 0.3  # less than the shortest sensible failover.silence_ms
@@ -50,10 +51,18 @@ class Domain:
         self.tree = ET.fromstring(self.xml)
         self.pid = _pid_of(name)
         self._pidfd = os.pidfd_open(self.pid)
+        self._private = private_monitor(name, self.pid)
 
     def close(self) -> None:
-        """Let go of the process's descriptor. Once."""
+        """Let go of the process's descriptor and of its private monitor. Once."""
         os.close(self._pidfd)
+        if self._private is not None:
+            self._private.close()
+
+    @property
+    def monitor(self) -> str:
+        """The way to QEMU that is in use: 'private' or 'libvirt'."""
+        return "libvirt" if self._private is None else "private"
 
     @property
     def machine(self) -> str:
@@ -72,13 +81,15 @@ class Domain:
         return nics_of(self.tree)
 
     def qmp(self, command: str, **arguments: Any) -> Any:
-        """One QMP command through libvirt's monitor; its return value."""
+        """One QMP command, on the private socket or through libvirt's monitor; its return value."""
         return self.deadline.call(f"{command} on {self.name}", self.qmp_blocking, command, **arguments)
 
     def qmp_blocking(self, command: str, **arguments: Any) -> Any:
         """Like `qmp`, in the caller's thread and without a deadline."""
+        if self._private is not None:
+            return _answer(command, self._private.execute(command, arguments))
         text = json.dumps({"execute": command, "arguments": arguments})
-        return _answer(command, libvirt_qemu.qemuMonitorCommand(self.handle, text, 0))
+        return _answer(command, json.loads(libvirt_qemu.qemuMonitorCommand(self.handle, text, 0)))
 
     def blocks(self) -> list[Block]:
         """The RAM blocks of QEMU."""
@@ -136,8 +147,7 @@ def _pid_of(name: str) -> int:
     return pid
 
 
-def _answer(command: str, text: str) -> Any:
-    reply = json.loads(text)
+def _answer(command: str, reply: dict[str, Any]) -> Any:
     if "error" in reply:
         raise VmError(f"QEMU refuses {command}: {reply['error'].get('desc', reply['error'])}")
     return reply["return"]

@@ -63,3 +63,19 @@ def test_postgres_vm_memory_and_disk_are_equal(pair: Pair, encoding: str) -> Non
     assert status["encoding"] == encoding and status["state"] == "protected"
     pair.unprotect(name)
     pair.a.run(["virsh", "destroy", name])
+
+
+def test_prepared_vm_is_driven_over_its_private_socket(pair: Pair) -> None:
+    """`prepare` takes effect at the next start; what is captured over the private socket is the same VM."""
+    vm = pair.bare()
+    assert "private QMP socket" in pair.product.cli("a", "prepare", vm.name).stdout
+    pair.protect(vm.name)
+    assert pair.product.status(vm.name)["monitor"] == "libvirt"
+    pair.unprotect(vm.name)
+    pair.a.run(["virsh", "destroy", vm.name])
+    pair.a.run(["virsh", "start", vm.name])
+    pair.protect(vm.name)
+    assert pair.product.status(vm.name)["monitor"] == "private"
+    time.sleep(1.0)
+    pair.settle(vm.name)
+    assert pair.differing_blocks(vm.name) == []

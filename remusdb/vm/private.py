@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The private QMP socket that `remusdb prepare` gives a VM: 0.25 ms a call where libvirt's monitor takes 2.5."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import QMPError
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+from remusdb.errors import VmError
+from remusdb.vm.prepare import CHARDEV, qmp_socket
+
+
+class PrivateMonitor:
+    """A connection to one VM's own QMP socket. Calls from any thread, one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._qmp = QEMUMonitorProtocol(str(path))
+            self._qmp.settimeout(None)
+            self._qmp.connect()
+        except (OSError, QMPError) as exc:
+            raise VmError(f"the private QMP socket {path} does not answer: {exc}") from exc
+
+    def execute(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """One command; QEMU's reply, with `return` or `error`."""
+        with self._lock:
+            try:
+                self._qmp.clear_events()  # every cut makes two, and nobody reads them here
+                reply: dict[str, Any] = dict(self._qmp.cmd_raw(command, arguments))
+            except (OSError, QMPError) as exc:
+                raise VmError(f"{command}: the private QMP socket failed: {exc}") from exc
+            return reply
+
+    def close(self) -> None:
+        """End the connection; QEMU then listens again."""
+        with contextlib.suppress(OSError, QMPError):
+            self._qmp.close()
+
+
+def private_monitor(vm: str, pid: int) -> PrivateMonitor | None:
+    """The private monitor of a running VM, if its QEMU was started with one and it answers."""
+    if CHARDEV not in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
+        return None
+    try:
+        return PrivateMonitor(qmp_socket(vm))
+    except VmError:
+        return None  # a fallback that status shows: `monitor` is then libvirt
