@@ -15,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from epoch_world import CELLS, Agent, Died, Primary, World
+from epoch_agent import Agent
+from epoch_primary import Primary
+from epoch_world import CELLS, Died, World
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -37,7 +39,7 @@ class EpochMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self.world = World(Primary, Agent)
         self.host_dead = self.host_will_die = False
 
     # --- what each side can do now ---
@@ -217,7 +219,7 @@ def protected() -> EpochMachine:
     """Both sides, protected for some epochs."""
     machine = EpochMachine()
     machine.begin(rounds=14, dies=False)
-    assert machine.world.primary.state is PrimaryState.PROTECTED and machine.world.agent.core.committed >= 3
+    assert machine.world.primary.state is PrimaryState.PROTECTED and machine.world.agent.standby.committed >= 3
     return machine
 
 
@@ -237,7 +239,7 @@ def test_an_ack_that_comes_after_the_takeover_lets_out_only_what_the_backup_know
     world.primary.cut_epoch()
     while world.primary.to_ship:
         world.primary.ship_one()
-    while world.agent.stream.connection.to_agent:
+    while world.agent.line.connection.to_agent:
         world.agent.hear()
     world.agent.commit()
     world.agent.ack()
@@ -246,21 +248,21 @@ def test_an_ack_that_comes_after_the_takeover_lets_out_only_what_the_backup_know
     while world.agent.promoting:
         world.agent.resume()
     machine.settle()  # the acks that are under way reach the old primary now
-    assert said < world.spoken <= world.resumed
+    assert world.resumed is not None and said < world.spoken <= world.resumed
     assert world.primary.state is PrimaryState.FENCED
 
 
 def test_a_cut_connection_is_taken_up_again_with_the_epochs_in_flight() -> None:
     machine = protected()
     world = machine.world
-    while world.primary.pipeline.next_epoch() is not None:
+    while world.primary.session.next_epoch() is not None:
         machine.guest_works(0, True)
         world.primary.cut_epoch()
-    committed, term = world.agent.core.committed, world.agent.core.term
+    committed, term = world.agent.standby.committed, world.agent.standby.term
     machine.cut_connection(agent_gets=1, primary_gets=0)
     machine.settle()
     assert world.primary.state is PrimaryState.PROTECTED
-    assert world.agent.core.term == term and world.agent.core.committed >= committed + 2
+    assert world.agent.standby.term == term and world.agent.standby.committed >= committed + 2
 
 
 def gathered() -> EpochMachine:
@@ -282,9 +284,9 @@ def test_a_thread_of_the_old_connection_commits_while_the_new_one_sends_the_epoc
     world.primary.reconnect()
     world.agent.accept()
     world.agent.greet()
-    before = world.agent.core.committed
+    before = world.agent.standby.committed
     world.agent.commit()
-    assert world.agent.core.committed == before + 1
+    assert world.agent.standby.committed == before + 1
     machine.settle()
     assert world.primary.state is PrimaryState.PROTECTED and world.terms == [1]
 
@@ -298,7 +300,7 @@ def test_a_thread_of_an_old_session_commits_nothing_into_the_new_one() -> None:
     world.agent.greet()
     owed = len(world.agent.owed)
     world.agent.commit()
-    assert world.agent.core.committed == 0 and len(world.agent.owed) == owed
+    assert world.agent.standby.committed == 0 and len(world.agent.owed) == owed
     machine.settle()
     assert world.primary.state is PrimaryState.PROTECTED and world.terms == [1, 2]
 
@@ -317,7 +319,7 @@ def test_a_connection_cut_before_the_first_ack_is_taken_up_too() -> None:
     machine.begin(rounds=0, dies=False)
     while not machine.world.agent.owed:
         machine.run(1)
-    assert machine.world.primary.state is PrimaryState.SEEDING
+    assert machine.world.primary.session.committed == 0
     machine.cut_connection(agent_gets=0, primary_gets=0)
     machine.settle()
     assert machine.world.primary.state is PrimaryState.PROTECTED and machine.world.terms == [1]
@@ -328,11 +330,11 @@ def test_a_resume_that_overtakes_the_first_epoch_is_refused_for_good() -> None:
     machine = EpochMachine()
     machine.begin(rounds=0, dies=False)
     world = machine.world
-    while not world.primary.pipeline.captured:
+    while not world.primary.session.captured:
         machine.run(1)
     while world.primary.to_ship:
         world.primary.ship_one()
-    world.primary.stream.connection.break_off(agent_gets=99, primary_gets=0)
+    world.primary.line.connection.break_off(agent_gets=99, primary_gets=0)
     world.primary.hear()
     world.primary.reconnect()
     world.agent.accept()
@@ -340,14 +342,14 @@ def test_a_resume_that_overtakes_the_first_epoch_is_refused_for_good() -> None:
     world.primary.hear()
     assert world.primary.gate.passing
     machine.settle()
-    assert world.agent.core.promotable() is not None
+    assert world.agent.standby.promotable() is not None
 
 
 def test_unprotect_ends_with_a_free_primary_and_a_backup_that_cannot_take_over() -> None:
     machine = protected()
     machine.operator(unprotect=True)
     machine.settle()
-    assert machine.world.primary.gate.passing and machine.world.agent.core.promotable() is not None
+    assert machine.world.primary.gate.passing and machine.world.agent.standby.promotable() is not None
 
 
 def test_a_dead_agent_means_a_silent_primary() -> None:
