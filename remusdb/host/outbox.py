@@ -19,7 +19,7 @@ from remusdb.transport.stream import FrameStream
 class Outbox:
     """The sending side of one session."""
 
-    def __init__(self, seed_bytes_s: float) -> None:
+    def __init__(self, seed_bytes_s: float = 0.0) -> None:
         """`seed_bytes_s`: bound of the initial copy's rate, 0 for none."""
         self._seed_bytes_s = seed_bytes_s
         self._seed_due = 0.0
