@@ -71,7 +71,7 @@ class Replica:
                 if isinstance(answer, Refuse):
                     return answer
                 if isinstance(answer, Refusal):
-                    return Refuse(reason=answer.reason, term=answer.term, fenced=answer.fenced)
+                    return self._refuse(answer)
                 self._drop_stream()
                 self._inbox.clear()
             if not answer.resumed:
@@ -90,6 +90,12 @@ class Replica:
                     resumed=answer.resumed,
                     silence_ms=self._config.failover.silence_ms,
                 )
+
+    def _refuse(self, answer: Refusal) -> Refuse:
+        """Say no; a replica that the core renounced with it goes."""
+        if self._core.state is StandbyState.EMPTY and self._machine is not None:
+            self._give_up(answer.reason)
+        return Refuse(reason=answer.reason, term=answer.term, fenced=answer.fenced)
 
     def _strange(self, stream: FrameStream, hello: Hello) -> Refuse | None:
         """A primary that is not who it says, or a second one while the first is connected."""
