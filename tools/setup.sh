@@ -34,15 +34,17 @@ Suites: bookworm-backports
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 SOURCE
+    apt-get update -qq >&2
 }
 
 install_packages() {
-    case $VERSION_CODENAME in
-        bookworm) suite=bookworm-backports && add_backports ;;
-        *) suite=$VERSION_CODENAME ;;
-    esac
     say "installing system packages"
-    apt-get update -qq >&2
+    suite=$VERSION_CODENAME
+    apt-get update -qq >&2 # before apt is asked for sources: it only knows their codenames from what it fetched
+    if [ "$suite" = bookworm ]; then
+        suite=bookworm-backports
+        add_backports
+    fi
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y -o DPkg::Lock::Timeout=120 --no-install-recommends -t "$suite" $packages >&2
     installed || fail "some of these are still missing, or QEMU is older than $least_qemu: $packages"
