@@ -95,7 +95,7 @@ class Replica:
         """Say no; a replica that the core renounced with it goes."""
         if self._core.state is StandbyState.EMPTY and self._machine is not None:
             self._give_up(answer.reason)
-        return Refuse(reason=answer.reason, term=answer.term, fenced=answer.fenced)
+        return Refuse(reason=answer.reason, term=answer.term, fenced=answer.fenced, renounced=not answer.fenced)
 
     def _strange(self, stream: FrameStream, hello: Hello) -> Refuse | None:
         """A primary that is not who it says, or a second one while the first is connected."""

@@ -8,6 +8,7 @@
     ├── RefusedForSafety       4  E-UNSAFE         what was asked could lose acknowledged data
     ├── PeerUnreachable        5  E-PEER
     │   ├── PeerRefused        5  E-PEER-REFUSED   certificate, version, or its own reason
+    │   │   └── NoStandby      5  E-NO-STANDBY     the agent's word that it cannot take the VM over
     │   └── BadFrame           5  E-FRAME          the stream is not what the protocol allows
     ├── Fenced                 7  E-FENCED         a newer term exists: this side must stay silent
     ├── CannotProtect          8  E-PREFLIGHT      this VM or host cannot be protected
@@ -75,6 +76,12 @@ class PeerRefused(PeerUnreachable):
     """The other host answered and refused."""
 
     id = "E-PEER-REFUSED"
+
+
+class NoStandby(PeerRefused):
+    """The agent gave its word that it has no replica of this session, and so cannot take over."""
+
+    id = "E-NO-STANDBY"
 
 
 class BadFrame(PeerUnreachable):

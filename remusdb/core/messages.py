@@ -54,12 +54,17 @@ class Welcome(msgspec.Struct, frozen=True):
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """REFUSE, agent to primary. `fenced`: the agent promoted this VM in `term`. `code`: 'preflight' or 'failed'."""
+    """REFUSE, agent to primary. `fenced`: the agent promoted this VM in `term`, or knows a newer term.
+
+    `renounced`: the agent has no replica of the session asked for and cannot take over: the only refusal that
+    frees a primary's output. `code`: 'preflight' or 'failed'.
+    """
 
     reason: str
     hint: str = ""
     term: int = 0
     fenced: bool = False
+    renounced: bool = False
     code: str = "failed"
 
 

@@ -7,6 +7,7 @@ an answer of the agent in a newer term ends in `on_fenced`, whatever else was un
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,10 +17,12 @@ from typing import Protocol
 from remusdb.config import check_silence
 from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack, unpack
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import BadFrame, CannotProtect, Fenced, PeerRefused, PeerUnreachable, RemusError
+from remusdb.errors import BadFrame, CannotProtect, Fenced, NoStandby, PeerRefused, PeerUnreachable, RemusError
 from remusdb.host.order import Order
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import client_context, connect
+
+log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.02
 # After half of the agent's silence limit without a word the connection is made anew: TCP, which doubles its waits,
@@ -56,7 +59,7 @@ class Greeting:
 
 
 def greet(order: Order, hello: Hello, try_s: float | None = None) -> Greeting:
-    """Connect, within `try_s` if given, and say HELLO. PeerUnreachable, PeerRefused, CannotProtect or Fenced."""
+    """Connect, within `try_s` if given, and say HELLO. PeerUnreachable and its kin, CannotProtect or Fenced."""
     context = client_context(order.tls.ca, order.tls.cert, order.tls.key)
     timeout_s = order.protection.connect_timeout_ms / 1000
     stream = connect(order.peer.address, order.peer.port, context, order.peer.name, try_s or timeout_s)
@@ -81,6 +84,8 @@ def greet(order: Order, hello: Hello, try_s: float | None = None) -> Greeting:
 def _refused(peer: str, refuse: Refuse) -> RemusError:
     if refuse.fenced:
         return Fenced(f"agent {peer}: {refuse.reason} (term {refuse.term})", hint=refuse.hint)
+    if refuse.renounced:
+        return NoStandby(f"agent {peer}: {refuse.reason}", hint=refuse.hint)
     kind = CannotProtect if refuse.code == "preflight" else PeerRefused
     return kind(f"agent {peer}: {refuse.reason}", hint=refuse.hint)
 
@@ -182,8 +187,11 @@ class Peer:
                 return
             except Fenced as exc:
                 return self._fenced(0, str(exc))
-            except (PeerRefused, CannotProtect) as exc:
+            except NoStandby as exc:
                 self._ended.set()
                 return self._listener.on_renounced(str(exc))
-            except PeerUnreachable:
+            except RemusError as exc:
+                # Also a refusal for another reason (a certificate, a stranger on that port): it says nothing of
+                # whether the agent may take over.
+                log.debug("no way back to agent %s yet: %s", self._order.peer.name, exc)
                 try_s = min(1.5 * try_s, self._order.protection.connect_timeout_ms / 1000)

@@ -23,7 +23,7 @@ from remusdb import __version__
 from remusdb.core.messages import Disk, Hello, Notice, RamBlock, Welcome, pack
 from remusdb.core.pipeline import Pipeline, PrimaryState, Release
 from remusdb.core.wire import FrameType
-from remusdb.errors import Fenced, GateError, PeerRefused, PeerUnreachable, RefusedForSafety
+from remusdb.errors import Fenced, GateError, NoStandby, PeerRefused, PeerUnreachable, RefusedForSafety
 from remusdb.host.epochs import EpochLoop
 from remusdb.host.figures import Figures
 from remusdb.host.order import Order
@@ -107,7 +107,7 @@ class Session:
             greeting = greet(self._order, self._hello(True))
             greeting.stream.send(FrameType.BYE, greeting.welcome.term, 0, pack(Notice("unprotect was asked")))
             self._await_renounce(greeting.stream)
-        except PeerRefused:
+        except NoStandby:
             log.info("the agent has no standby of that session")
         except PeerUnreachable as exc:
             if not peer_is_dead:
@@ -177,7 +177,8 @@ class Session:
         parts.gates.hold()
         self._epochs.start(parts)
         self._await_first_ack()
-        self.figures.set("protected", f"epoch by epoch to {self._order.peer.name}")
+        if self._pipeline.state is PrimaryState.PROTECTED:
+            self.figures.set("protected", f"epoch by epoch to {self._order.peer.name}")
 
     def _greet(self) -> Greeting:
         """A new session with the agent; when it took over meanwhile, this side is fenced."""
@@ -355,8 +356,8 @@ class Session:
         with self._lock:
             self._pipeline.end()
         self._stop_work()
+        self._close_parts(remove_gates=True)  # before it is on record: a death in between must not leave a mute VM
         self._save({"role": "none", "term": self._pipeline.term, "reason": reason})
-        self._close_parts(remove_gates=True)
         self.figures.set(state, reason)
         self.ended.set()
 
