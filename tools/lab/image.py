@@ -116,13 +116,28 @@ def _build(folder: Path, log_fd: int) -> None:
         shutil.copy(next(root.glob("boot/vmlinuz-*")), made / "vmlinuz")
         # Unpacked here once, and not by an emulated CPU at each boot.
         packed = next(root.glob("boot/initrd.img-*"))
-        (made / "initrd").write_bytes(gzip.decompress(packed.read_bytes()))
+        (made / "initrd").write_bytes(_unpacked(packed.read_bytes()))
         shutil.rmtree(root / "boot")
         (root / "boot").mkdir()
         _run(["mke2fs", "-q", "-F", *_FILE_SYSTEM, "-d", str(root), str(made / "disk.raw"), _SIZE], log_fd)
         made.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _unpacked(initrd: bytes) -> bytes:
+    """An initramfs whose compressed archive is unpacked. Debian 13 puts an uncompressed one before it.
+
+    Raises gzip.BadGzipFile if what follows the uncompressed archives is not gzip.
+    """
+    at = 0
+    while initrd.startswith(b"070701", at):  # cpio's header: this, and 13 numbers of 8 hexadecimal digits
+        file_size, name_size = (int(initrd[at + field : at + field + 8], 16) for field in (54, 94))
+        name_end = at + 110 + name_size
+        at = name_end + -name_end % 4 + file_size
+        while initrd.startswith(b"\0", at):  # the padding after each file, and the archive's own
+            at += 1
+    return initrd[:at] + gzip.decompress(initrd[at:])
 
 
 def _run(command: list[str], log_fd: int) -> None:
