@@ -5,13 +5,14 @@ SEED ?= 1
 RUNS ?= 1
 KILL ?= host
 
-.PHONY: help setup demo test check lint clean
+.PHONY: help setup demo test check lint bench clean
 
 help:
 	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link]'
 	@echo '             kill the host of a protected PostgreSQL VM under load; see that no client noticed'
 	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root)'
 	@echo 'make check   ruff, mypy, and the tests that need nothing'
+	@echo 'make bench   what is timed, apart from the tests: figures of a shared machine prove nothing'
 	@echo 'make setup   system packages and .venv (root); the others do it first'
 	@echo 'make clean   remove what was built, and labs that were left behind'
 
@@ -32,6 +33,9 @@ lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	MYPYPATH=build/typing $(PYTHON) -m mypy -p remusdb -p remusdb_agents -p tools
+
+bench: setup
+	$(PYTEST) tests/bench -o log_cli=true -o log_cli_level=INFO
 
 clean:
 	@[ ! -x $(PYTHON) ] || $(PYTHON) -c 'from tools.lab.sweep import sweep; sweep()'

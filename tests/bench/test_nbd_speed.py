@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast the write log is, with QEMU's own NBD client. The floors are far below what any machine gives.
 
-python -m pytest tests/host/test_nbd_speed.py -o log_cli=true --log-cli-level=INFO
+python -m pytest tests/bench/test_nbd_speed.py -o log_cli=true --log-cli-level=INFO
 """
 
 from __future__ import annotations
