@@ -12,12 +12,13 @@ from typing import Any
 from remusdb.config import AgentConfig
 from remusdb.control.notify import notify
 from remusdb.control.server import ControlServer
-from remusdb.core.messages import Hello, Refuse, pack, unpack
+from remusdb.core.messages import Hello, Refuse, Welcome, pack, unpack
 from remusdb.core.wire import FrameType
 from remusdb.errors import BadFrame, NotProtected, RemusError
 from remusdb.host.state import StateStore
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import Listener, server_context
+from remusdb_agents.inbox import EpochTooLarge
 from remusdb_agents.replica import Replica
 
 log = logging.getLogger(__name__)
@@ -69,20 +70,20 @@ class AgentDaemon:
             stream.send(FrameType.REFUSE, answer.term, 0, pack(answer))
             stream.close(drain_s=DRAIN_S)
             return
-        stream.send(FrameType.WELCOME, answer.term, 0, pack(answer))
-        log.info("%s: session of term %d with %s", hello.vm, answer.term, stream.peer_name)
-        self._follow(replica, stream)
+        self._follow(replica, stream, answer)
 
-    def _follow(self, replica: Replica, stream: FrameStream) -> None:
+    def _follow(self, replica: Replica, stream: FrameStream, welcome: Welcome) -> None:
         try:
+            stream.send(FrameType.WELCOME, welcome.term, 0, pack(welcome))
+            log.info("%s: session of term %d with %s", replica.vm, welcome.term, stream.peer_name)
             while True:
                 frame = stream.receive(0.5)
                 if frame is not None and not replica.take(stream, frame):
                     stream.close(drain_s=DRAIN_S)
                     return
-        except RemusError as exc:
-            log.warning("%s: session ended: %s", replica.vm, exc)
-            replica.lost(stream, str(exc))
+        except Exception as exc:  # task boundary: whatever ended the session, the replica must know
+            log.warning("%s: session ended: %s", replica.vm, exc, exc_info=not isinstance(exc, RemusError))
+            replica.lost(stream, str(exc), hopeless=isinstance(exc, EpochTooLarge))
             stream.close(drain_s=DRAIN_S)
 
     def _replica(self, vm: str) -> Replica:

@@ -13,6 +13,11 @@ from remusdb.core.messages import Commit, unpack
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame
 
+
+class EpochTooLarge(BadFrame):
+    """An epoch above the bound: sent again it would be as large, so its session must end."""
+
+
 BULK = (FrameType.PAGES, FrameType.WRITES, FrameType.DEVICES)
 
 
@@ -44,7 +49,7 @@ class Inbox:
             raise BadFrame(f"a frame of epoch {frame.epoch} inside epoch {self._frames[0].epoch}")
         self._bytes += len(frame.payload)
         if self._bytes > self.max_bytes:
-            raise BadFrame(f"epoch {frame.epoch} is larger than {self.max_bytes} bytes (limits.epoch_max_bytes)")
+            raise EpochTooLarge(f"epoch {frame.epoch} is larger than {self.max_bytes} bytes (limits.epoch_max_bytes)")
         self._frames.append(frame)
 
     def close(self, frame: Frame) -> WholeEpoch:

@@ -74,9 +74,9 @@ class Machine:
         self.applier = Applier(self._standby, self._images, moved, broken)
         self._undo.callback(self.applier.close)
 
-    def wait_applied(self, timeout_s: float) -> None:
-        """Until every committed epoch is in the replica."""
-        self.applier.wait_empty(timeout_s)
+    def wait_applied(self, timeout_s: float) -> bool:
+        """Until every committed epoch is in the replica, or applying failed. False: time is up."""
+        return self.applier.wait_empty(timeout_s)
 
     def resume(self) -> None:
         """Load the last epoch's device state and let the VM run. From here on this is the VM."""

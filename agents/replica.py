@@ -52,6 +52,7 @@ class Replica:
         self._lock = threading.RLock()
         self._greeting = threading.RLock()  # a session begins or ends: one at a time
         self._machine: Machine | None = None
+        self._session_term = 0  # of the session that fed the replica; promotion does not change it
         self._inbox = Inbox(config.limits.epoch_max_bytes)
         self._stream: FrameStream | None = None
         self._last_heard = time.monotonic()
@@ -79,8 +80,11 @@ class Replica:
                     self._begin(answer.term, hello)
                 except RemusError as exc:
                     self._give_up(str(exc))
-                    return Refuse(reason=str(exc), hint=exc.hint, term=self._core.term, code="preflight")
+                    if self._core.state is not StandbyState.PROMOTED:
+                        return Refuse(reason=str(exc), hint=exc.hint, term=self._core.term, code="preflight")
             with self._lock:
+                if self._core.state is StandbyState.PROMOTED:  # silence, or an operator, came first
+                    return Refuse(reason="this host took the VM over just now", term=self._core.term, fenced=True)
                 self._stream, self._last_heard = stream, time.monotonic()
                 return Welcome(
                     version=__version__,
@@ -123,8 +127,11 @@ class Replica:
             return False
         return True
 
-    def lost(self, stream: FrameStream, reason: str) -> None:
-        """The session broke: a complete replica stays and waits, an incomplete one goes, and the primary is told."""
+    def lost(self, stream: FrameStream, reason: str, hopeless: bool = False) -> None:
+        """The session broke: a complete replica stays and waits, an incomplete one goes, and the primary is told.
+
+        `hopeless`: to take the session up again would break it again.
+        """
         with self._lock:
             if stream is not self._stream:
                 return
@@ -132,13 +139,16 @@ class Replica:
             self._stream = None
             self._inbox.clear()
             self._reason = f"session lost: {reason}"
-            if self._core.state is not StandbyState.SEEDING:
+            if self._core.state is not StandbyState.SEEDING and not hopeless:
                 return
-        self._give_up(f"the initial copy broke off: {reason}", stream)
+            machine = self._machine
+        self._give_up(f"the session broke off: {reason}", stream, machine)
 
     def _begin(self, term: int, hello: Hello) -> None:
         """A new session: the term first, then a fresh standby. What was here before is given up."""
         with self._lock:
+            if self._core.state is StandbyState.PROMOTED:
+                raise RefusedForSafety("this host took the VM over just now")
             self._core.renounce()
             old, self._machine = self._machine, None
         if old is not None:
@@ -147,8 +157,9 @@ class Replica:
             self._peer = hello.primary
             self._save("standby", term, "the initial copy runs")
             self._core.begin(term)
+            self._session_term = term
             self._owed, self._times = None, {}
-        machine = Machine(self._config, hello, self._moved, self._broken)
+        machine = Machine(self._config, hello, self._moved, lambda exc: self._broken(exc, term))
         with self._lock:
             self._machine = machine
 
@@ -171,6 +182,8 @@ class Replica:
     def _moved(self, whole: WholeEpoch) -> None:
         """The applier reached `whole`; an acknowledgement that waited for room goes out."""
         with self._lock:
+            if whole.term != self._session_term:
+                return  # an applier that outlived its session
             self._core.moved(whole.epoch)
             machine, stream, owed = self._machine, self._stream, self._owed
             if owed is None or stream is None or machine is None or machine.applier.crowded:
@@ -184,17 +197,25 @@ class Replica:
     def _bye(self, stream: FrameStream, frame: Frame) -> None:
         self._give_up(f"the primary ended protection: {unpack(Notice, frame.payload).reason}", stream)
 
-    def _broken(self, exc: Exception) -> None:
+    def _broken(self, exc: Exception, term: int) -> None:
         """The applier failed: the replica is torn, and the primary must know before anything else happens."""
         log.error("%s: replica broken: %s", self.vm, exc)
-        if self._core.state is not StandbyState.PROMOTED:
-            self._give_up(str(exc), self._stream)
+        with self._lock:
+            stream, machine = self._stream, self._machine
+            if term != self._session_term:
+                return
+        self._give_up(str(exc), stream, machine)
 
     # --- takeover ---
 
-    def promote(self, why: str) -> dict[str, Any]:
-        """Take over: term, last epoch applied, device state, resume, announcement. What was measured."""
+    def promote(self, why: str, heard: float | None = None) -> dict[str, Any]:
+        """Take over: term, last epoch applied, device state, resume, announcement. What was measured.
+
+        `heard`: the last sign of life on which silence was judged; a newer one calls it off.
+        """
         with self._lock:
+            if heard is not None and self._heard() > heard:
+                raise RefusedForSafety(f"{self._peer} was heard again")
             decided = time.time_ns()
             refused = self._core.promotable()
             if refused is not None or self._machine is None:
@@ -206,29 +227,34 @@ class Replica:
             machine = self._machine
             self._drop_stream()
         log.warning("%s: taking over in term %d at epoch %d: %s", self.vm, term, epoch, why)
-        machine.wait_applied(APPLY_S)
+        while not machine.wait_applied(APPLY_S):
+            log.warning("%s: epochs are still being applied", self.vm)
         if self._core.applied != epoch:
             raise RemusError(f"{self.vm}: epoch {epoch} could not be applied, the VM was not resumed: {self._reason}")
         machine.resume()
         self._times["resumed_at_ns"] = time.time_ns()
-        with self._lock:
-            self._save("promoted", term, why)
         machine.announce(self._addresses)
+        with self._lock, contextlib.suppress(RemusError):  # "promoting" on the disk means the same
+            self._save("promoted", term, why)
         return {"term": term, "epoch": epoch, "resume_ms": (self._times["resumed_at_ns"] - decided) / 1e6}
 
     def _watch(self) -> None:
         watch = SilenceWatch(self._config.failover.silence_ms / 1000)
         while True:
             time.sleep(LOOK_S)
-            stream = self._stream
-            heard = stream.last_heard if stream is not None else self._last_heard
+            heard = self._heard()
             silent = watch.look(time.monotonic(), heard)
             if silent and self._config.failover.automatic and self._core.state is StandbyState.READY:
                 try:
-                    self.promote(f"{self._peer} was silent for {self._config.failover.silence_ms} ms")
-                except RemusError as exc:
-                    log.error("%s: takeover failed: %s", self.vm, exc)
+                    self.promote(f"{self._peer} was silent for {self._config.failover.silence_ms} ms", heard)
+                except Exception as exc:  # task boundary: this thread is the only one that sees the silence
+                    log.exception("%s: takeover failed", self.vm)
                     self._reason = f"takeover failed: {exc}"
+
+    def _heard(self) -> float:
+        """time.monotonic() of the primary's last sign of life."""
+        stream = self._stream
+        return stream.last_heard if stream is not None else self._last_heard
 
     def _beat(self) -> None:
         """Tell the primary that this agent lives; in a thread of its own, as a send may block."""
@@ -244,8 +270,7 @@ class Replica:
     def status(self) -> dict[str, Any]:
         """StandbyStatus, see docs/architecture.md."""
         with self._lock:
-            core, stream = self._core, self._stream
-            heard = stream.last_heard if stream is not None else self._last_heard
+            core, heard = self._core, self._heard()
             waiting = core.state in (StandbyState.SEEDING, StandbyState.READY)
             return {
                 "vm": self.vm,
@@ -261,20 +286,29 @@ class Replica:
             }
 
     def close(self) -> None:
-        """The daemon ends: a standby goes, a promoted VM stays."""
+        """The daemon ends: a standby goes, a promoted VM stays, a takeover under way is waited for."""
+        end = time.monotonic() + APPLY_S
+        while self._core.state is StandbyState.PROMOTED and self._machine is not None and time.monotonic() < end:
+            if "resumed_at_ns" in self._times or "failed" in self._reason:
+                return
+            time.sleep(LOOK_S)
         if self._core.state in (StandbyState.SEEDING, StandbyState.READY):
             self._give_up("the agent was stopped", self._stream)
 
-    def _give_up(self, reason: str, stream: FrameStream | None = None) -> None:
+    def _give_up(self, reason: str, stream: FrameStream | None = None, of: Machine | None = None) -> None:
         """This side can no longer take over: that is durable before the primary is told, then the replica goes.
 
         The replica goes without the lock, for the applier, which is waited for, takes it; a new session waits.
+        A replica that was promoted is the VM and stays; with `of`, only that machine's session is given up.
         """
         with self._greeting:
             with self._lock:
+                if self._core.state is StandbyState.PROMOTED or (of is not None and of is not self._machine):
+                    return
                 self._core.renounce()
                 machine, self._machine = self._machine, None
-                self._save("none", self._core.term, reason)
+                with contextlib.suppress(RemusError):  # a restarted agent has no replica anyway
+                    self._save("none", self._core.term, reason)
                 if stream is not None:
                     with contextlib.suppress(PeerUnreachable):
                         stream.send(FrameType.RENOUNCE, self._core.term, 0, pack(Notice(reason)))

@@ -11,6 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from remusdb.core.pipeline import Pipeline
+from remusdb.host.order import Order
+from remusdb.host.parts import Parts
+from remusdb.net.gate import GateFigures
+
 KEPT_EPOCHS = 2000  # the window of the percentiles: 100 s at 50 ms
 
 
@@ -67,6 +72,31 @@ class Figures:
                 "bytes_per_epoch": _percentile(self.epoch_bytes, 50),
                 "dirty_pages": _percentile(self.dirty_pages, 50),
             }
+
+
+def vm_status(
+    order: Order, pipeline: Pipeline, parts: Parts | None, figures: Figures, held: GateFigures
+) -> dict[str, Any]:
+    """VmStatus, see docs/architecture.md."""
+    return {
+        "vm": order.vm,
+        "role": "primary",
+        **figures.to_dict(),
+        "peer": order.peer.name,
+        "term": pipeline.term,
+        "epoch": pipeline.captured,
+        "committed": pipeline.committed,
+        "epoch_ms": order.protection.epoch_ms,
+        "window": order.protection.window,
+        "in_flight": pipeline.in_flight,
+        "held_frames": held.held_frames,
+        "held_bytes": held.held_bytes,
+        "dropped_frames": held.dropped_frames,
+        "monitor": parts.domain.monitor if parts else None,
+        "gate": parts.gate_kind if parts else order.protection.gate,
+        "encoding": order.protection.encoding,
+        "accel": parts.domain.accel if parts else None,
+    }
 
 
 def _percentile(values: deque[float] | deque[int], percent: float) -> float | None:

@@ -80,9 +80,10 @@ class Outbox:
             stream.close()
 
     def _send(self, frames: EpochFrames) -> None:
-        if self._stream is None:
+        stream = self._stream  # `detach` may take it away meanwhile: that is what frees a blocked send
+        if stream is None:
             return
         try:
-            self._stream.send_many([(kind, self.term, frames.epoch, payload) for kind, payload in frames.frames])
+            stream.send_many([(kind, self.term, frames.epoch, payload) for kind, payload in frames.frames])
         except PeerUnreachable:
-            self._stream.close()
+            stream.close()

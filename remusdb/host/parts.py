@@ -39,6 +39,7 @@ class Parts:
             self.connection: libvirt.virConnect = connect(order.libvirt_uri, self.deadline)
             self.domain = Domain(self.connection, order.vm, self.deadline)
             self._undo.callback(self.domain.close)
+            self.qemu_version = str(self.deadline.call("QEMU's version", self.connection.getVersion))
             self.disks: list[DiskSpec] = self.deadline.call("disks", disks_of, self.domain.handle)
             self.blocks = self.domain.blocks()
             nics = self.domain.nics

@@ -46,6 +46,9 @@ class Listener(Protocol):
     def on_renounced(self, reason: str) -> None:
         """The agent gave its standby up and can no longer take over."""
 
+    def on_broken(self, exc: Exception) -> None:
+        """Nothing more will be heard."""
+
     def on_fenced(self, term: int, reason: str) -> None:
         """The agent runs the VM, in `term`."""
 
@@ -138,6 +141,14 @@ class Peer:
                 stream.close()
 
     def _listen(self) -> None:
+        """Task boundary: a failure here would leave output held, with nobody to hear the agent's word."""
+        try:
+            self._listen_on()
+        except Exception as exc:
+            log.exception("the connection to agent %s failed", self._order.peer.name)
+            self._listener.on_broken(exc)
+
+    def _listen_on(self) -> None:
         while not self._ended.is_set():
             stream = self._stream
             assert stream is not None
@@ -182,8 +193,8 @@ class Peer:
         while not self._ended.wait(RECONNECT_S):
             try:
                 greeting = greet(self._order, hello, try_s)
+                self._take(greeting)  # heartbeats first: what is sent again may take long
                 self._listener.on_resumed(greeting.stream, greeting.welcome)
-                self._take(greeting)
                 return
             except Fenced as exc:
                 return self._fenced(0, str(exc))

@@ -25,7 +25,7 @@ from remusdb.core.pipeline import Pipeline, PrimaryState, Release
 from remusdb.core.wire import FrameType
 from remusdb.errors import Fenced, GateError, NoStandby, PeerRefused, PeerUnreachable, RefusedForSafety
 from remusdb.host.epochs import EpochLoop
-from remusdb.host.figures import Figures
+from remusdb.host.figures import Figures, vm_status
 from remusdb.host.order import Order
 from remusdb.host.outbox import Outbox
 from remusdb.host.parts import Parts
@@ -61,6 +61,7 @@ class Session:
         self._over = threading.Event()
         self._renounced = threading.Event()
         self._leaving = False
+        self._finishing = threading.Lock()
         self._failing = threading.Lock()  # taken by the first failure and kept
         self._late_end: tuple[str, str] | None = None
         self._gated = False
@@ -85,24 +86,36 @@ class Session:
 
     def unprotect(self, peer_is_dead: bool) -> None:
         """End protection in good order: the agent gives its standby up first, then output flows freely."""
-        if self._pipeline.state is PrimaryState.FENCED:
+        if self._fenced():
             if self._parts is not None and not self._parts.domain.alive():
-                return self._finish("unprotected", "the VM, which was fenced, is gone")
+                self._stop_work()
+                return self._close_parts(remove_gates=True)
             raise Fenced("the other host runs this VM now; its output stays shut here", hint="destroy the VM here")
         self._leaving = True
         self._outbox.say(FrameType.BYE, pack(Notice("unprotect was asked")))
-        if not self._renounced.wait(RENOUNCE_S) and not peer_is_dead:
+        heard = self._renounced.wait(RENOUNCE_S)
+        if self._fenced():
+            raise Fenced("the other host took this VM over meanwhile", hint="destroy the VM here")
+        # An agent that answers is not dead, whatever was said of it: it must give its word.
+        if not heard and (not peer_is_dead or self._pipeline.state is PrimaryState.PROTECTED):
             self._leaving = False
+            if self._renounced.is_set():
+                return self._finish("unprotected", "unprotect was asked")
             raise RefusedForSafety(
                 f"agent {self._order.peer.name} does not answer: it may have taken over or may still do so",
                 hint=DEAD_HINT,
             )
         self._finish("unprotected", "unprotect was asked")
 
+    def _fenced(self) -> bool:
+        return self._pipeline.state is PrimaryState.FENCED
+
     def take_out(self, peer_is_dead: bool) -> None:
         """Undo what an earlier session left behind: its gates, once the agent cannot take over any more."""
         self._parts = Parts(self._order)
         self._adopt_gates()
+        if (self._order.previous or {}).get("role") == "fenced":
+            raise Fenced("the other host runs this VM now; its output stays shut here", hint="destroy the VM here")
         try:
             greeting = greet(self._order, self._hello(True))
             greeting.stream.send(FrameType.BYE, greeting.welcome.term, 0, pack(Notice("unprotect was asked")))
@@ -125,27 +138,7 @@ class Session:
 
     def status(self) -> dict[str, Any]:
         """VmStatus, see docs/architecture.md."""
-        pipeline, order, parts = self._pipeline, self._order, self._parts
-        held = self._gate_figures()
-        return {
-            "vm": order.vm,
-            "role": "primary",
-            **self.figures.to_dict(),
-            "peer": order.peer.name,
-            "term": pipeline.term,
-            "epoch": pipeline.captured,
-            "committed": pipeline.committed,
-            "epoch_ms": order.protection.epoch_ms,
-            "window": order.protection.window,
-            "in_flight": pipeline.in_flight,
-            "held_frames": held.held_frames,
-            "held_bytes": held.held_bytes,
-            "dropped_frames": held.dropped_frames,
-            "monitor": parts.domain.monitor if parts else None,
-            "gate": parts.gate_kind if parts else order.protection.gate,
-            "encoding": order.protection.encoding,
-            "accel": parts.domain.accel if parts else None,
-        }
+        return vm_status(self._order, self._pipeline, self._parts, self.figures, self._gate_figures())
 
     # --- the initial copy ---
 
@@ -202,7 +195,7 @@ class Session:
     def _await_first_ack(self) -> None:
         with self._lock:
             self._lock.wait_for(lambda: self._pipeline.committed > 0 or self._over.is_set(), FIRST_ACK_S)
-        if not self._pipeline.committed:
+        if self._failure is not None or not self._pipeline.committed:
             why = self.figures.reason if self._over.is_set() else f"no answer within {FIRST_ACK_S:g} s"
             raise PeerUnreachable(f"agent {self._order.peer.name} did not take the first epoch: {why}")
 
@@ -223,7 +216,7 @@ class Session:
             blocks=[RamBlock(block.name, block.size) for block in parts.blocks],
             disks=[Disk(disk.target, disk.capacity_bytes) for disk in parts.disks if not disk.readonly],
             heartbeat_ms=self._order.protection.heartbeat_ms,
-            qemu_version=str(parts.deadline.call("version", parts.connection.getVersion)),
+            qemu_version=parts.qemu_version,
         )
 
     def _gate_figures(self) -> GateFigures:
@@ -280,6 +273,8 @@ class Session:
             self._release(release)
             self._lock.notify_all()
         self._outbox.attach(stream, welcome.term, welcome.committed)
+        if self._leaving:  # what was said while there was no connection
+            return self._outbox.say(FrameType.BYE, pack(Notice("protection ends")))
         self.figures.set("protected", f"epoch by epoch to {self._order.peer.name}; the connection was made anew")
 
     def on_renounced(self, reason: str) -> None:
@@ -303,9 +298,17 @@ class Session:
         if self._parts is not None:
             with self._gate_lock, contextlib.suppress(GateError):
                 self._parts.gates.drop_held()
-        self._save({"role": "fenced", "term": self._pipeline.term, "reason": reason})
         self.figures.set("fenced", f"{reason}; the VM here is shut off from the network")
-        self.ended.set()
+        try:
+            self._save({"role": "fenced", "term": self._pipeline.term, "reason": reason})
+        finally:
+            self.ended.set()
+
+    def on_broken(self, exc: Exception) -> None:
+        """The agent cannot be heard any more: what is held stays held, and status says so."""
+        self._over.set()
+        self._epochs.stop()
+        self.figures.set("held", f"{type(exc).__name__}: {exc}; output is held, see `remusdb unprotect`")
 
     # --- ends ---
 
@@ -321,8 +324,8 @@ class Session:
             self._lock.notify_all()
         if self._pipeline.state is PrimaryState.SEEDING:
             return  # protect() sees it and cleans up
-        self._peer.pause()
         if self._parts is not None and self._parts.domain.ends_within(QEMU_END_S):
+            self._peer.pause()  # at once: the agent begins to count
             self._vm_ended()
         else:
             self._end_in_good_order("failed", str(exc))
@@ -340,11 +343,11 @@ class Session:
     def _end_in_good_order(self, state: str, reason: str) -> None:
         """The agent gives its standby up first; without its word, output stays held."""
         self._leaving = True
+        self._late_end = (state, reason)  # first: the word may come at the very end of the wait
         self._outbox.say(FrameType.BYE, pack(Notice(reason)))
         if self._renounced.wait(RENOUNCE_S):
             self._finish(state, reason)
         else:
-            self._late_end = (state, reason)
             self.figures.set("held", f"{reason}; and the agent does not answer: output is held, see `unprotect`")
 
     def _finish_apart(self, state: str, reason: str) -> None:
@@ -352,14 +355,20 @@ class Session:
         threading.Thread(target=self._finish, args=(state, reason), name="finish", daemon=True).start()
 
     def _finish(self, state: str, reason: str) -> None:
-        """The agent cannot take over (its word, or an operator's): take everything down, output flows."""
-        with self._lock:
-            self._pipeline.end()
-        self._stop_work()
-        self._close_parts(remove_gates=True)  # before it is on record: a death in between must not leave a mute VM
-        self._save({"role": "none", "term": self._pipeline.term, "reason": reason})
-        self.figures.set(state, reason)
-        self.ended.set()
+        """The agent cannot take over (its word, or an operator's): take everything down, output flows. Once."""
+        with self._finishing:
+            if self.ended.is_set():
+                return
+            with self._lock:
+                self._pipeline.end()
+            self._stop_work()
+            try:
+                self._close_parts(remove_gates=True)
+                # On record only now: a death in between must not leave a VM mute that nothing calls held.
+                self._save({"role": "none", "term": self._pipeline.term, "reason": reason})
+            finally:
+                self.figures.set(state, reason)
+                self.ended.set()
 
     def _abandon(self) -> None:
         """protect() failed. Before the first epoch went out the agent cannot take over; after it, it must say so."""

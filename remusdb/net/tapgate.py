@@ -36,6 +36,7 @@ MARK = 0x52530000
 _RING_FRAMES = 10000  # the tap's queue: what may come while the gate process is not running
 _TAP_MTU, _VETH_MTU = 65521, 65535  # never the limit: the VM's own MTU stays the only one
 _BUSY_TIMEOUT_S = 2.0
+_MARK_TIMEOUT_S = 1.0  # the VM stands still meanwhile; 0.2 ms is usual
 
 
 class TapGate:
@@ -89,7 +90,7 @@ class TapGate:
         self._process().begin(Op.MARK, epoch)
 
     def mark_wait(self) -> None:
-        self._process().finish()
+        self._process().finish(_MARK_TIMEOUT_S)
 
     def release(self, epoch: int) -> None:
         self._process().ask(Op.RELEASE, epoch)

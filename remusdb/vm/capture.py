@@ -78,8 +78,8 @@ class Capture:
         if not self._fifo.guarded():
             raise VmError("the guard process of the state FIFO is gone")
         fd = self._fifo.open()
+        call = self._save_devices()
         try:
-            call = self._save_devices()
             while not wait_readable(fd, self._wake, self._timeout_s):
                 self._clear_wake()
                 if call.done():
@@ -89,6 +89,10 @@ class Capture:
             memory = self._read(self._tracker.collect())
             before_start()
             devices = drain(fd, self._timeout_s)
+        except BaseException:
+            if not call.done():
+                self._fifo.abandon()
+            raise
         finally:
             os.close(fd)
         self._domain.deadline.finish(call, "xen-save-devices-state")

@@ -113,7 +113,8 @@ class Domain:
         wanted = (libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED)
         while time.monotonic() < end:
             with contextlib.suppress(VmError):
-                state, reason = self.deadline.call(f"state of {self.name}", self.handle.state)
+                asked = self.deadline.start(self.handle.state)
+                state, reason = self.deadline.finish(asked, f"state of {self.name}", end - time.monotonic())
                 if state == libvirt.VIR_DOMAIN_SHUTOFF:
                     return reason in wanted
             time.sleep(0.02)

@@ -46,9 +46,19 @@ class StateFifo:
         fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
         return fd
 
+    def abandon(self) -> None:
+        """A save may still come that nobody will read: no name any more, and the guard reads for who has opened it.
+
+        To be called before the read end is closed. There is no cut after this.
+        """
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+
     def close(self) -> None:
         """Take the FIFO away and dismiss the guard."""
-        if self._guard.stdin is not None:
+        if self._guard.stdin is not None and not self._guard.stdin.closed:
             with contextlib.suppress(OSError):
                 self._guard.stdin.write(b"q")
                 self._guard.stdin.close()

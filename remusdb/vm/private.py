@@ -39,7 +39,7 @@ class PrivateMonitor:
 
     def close(self) -> None:
         """End the connection; QEMU then listens again."""
-        with contextlib.suppress(OSError, QMPError):
+        with contextlib.suppress(OSError, QMPError, RuntimeError):  # RuntimeError: a command still hangs
             self._qmp.close()
 
 

@@ -37,9 +37,10 @@ class Tracker:
     def __init__(self, pid: int, blocks: list[Block]) -> None:
         self.blocks = blocks
         self._regions = np.zeros((VECTOR_RUNS, 3), dtype=np.uint64)
+        self._pagemap = -1
         self._uffd = userfaultfd_of(pid)
-        self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
+            self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             fcntl.ioctl(self._uffd, kernel.UFFDIO_API, bytearray(struct.pack("<QQQ", 0xAA, kernel.UFFD_FEATURES, 0)))
             for block in blocks:
                 self._register(block)
