@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state FIFO: the writer (QEMU) is held while it must be, and free in every other case, above all when we die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from remusdb.errors import VmError
+from remusdb.vm.fifo import StateFifo, drain, wait_readable
+
+STATE_BYTES = 150_000
+WRITER = "import sys; f = open(sys.argv[1], 'wb', buffering=32768); f.write(bytes(int(sys.argv[2]))); f.close()"
+
+
+def writer(path: Path) -> subprocess.Popen[bytes]:
+    """A process that saves its state the way QEMU does; a broken pipe is its own business."""
+    command = [sys.executable, "-c", WRITER, str(path), str(STATE_BYTES)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Iterator[StateFifo]:
+    made = StateFifo(tmp_path, os.getuid(), os.getgid())
+    yield made
+    made.close()
+
+
+def test_writer_is_held_until_it_is_read(fifo: StateFifo) -> None:
+    fd, wake = fifo.open(), os.eventfd(0)
+    with writer(fifo.path) as saver:
+        assert wait_readable(fd, wake, 10)
+        time.sleep(0.3)
+        assert saver.poll() is None, "the state fits into the pipe: the VM would not be held"
+        assert len(drain(fd, 10)) == STATE_BYTES
+        assert saver.wait(10) == 0
+    os.close(fd)
+    os.close(wake)
+
+
+def test_nobody_writes(fifo: StateFifo) -> None:
+    fd, wake = fifo.open(), os.eventfd(0)
+    with pytest.raises(VmError, match="did not hand"):
+        wait_readable(fd, wake, 0.05)
+    os.close(fd)
+    os.close(wake)
+
+
+def test_reader_dies_in_the_middle(fifo: StateFifo) -> None:
+    fd, wake = fifo.open(), os.eventfd(0)
+    with writer(fifo.path) as saver:
+        assert wait_readable(fd, wake, 10)
+        os.close(fd)
+        saver.wait(10)
+    os.close(wake)
+
+
+def test_a_save_that_comes_after_it_was_given_up(fifo: StateFifo) -> None:
+    """One writer is in `open` already, another comes later: both go on."""
+    with writer(fifo.path) as early:
+        time.sleep(0.3)
+        assert early.poll() is None
+        fifo.abandon()
+        with writer(fifo.path) as late:
+            early.wait(10)
+            late.wait(10)
+
+
+def test_guard_frees_a_writer_when_the_worker_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import os,sys,time; from pathlib import Path; from remusdb.vm.fifo import StateFifo;"
+        "f = StateFifo(Path(sys.argv[1]), os.getuid(), os.getgid()); print('ready', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None and worker.stdout.readline() == b"ready\n"
+        time.sleep(0.5)  # the guard starts
+        with writer(tmp_path / "remusdb-state") as saver:
+            time.sleep(0.3)
+            assert saver.poll() is None
+            worker.send_signal(signal.SIGKILL)
+            saver.wait(10)

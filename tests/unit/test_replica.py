@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replica's threads against each other: a takeover cannot be undone, an old session cannot end a new one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remusdb.config import Agent, AgentConfig, Failover, Limits
+from remusdb.core.messages import Commit, Hello, Notice, Refuse, Welcome, pack
+from remusdb.core.wire import Frame, FrameType
+from remusdb.errors import RefusedForSafety
+from remusdb.host.state import StateStore
+from remusdb_agents import replica as module
+from remusdb_agents.inbox import EpochTooLarge, WholeEpoch
+from remusdb_agents.replica import Replica
+
+
+class FakeApplier:
+    """Applies at once."""
+
+    crowded = False
+
+    def __init__(self, moved: Callable[[WholeEpoch], None]) -> None:
+        self._moved = moved
+
+    def put(self, epoch: WholeEpoch) -> None:
+        self._moved(epoch)
+
+    def apply(self, _frame: Frame) -> None:
+        return
+
+
+class FakeMachine:
+    """Counts what is done to it; a takeover waits at `gate`."""
+
+    made: list[FakeMachine] = []
+    gate = threading.Event()
+
+    def __init__(self, _config: Any, _hello: Any, moved: Callable[[WholeEpoch], None], broken: Any) -> None:
+        self.applier = FakeApplier(moved)
+        self.broken = broken
+        self.closed = self.resumed = False
+        self.waiting = threading.Event()
+        FakeMachine.made.append(self)
+
+    def wait_applied(self, timeout_s: float) -> bool:
+        self.waiting.set()
+        return FakeMachine.gate.wait(timeout_s)
+
+    def resume(self) -> None:
+        assert not self.closed, "a machine that was destroyed is resumed"
+        self.resumed = True
+
+    def announce(self, _addresses: list[str]) -> None:
+        return
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeStream:
+    """Remembers what was sent."""
+
+    peer_name = "a"
+
+    def __init__(self) -> None:
+        self.sent: list[FrameType] = []
+        self.last_heard = time.monotonic()
+
+    def send(self, kind: FrameType, _term: int, _epoch: int, _payload: bytes = b"") -> None:
+        self.sent.append(kind)
+
+    def close(self, drain_s: float = 0.0) -> None:
+        return
+
+
+def hello(term: int = 0, resume: bool = False) -> Hello:
+    return Hello("0", "a", "vm", "uuid", term, resume, 0, "q35", "<domain/>", [], [], 100, "10")
+
+
+@pytest.fixture
+def replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replica]:
+    monkeypatch.setattr(module, "Machine", FakeMachine)
+    FakeMachine.made, FakeMachine.gate = [], threading.Event()
+    config = AgentConfig(
+        agent=Agent(name="b"), failover=Failover(automatic=False), limits=Limits(epoch_max_bytes=16 << 20)
+    )
+    yield Replica("vm", config, StateStore(tmp_path))
+    FakeMachine.gate.set()
+
+
+def ready(replica: Replica) -> FakeStream:
+    """A session whose first epoch was committed."""
+    stream: Any = FakeStream()
+    assert isinstance(replica.greet(stream, hello()), Welcome)
+    assert replica.take(stream, Frame(FrameType.COMMIT, 1, 1, pack(Commit(0, 0, []))))
+    assert stream.sent[-1] is FrameType.ACK
+    return stream  # type: ignore[no-any-return]
+
+
+def promoting(replica: Replica) -> threading.Thread:
+    """A takeover that has begun and waits for the applier."""
+    thread = threading.Thread(target=replica.promote, args=("test",), daemon=True)
+    thread.start()
+    assert FakeMachine.made[-1].waiting.wait(5)
+    return thread
+
+
+def finished(replica: Replica, thread: threading.Thread, tmp_path: Path) -> None:
+    """The takeover ends well: resumed, not destroyed, and on the disk."""
+    FakeMachine.gate.set()
+    thread.join(5)
+    machine = FakeMachine.made[0]
+    assert machine.resumed and not machine.closed
+    kept = StateStore(tmp_path).load("vm")
+    assert kept is not None and kept.saved["role"] == "promoted" and kept.saved["term"] == 2
+
+
+def test_bye_cannot_undo_a_takeover(replica: Replica, tmp_path: Path) -> None:
+    stream: Any = ready(replica)
+    thread = promoting(replica)
+    replica._bye(stream, Frame(FrameType.BYE, 1, 0, pack(Notice("bye"))))  # it had passed take() just before
+    assert FrameType.RENOUNCE not in stream.sent
+    finished(replica, thread, tmp_path)
+
+
+def test_a_new_hello_cannot_undo_a_takeover(replica: Replica, tmp_path: Path) -> None:
+    ready(replica)
+    thread = promoting(replica)
+    other: Any = FakeStream()
+    answer = replica.greet(other, hello(1))
+    assert isinstance(answer, Refuse) and answer.fenced and answer.term == 2
+    with pytest.raises(RefusedForSafety):
+        replica._begin(2, hello(1))  # a HELLO that had passed the core just before
+    finished(replica, thread, tmp_path)
+
+
+def test_a_torn_replica_is_renounced_unless_it_was_promoted(replica: Replica, tmp_path: Path) -> None:
+    ready(replica)
+    thread = promoting(replica)
+    FakeMachine.made[0].broken(OSError("late"))
+    finished(replica, thread, tmp_path)
+
+
+def test_the_end_of_an_old_session_leaves_the_new_one(replica: Replica) -> None:
+    ready(replica)
+    old = FakeMachine.made[0]
+    ready_again: Any = FakeStream()
+    assert isinstance(replica.greet(ready_again, hello(1)), Welcome)
+    assert old.closed
+    old.broken(OSError("of the old one"))
+    replica._give_up("late", None, old)  # type: ignore[arg-type]
+    assert not FakeMachine.made[1].closed
+    assert replica.status()["state"] == "seeding"
+
+
+def test_a_sign_of_life_calls_the_takeover_off(replica: Replica) -> None:
+    stream = ready(replica)
+    judged = stream.last_heard
+    stream.last_heard += 0.1
+    with pytest.raises(RefusedForSafety, match="heard again"):
+        replica.promote("silence", judged)
+    assert replica.status()["state"] == "ready"
+
+
+def test_an_epoch_above_the_bound_ends_the_session_for_good(replica: Replica) -> None:
+    """Taken up again it would come again, as large, for ever."""
+    stream: Any = ready(replica)
+    big = Frame(FrameType.PAGES, 1, 2, bytes(9 << 20))
+    assert replica.take(stream, big)
+    with pytest.raises(EpochTooLarge):
+        replica.take(stream, big)
+    replica.lost(stream, "too large", hopeless=True)
+    assert stream.sent[-1] is FrameType.RENOUNCE
+    assert FakeMachine.made[0].closed and replica.status()["state"] == "empty"
+
+
+def test_a_refused_resume_is_the_word_that_nothing_is_here(replica: Replica) -> None:
+    stream: Any = FakeStream()
+    answer = replica.greet(stream, hello(0, resume=True))
+    assert isinstance(answer, Refuse) and answer.renounced and not answer.fenced
+    stranger = Hello("0", "mars", "vm", "uuid", 0, True, 0, "q35", "<domain/>", [], [], 100, "10")
+    refused = replica.greet(stream, stranger)
+    assert isinstance(refused, Refuse) and not refused.renounced
