@@ -18,6 +18,7 @@ from remusdb.errors import BadFrame, NotProtected, RemusError
 from remusdb.host.state import StateStore
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import Listener, server_context
+from remusdb_agents.facts import gather
 from remusdb_agents.inbox import EpochTooLarge
 from remusdb_agents.replica import Replica
 
@@ -60,6 +61,9 @@ class AgentDaemon:
     def _serve(self, stream: FrameStream) -> None:
         """One connection, from HELLO to its end."""
         frame = stream.receive(HELLO_S)
+        if frame is not None and frame.type is FrameType.PROBE:
+            stream.send(FrameType.PROBE, 0, 0, pack(gather(self._config.agent.libvirt_uri)))
+            return stream.close(drain_s=DRAIN_S)
         if frame is None or frame.type is not FrameType.HELLO:
             raise BadFrame("a session must begin with HELLO")
         hello = unpack(Hello, frame.payload)

@@ -82,6 +82,15 @@ class Notice(msgspec.Struct, frozen=True):
     reason: str
 
 
+class AgentFacts(msgspec.Struct, frozen=True):
+    """PROBE, agent to primary, answering an empty PROBE: what `remusdb check --to` compares. Versions as (a, b, c)."""
+
+    version: str
+    qemu_version: tuple[int, int, int]
+    libvirt_version: tuple[int, int, int]
+    machines: list[str]
+
+
 Message = TypeVar("Message", bound=msgspec.Struct)
 
 

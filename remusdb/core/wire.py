@@ -48,7 +48,7 @@ class FrameType(IntEnum):
     HEARTBEAT = 9
     BYE = 10
     RENOUNCE = 11
-    SEEDED = 12
+    PROBE = 12
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ import libvirt
 import msgspec
 
 from remusdb.config import HostConfig
-from remusdb.errors import CannotProtect, RemusError, VmError
+from remusdb.core.messages import AgentFacts, unpack
+from remusdb.core.wire import FrameType
+from remusdb.errors import CannotProtect, PeerUnreachable, RemusError, VmError
 from remusdb.transport.tls import client_context
 from remusdb.transport.tls import connect as connect_peer
 from remusdb.vm.deadline import Deadline
@@ -122,15 +124,29 @@ class LibvirtInspection:
             connection.close()
 
     def _look_at(self, peer: str) -> PeerFacts:
-        """Whether the peer's agent answers and accepts our certificate. It hears of no VM."""
+        """Whether the peer's agent answers and accepts our certificate, and what it can run. It hears of no VM."""
         tls, address = self._config.tls, self._config.peers[peer]
         timeout_s = self._config.protection.connect_timeout_ms / 1000
         try:
             context = client_context(tls.ca, tls.cert, tls.key)
-            connect_peer(address.address, address.port, context, peer, timeout_s).close()
+            stream = connect_peer(address.address, address.port, context, peer, timeout_s)
+            try:
+                stream.send(FrameType.PROBE, 0, 0)
+                frame = stream.receive(LOOK_TIMEOUT_S)
+            finally:
+                stream.close()
+            if frame is None or frame.type is not FrameType.PROBE:
+                raise PeerUnreachable(f"the agent of {peer} does not say what it can run")
+            facts = unpack(AgentFacts, frame.payload)
         except RemusError as exc:
             return PeerFacts(peer, error=str(exc), hint=exc.hint)
-        return PeerFacts(peer)
+        return PeerFacts(
+            peer,
+            version=facts.version,
+            qemu_version=facts.qemu_version,
+            libvirt_version=facts.libvirt_version,
+            machines=tuple(facts.machines),
+        )
 
 
 def _require_apparmor_rule(capabilities: str) -> None:

@@ -70,6 +70,10 @@ class PeerFacts:
     name: str
     error: str = ""
     hint: str = ""
+    version: str = ""
+    qemu_version: tuple[int, int, int] = (0, 0, 0)
+    libvirt_version: tuple[int, int, int] = (0, 0, 0)
+    machines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def decide(facts: Facts) -> list[Check]:
         *_figures(facts, tree),
         *_confinement(tree),
     ]
-    return checks + (_peer(facts.peer) if facts.peer else [])
+    return checks + (_peer(facts.peer, facts.vm) if facts.peer else [])
 
 
 def require(vm: str, checks: list[Check]) -> None:
@@ -186,10 +186,27 @@ def _confinement(tree: ET.Element) -> list[Check]:
     return [advice("confinement", problem, "QEMU is not confined", hints.get(confined[0], "") if confined else "")]
 
 
-def _peer(peer: PeerFacts) -> list[Check]:
+def _peer(peer: PeerFacts, vm: VmFacts) -> list[Check]:
     problems = [peer.error] if peer.error else []
-    good = f"the agent of {peer.name} answers; versions and devices are compared when protection begins"
-    return [required("peer", problems, good, peer.hint or f"is remusdb-agent running on {peer.name}?")]
+    good = f"the agent of {peer.name} answers"
+    checks = [required("peer", problems, good, peer.hint or f"is remusdb-agent running on {peer.name}?")]
+    return checks if peer.error else [*checks, *_peer_versions(peer, vm)]
+
+
+def _peer_versions(peer: PeerFacts, vm: VmFacts) -> list[Check]:
+    """A checkpoint moves to the same machine type, of a QEMU that is not older."""
+    here, there = (".".join(map(str, version)) for version in (vm.qemu_version, peer.qemu_version))
+    older = (
+        [f"QEMU {there} on {peer.name} is older than the VM's {here}"] if peer.qemu_version < vm.qemu_version else []
+    )
+    kind = ET.fromstring(vm.xml).find("./os/type")
+    machine = kind.get("machine", "") if kind is not None else ""
+    unknown = [f"QEMU on {peer.name} has no machine type {machine}"] if machine not in peer.machines else []
+    libvirt = ".".join(map(str, peer.libvirt_version))
+    return [
+        required("peer QEMU", older, f"QEMU {there}, libvirt {libvirt} on {peer.name}", f"upgrade QEMU on {peer.name}"),
+        required("peer machine", unknown, f"{peer.name} has {machine}", "both hosts need the same machine types"),
+    ]
 
 
 def _memory_bytes(tree: ET.Element) -> int:

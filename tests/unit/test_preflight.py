@@ -204,12 +204,20 @@ def test_advice_does_not_refuse(xml: str, host: HostFacts | None, vm: dict[str, 
 
 
 def test_the_peer_is_a_check_where_one_is_named() -> None:
-    facts = Facts(vm=VmFacts("db1", XML, True, qemu_version=(10, 0, 2)), host=HostFacts(), peer=PeerFacts("beta"))
-    assert decide(facts)[-1] == Check(
-        "peer", True, "required", "the agent of beta answers; versions and devices are compared when protection begins"
-    )
-    bad = decide(dataclasses.replace(facts, peer=PeerFacts("beta", error="certificate has expired")))[-1]
+    vm = VmFacts("db1", XML, True, qemu_version=(10, 0, 2))
+    peer = PeerFacts("beta", qemu_version=(10, 0, 13), libvirt_version=(11, 3, 0), machines=("pc-q35-8.2",))
+    facts = Facts(vm=vm, host=HostFacts(), peer=peer)
+
+    def peer_checks(**change: Any) -> dict[str, Check]:
+        found = decide(dataclasses.replace(facts, peer=dataclasses.replace(peer, **change)))
+        return {check.name: check for check in found if check.name.startswith("peer")}
+
+    assert [check.ok for check in peer_checks().values()] == [True, True, True]
+    bad = peer_checks(error="certificate has expired")["peer"]
     assert (bad.ok, bad.detail, bad.hint) == (False, "certificate has expired", "is remusdb-agent running on beta?")
+    old = peer_checks(qemu_version=(9, 2, 0))["peer QEMU"]
+    assert not old.ok and "9.2.0" in old.detail and "10.0.2" in old.detail
+    assert not peer_checks(machines=("pc-q35-8.1",))["peer machine"].ok
 
 
 def test_a_refusal_names_every_reason() -> None:

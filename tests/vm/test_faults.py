@@ -4,6 +4,7 @@ why, and a second `protect` works."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import time
 import pytest
 
 from tests.vm.pair import Pair, eventually, network_of
+from tools.lab import domains
 
 
 def ends_well(pair: Pair, vm: str) -> None:
@@ -219,3 +221,14 @@ def test_certificate_of_another_ca(pair: Pair) -> None:
         path.write_bytes(data)
     assert pair.runs(vm)
     ends_well(pair, vm.name)
+
+
+def test_check_looks_at_both_sides(pair: Pair) -> None:
+    """Everything required is there, and what the backup can run is compared with the VM; nothing is changed."""
+    vm = pair.bare()
+    network = network_of(pair.a)
+    told = json.loads(pair.product.cli("a", "check", vm.name, "--to", "b", "--json").stdout)["checks"]
+    named = {check["name"]: check for check in told}
+    assert [check["name"] for check in told if check["level"] == "required" and not check["ok"]] == []
+    assert "QEMU" in named["peer QEMU"]["detail"] and domains.MACHINE in named["peer machine"]["detail"]
+    assert network_of(pair.a) == network and pair.runs(vm)
