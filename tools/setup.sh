@@ -72,6 +72,8 @@ case ${VERSION_CODENAME-} in
     *) fail "this is ${PRETTY_NAME-an unknown system}; Debian 12 (bookworm) or 13 (trixie) is needed" ;;
 esac
 installed || install_packages
+# The VM's image is built from apt's own sources; apt knows their codenames only from lists that it fetched.
+[ -n "$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' "Codename: $VERSION_CODENAME")" ] || apt-get update -qq >&2
 make_venv
 # The repository's agents/ under its import name, for mypy.
 mkdir -p build/typing
