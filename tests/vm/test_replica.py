@@ -79,3 +79,48 @@ def test_prepared_vm_is_driven_over_its_private_socket(pair: Pair) -> None:
     time.sleep(1.0)
     pair.settle(vm.name)
     assert pair.differing_blocks(vm.name) == []
+
+
+def test_several_disks_raw_and_qcow2(pair: Pair) -> None:
+    """Data, zeros and discards of an epoch on both disks: the raw replicas are what the guest would read."""
+    vm = domains.define_bare(pair.a, Mode.DIRTIER, name="disks")
+    second = "/var/lib/libvirt/images/disks-b.qcow2"
+    pair.a.run(["qemu-img", "create", "-q", "-f", "qcow2", second, "64M"])
+    disk = (
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+        f"<source file='{second}'/><target dev='vdb' bus='virtio'/></disk><interface"
+    )
+    xml = pair.a.run(["virsh", "dumpxml", "--inactive", vm.name]).stdout.replace("<interface", disk, 1)
+    pair.a.run(["virsh", "define", "/dev/stdin"], stdin=xml)
+    pair.a.run(["virsh", "start", vm.name])
+
+    def write(number: int, what: str) -> None:
+        order = f'qemu-io -d /machine/peripheral/virtio-disk{number}/virtio-backend "{what}"'
+        said = pair.a.run(["virsh", "qemu-monitor-command", vm.name, "--hmp", order]).stdout
+        assert "failed" not in said and "rror" not in said, said
+
+    write(1, "write -P 1 0 8M")
+    pair.protect(vm.name)
+    for number, patterns in ((0, 3), (1, 5)):
+        for step in range(patterns):
+            write(number, f"write -P {16 + step} {step}M 512k")
+        write(number, "write -z 1M 256k")
+        write(number, "discard 2M 256k")
+    pair.settle(vm.name)
+    images = pair.b.path(f"/var/lib/remusdb/images/{vm.name}")
+    assert same_bytes(pair.a.path(vm.disk), images / "vda.raw")
+    compare = [
+        "qemu-img",
+        "compare",
+        "-U",
+        "-f",
+        "qcow2",
+        "-F",
+        "raw",
+        str(pair.a.path(second)),
+        str(images / "vdb.raw"),
+    ]
+    compared = subprocess.run(compare, capture_output=True, text=True, check=False)
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    pair.unprotect(vm.name)
+    pair.a.run(["virsh", "destroy", vm.name])
