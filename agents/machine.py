@@ -64,8 +64,9 @@ class Machine:
         names = [disk.target for disk in hello.disks]
         self._images = ReplicaImages(self._folder, [disk.size for disk in hello.disks], names)
         self._undo.callback(self._images.remove)
+        self._images.free_check(sum(disk.allocated for disk in hello.disks))
         images = dict(zip(names, self._images.paths, strict=True))
-        bridges = config.network.bridges
+        bridges = config.network.bridges  # one that is not named keeps its name
         self._survivor_xml = survivor_xml(hello.domain_xml, images, bridges)
         xml = standby_xml(hello.domain_xml, images, bridges)
         self._standby = StandbyVm(connection, deadline, hello.vm, xml)

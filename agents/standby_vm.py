@@ -33,7 +33,6 @@ SMALL_BLOCK_BYTES = 64 << 20  # blocks up to this size are blanked: the copy cou
 STEP_PAGES = 4096
 LOAD_S = 20.0
 POLL_S = 0.002
-OWNER = "remusdb standby"  # the domain's title: whose it is
 
 
 def device_stream(devices: bytes, machine: str) -> bytes:
@@ -115,10 +114,6 @@ class StandbyVm:
         """End the standby. Quiet when it is gone already."""
         with contextlib.suppress(VmError):
             self._deadline.call(f"destroy standby {self.name}", self._handle.destroy)
-
-    def alive(self) -> bool:
-        """Whether its QEMU is there."""
-        return self.domain.alive()
 
     def _await_load(self) -> None:
         end = time.monotonic() + LOAD_S

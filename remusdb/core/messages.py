@@ -18,10 +18,11 @@ class RamBlock(msgspec.Struct, frozen=True):
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """One replicated disk: the guest's target name (`vda`) and its virtual size in bytes."""
+    """One replicated disk: the guest's target name (`vda`), its virtual size, and what it takes now, in bytes."""
 
     target: str
     size: int
+    allocated: int = 0
 
 
 class Hello(msgspec.Struct, frozen=True):

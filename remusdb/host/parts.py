@@ -10,6 +10,7 @@ from pathlib import Path
 
 import libvirt
 
+from remusdb.core.messages import Disk
 from remusdb.disk.mirror import DiskSpec, Mirror, disks_of
 from remusdb.disk.writelog import WriteLog
 from remusdb.errors import RemusError
@@ -41,6 +42,7 @@ class Parts:
             self._undo.callback(self.domain.close)
             self.qemu_version = str(self.deadline.call("QEMU's version", self.connection.getVersion))
             self.disks: list[DiskSpec] = self.deadline.call("disks", disks_of, self.domain.handle)
+            self.replicas = [self._replica(disk) for disk in self.disks if not disk.readonly]
             self.blocks = self.domain.blocks()
             nics = self.domain.nics
             held = order.protection.held_max_bytes
@@ -54,6 +56,11 @@ class Parts:
         except BaseException:
             self._undo.close()
             raise
+
+    def _replica(self, disk: DiskSpec) -> Disk:
+        """What the agent must know of a disk."""
+        info = self.deadline.call(f"disk {disk.target}", self.domain.handle.blockInfo, disk.target)
+        return Disk(disk.target, disk.capacity_bytes, int(info[1]))
 
     def build(self) -> None:
         """Start capture and the disks' write logs. Gates come later, once the copy is nearly done."""

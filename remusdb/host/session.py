@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from remusdb import __version__
-from remusdb.core.messages import Disk, Hello, Notice, RamBlock, Welcome, pack
+from remusdb.core.messages import Hello, Notice, RamBlock, Welcome, pack
 from remusdb.core.pipeline import Pipeline, PrimaryState, Release
 from remusdb.core.wire import FrameType
 from remusdb.errors import Fenced, GateError, NoStandby, PeerRefused, PeerUnreachable, RefusedForSafety
@@ -214,7 +214,7 @@ class Session:
             machine=domain.machine,
             domain_xml=domain.xml,
             blocks=[RamBlock(block.name, block.size) for block in parts.blocks],
-            disks=[Disk(disk.target, disk.capacity_bytes) for disk in parts.disks if not disk.readonly],
+            disks=parts.replicas,
             heartbeat_ms=self._order.protection.heartbeat_ms,
             qemu_version=parts.qemu_version,
         )

@@ -41,12 +41,6 @@ class ScanArg(ctypes.Structure):
     ]
 
 
-class IoVec(ctypes.Structure):
-    """struct iovec."""
-
-    _fields_ = [("base", ctypes.c_uint64), ("length", ctypes.c_uint64)]
-
-
 def check(result: int, what: str) -> int:
     """`result`, or the OSError that errno tells."""
     if result < 0:

@@ -101,6 +101,24 @@ def test_backup_disk_full(pair: Pair) -> None:
     ends_well(pair, vm.name)
 
 
+def test_backup_without_room_refuses(pair: Pair) -> None:
+    """Not enough room for what the disk holds already: said before anything is copied, exit 8, nothing changed."""
+    folder = "/var/lib/remusdb/images"
+    pair.b.run(["mkdir", "-p", folder])
+    pair.b.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder])
+    vm = pair.bare()
+    network = network_of(pair.a)
+    try:
+        write = 'qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "write -P 7 0 6M"'
+        pair.a.run(["virsh", "qemu-monitor-command", vm.name, "--hmp", write])
+        refused = pair.protect(vm.name, check=False)
+        assert refused.returncode == 8 and "room" in refused.stderr, refused.stderr
+        assert network_of(pair.a) == network and pair.runs(vm)
+    finally:
+        pair.b.run(["umount", "-l", folder])
+    ends_well(pair, vm.name)
+
+
 def test_worker_dies_at_any_moment(pair: Pair) -> None:
     """The VM never stays stopped, whatever QEMU waited for; the backup takes over, and the old side is fenced."""
     chance = random.Random(1)
