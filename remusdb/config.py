@@ -31,6 +31,7 @@ class Host(Struct, frozen=True, kw_only=True):
     name: Name
     run_dir: Path = Path("/run/remusdb")
     state_dir: Path = Path("/var/lib/remusdb/host")
+    hooks_dir: Path = Path("/etc/remusdb/hooks.d")
     libvirt_uri: Text = "qemu:///system"
 
 
@@ -61,6 +62,21 @@ class Protection(Struct, frozen=True, kw_only=True):
     connect_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 3000
     vm_call_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 5000
     sync_bandwidth_mib_s: Annotated[int, Meta(ge=0, le=1 << 20)] = 0  # 0 = no limit
+    on_backup_loss: Literal["auto", "hold", "solo"] = "auto"  # auto: solo where there is an arbiter, else hold
+    solo_after_ms: Annotated[int, Meta(ge=0, le=600_000)] = 2000  # after the backup was lost
+    on_fenced: Literal["keep", "discard"] = "keep"  # what becomes of the disks of a VM that runs elsewhere now
+    auto_reprotect: bool = False  # after a takeover: protect back as soon as the other host can
+
+
+class Arbiter(Struct, frozen=True, kw_only=True):
+    """`[arbiter]`, the same in both files: the etcd that decides who goes on when the hosts do not hear each other."""
+
+    endpoints: Annotated[list[Text], Meta(min_length=1)]  # http(s)://address:port of etcd's client port
+    prefix: Text = "/remusdb/"  # of the keys; one key a VM
+    timeout_ms: Annotated[int, Meta(ge=50, le=60_000)] = 1000  # of one question to one endpoint
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
 
 
 class HostConfig(Struct, frozen=True, kw_only=True):
@@ -70,6 +86,7 @@ class HostConfig(Struct, frozen=True, kw_only=True):
     tls: Tls = field(default_factory=Tls)
     peers: dict[str, Peer] = {}
     protection: Protection = field(default_factory=Protection)
+    arbiter: Arbiter | None = None
     vms: dict[str, Protection] = {}
 
     def for_vm(self, name: str) -> Protection:
@@ -85,6 +102,7 @@ class Agent(Struct, frozen=True, kw_only=True):
     port: Port = 7473
     run_dir: Path = Path("/run/remusdb")
     state_dir: Path = Path("/var/lib/remusdb/agent")
+    hooks_dir: Path = Path("/etc/remusdb/hooks.d")
     image_dir: Path = Path("/var/lib/remusdb/images")
     libvirt_uri: Text = "qemu:///system"
 
@@ -100,6 +118,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """`[limits]`: what a primary may make the agent hold."""
 
     epoch_max_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 40)] = 2 << 30
+    memory_max_mib: Annotated[int, Meta(ge=0, le=1 << 30)] = 0  # for all standbys together; 0 = what the host has
+    rehearsal_backlog_max_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 40)] = 1 << 30  # epochs that wait meanwhile
 
 
 class Network(Struct, frozen=True, kw_only=True):
@@ -120,6 +140,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     failover: Failover = field(default_factory=Failover)
     limits: Limits = field(default_factory=Limits)
     network: Network = field(default_factory=Network)
+    arbiter: Arbiter | None = None
 
 
 def load_host(path: Path | str) -> HostConfig:
@@ -133,8 +154,15 @@ def load_host(path: Path | str) -> HostConfig:
         tls=decode(path, subtable(path, doc, "tls"), Tls, "tls"),
         peers=_each(path, doc, "peers", lambda table, at: decode(path, table, Peer, at)),
         protection=_protection(path, base, "protection"),
+        arbiter=_arbiter(path, doc),
         vms=_each(path, doc, "vms", lambda table, at: _protection(path, {**base, **table}, at)),
     )
+    for name, protection in {"protection": config.protection, **config.vms}.items():
+        if protection.on_backup_loss == "solo" and config.arbiter is None:
+            raise ConfigError(
+                f'{path}: {name}: on_backup_loss = "solo" needs an [arbiter]',
+                hint="without one nobody can know whether the backup took over: output is held",
+            )
     if config.host.name in config.peers:
         raise ConfigError(f"{path}: peers.{config.host.name}: is this host itself")
     return config
@@ -151,6 +179,7 @@ def load_agent(path: Path | str) -> AgentConfig:
         failover=decode(path, subtable(path, doc, "failover"), Failover, "failover"),
         limits=decode(path, subtable(path, doc, "limits"), Limits, "limits"),
         network=decode(path, subtable(path, doc, "network"), Network, "network"),
+        arbiter=_arbiter(path, doc),
     )
 
 
@@ -174,6 +203,10 @@ def _protection(file: Path, table: dict[str, Any], path: str) -> Protection:
         if low >= high:
             raise ConfigError(f"{file}: {path}.{small}: {low} must be less than {path}.{large} = {high}")
     return found
+
+
+def _arbiter(file: Path, doc: dict[str, Any]) -> Arbiter | None:
+    return decode(file, subtable(file, doc, "arbiter"), Arbiter, "arbiter") if "arbiter" in doc else None
 
 
 def _required(file: Path, doc: dict[str, Any], key: str) -> dict[str, Any]:

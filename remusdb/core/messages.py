@@ -26,7 +26,10 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """HELLO, primary to agent: what is to be protected. `term` is the newest the primary knows."""
+    """HELLO, primary to agent: what is to be protected. `term` is the newest the primary knows.
+
+    `arbiter`: the id of the arbiter's cluster, empty without one; both sides must use the same.
+    """
 
     version: str
     primary: str
@@ -41,10 +44,14 @@ class Hello(msgspec.Struct, frozen=True):
     disks: list[Disk]
     heartbeat_ms: int
     qemu_version: str
+    arbiter: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True):
-    """WELCOME, agent to primary. With `resumed`, `committed` is the last epoch the agent holds whole."""
+    """WELCOME, agent to primary. With `resumed`, `committed` is the last epoch the agent holds whole.
+
+    `bases`: for each disk, how many blocks of an older image are there already; their hashes follow in BASE frames.
+    """
 
     version: str
     agent: str
@@ -52,13 +59,22 @@ class Welcome(msgspec.Struct, frozen=True):
     committed: int
     resumed: bool
     silence_ms: int
+    bases: list[int] = []
+
+
+class Base(msgspec.Struct, frozen=True):
+    """BASE, agent to primary: hashes (16 bytes each, see core/blocks.py) of blocks of an image that is there."""
+
+    disk: int
+    first: int
+    hashes: bytes
 
 
 class Refuse(msgspec.Struct, frozen=True):
     """REFUSE, agent to primary. `fenced`: the agent promoted this VM in `term`, or knows a newer term.
 
     `renounced`: the agent has no replica of the session asked for and cannot take over: the only refusal that
-    frees a primary's output. `code`: 'preflight' or 'failed'.
+    frees a primary's output. `code`: 'preflight', 'failed', or 'deciding' (it is asking the arbiter: ask again).
     """
 
     reason: str
@@ -78,8 +94,29 @@ class Commit(msgspec.Struct, frozen=True):
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """BYE (primary ends the session for good) and RENOUNCE (agent gives its standby up): why."""
+    """BYE (primary ends the session for good), RENOUNCE (agent gives its standby up), TAKEOVER (primary stopped the VM
+    and asks the agent to go on) and DECLINE (it did not): why. With `forget` in a BYE nothing is to be kept for later.
+    """
 
+    reason: str
+    forget: bool = False
+
+
+class Question(msgspec.Struct, frozen=True):
+    """ASK, host to agent: who owns this VM, as far as you know? `term` is the newest that the asking host knows."""
+
+    vm: str
+    host: str
+    term: int
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """STANDING, agent to host: what the agent's host is to the VM (`role`, see remusdb/state.py), and who owns it."""
+
+    vm: str
+    term: int
+    owner: str
+    role: str
     reason: str
 
 

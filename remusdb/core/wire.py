@@ -49,6 +49,11 @@ class FrameType(IntEnum):
     BYE = 10
     RENOUNCE = 11
     PROBE = 12
+    BASE = 13
+    TAKEOVER = 14
+    DECLINE = 15
+    ASK = 16
+    STANDING = 17
 
 
 @dataclass(frozen=True)

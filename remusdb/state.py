@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this host durably knows of each VM: its role, the newest term, and who owns the VM in it. One file a VM.
+
+The host daemon, its workers and the agent of one machine share these files, so that none of them can forget what
+another has learned. Invariants: terms only grow; a file is either the old or the new state, whole and on the disk
+when `update` returns.
+
+    none ─▶ seeding ─▶ protected ─▶ solo | fenced          (this host runs the VM, or did)
+    none ─▶ standby ─▶ promoting ─▶ promoted ─▶ seeding    (this host keeps its replica, or took it over)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from remusdb.errors import Fenced, RemusError
+
+FORMAT = 2
+
+Role = Literal["none", "seeding", "protected", "solo", "fenced", "standby", "promoting", "promoted"]
+PROMOTED = ("promoting", "promoted")
+OWNING = ("seeding", "protected", "solo", *PROMOTED)  # this host has the right to let the VM speak, as far as it knows
+
+
+class VmState(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM as this host knows it. Times are time.time_ns()."""
+
+    vm: str
+    role: Role = "none"
+    term: int = 0
+    owner: str = ""  # the host that owns the VM in `term`; empty: nobody that is known
+    peer: str = ""  # the other host of the pair
+    reason: str = ""
+    wanted: bool = False  # protection was asked for here: it is taken up again after whatever ended it
+    armed: bool = False  # the peer may hold epochs of `term`: output is held until it is known that it cannot take over
+    paused: bool = False  # the VM was stopped here for a switchover that is not decided
+    autostart: bool = False  # libvirt's autostart, as it was found
+    gates: list[dict[str, str]] = []  # wiring that a dead worker may have left: kind, tap, mac
+    kept: dict[str, str] = {}  # disks of a fenced VM that were kept aside: target -> path
+    put_away: bool = False  # a fenced VM was destroyed here, and cannot be started again by accident
+    decided_at_ns: int | None = None
+    resumed_at_ns: int | None = None
+    changed_at_ns: int = 0
+
+
+class StateStore:
+    """The folder of these files (`STATE_DIR/vms`)."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._folder = state_dir / "vms"
+
+    def load(self, vm: str) -> VmState:
+        """The VM's state; that of a VM nothing is known of is `none` in term 0."""
+        path = self._path(vm)
+        try:
+            data = msgspec.json.decode(path.read_bytes())
+            if data.pop("format") != FORMAT:
+                raise ValueError("it is of another version")
+            return msgspec.convert(data, VmState)
+        except FileNotFoundError:
+            return VmState(vm=vm)
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as exc:
+            raise RemusError(
+                f"{path}: the saved state cannot be read: {exc}",
+                hint="it holds the VM's term: be sure where the VM runs, move the file away, and protect again",
+            ) from exc
+
+    def update(self, vm: str, **changes: Any) -> VmState:
+        """Change some fields so that they survive a power cut. Fenced when `term` would go back."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._locked(vm):
+                old = self.load(vm)
+                new = msgspec.structs.replace(old, **changes)
+                if new.term < old.term:
+                    raise Fenced(f"VM {vm}: term {new.term} is older than {old.term}, which this host knows")
+                self._write(new)
+                return new
+        except OSError as exc:
+            raise RemusError(f"{self._path(vm)}: cannot be written: {exc.strerror}") from exc
+
+    def names(self) -> list[str]:
+        """The VMs of which something is known, by file name alone: their files may still be unreadable."""
+        return sorted(unquote(path.stem) for path in self._folder.glob("*.json"))
+
+    def changed(self, vm: str) -> int:
+        """A number that differs after each `update`, by whichever process; 0 for no file."""
+        try:
+            return self._path(vm).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def _path(self, vm: str) -> Path:
+        return self._folder / f"{quote(vm, safe=' ')}.json"  # a VM's name may hold anything but a slash
+
+    def _write(self, state: VmState) -> None:
+        path = self._path(state.vm)
+        text = msgspec.json.format(msgspec.json.encode({"format": FORMAT, **msgspec.to_builtins(state)}))
+        partial = path.with_name(path.name + ".partial")
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    @contextmanager
+    def _locked(self, vm: str) -> Iterator[None]:
+        """One writer at a time, of any process."""
+        fd = os.open(self._path(vm).with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
