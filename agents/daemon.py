@@ -9,15 +9,20 @@ import signal
 import threading
 from typing import Any
 
+from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import AgentConfig
 from remusdb.control.notify import notify
 from remusdb.control.server import ControlServer
-from remusdb.core.messages import Hello, Refuse, Welcome, pack, unpack
+from remusdb.core.messages import Hello, Question, Refuse, Welcome, pack, unpack
 from remusdb.core.wire import FrameType
 from remusdb.errors import BadFrame, NotProtected, RemusError
-from remusdb.host.state import StateStore
+from remusdb.history import History
+from remusdb.hooks import Hooks
+from remusdb.state import StateStore
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import Listener, server_context
+from remusdb_agents.admission import MIB, Admission
+from remusdb_agents.context import Context
 from remusdb_agents.facts import gather
 from remusdb_agents.inbox import EpochTooLarge
 from remusdb_agents.replica import Replica
@@ -26,6 +31,7 @@ log = logging.getLogger(__name__)
 
 HELLO_S = 10.0
 DRAIN_S = 2.0
+FLUSH_S = 2.0
 
 
 class AgentDaemon:
@@ -33,9 +39,16 @@ class AgentDaemon:
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
-        self._store = StateStore(config.agent.state_dir)
+        agent = config.agent
+        self._context = Context(
+            config,
+            StateStore(agent.state_dir),
+            History(agent.state_dir, Hooks(agent.hooks_dir)),
+            Arbiter(config.arbiter) if config.arbiter else None,
+            Admission(config.limits.memory_max_mib * MIB),
+        )
         self._lock = threading.Lock()
-        self._replicas = {name: Replica(name, config, self._store) for name in self._store.names()}
+        self._replicas = {name: Replica(name, self._context) for name in self._context.store.names()}
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -57,6 +70,7 @@ class AgentDaemon:
             self._stop.wait()
             for replica in self._replicas.values():
                 replica.close()
+            self._context.history.flush(FLUSH_S)
 
     def _serve(self, stream: FrameStream) -> None:
         """One connection, from HELLO to its end."""
@@ -64,6 +78,8 @@ class AgentDaemon:
         if frame is not None and frame.type is FrameType.PROBE:
             stream.send(FrameType.PROBE, 0, 0, pack(gather(self._config.agent.libvirt_uri)))
             return stream.close(drain_s=DRAIN_S)
+        if frame is not None and frame.type is FrameType.ASK:
+            return self._tell_standing(stream, unpack(Question, frame.payload))
         if frame is None or frame.type is not FrameType.HELLO:
             raise BadFrame("a session must begin with HELLO")
         hello = unpack(Hello, frame.payload)
@@ -75,6 +91,12 @@ class AgentDaemon:
             stream.close(drain_s=DRAIN_S)
             return
         self._follow(replica, stream, answer)
+
+    def _tell_standing(self, stream: FrameStream, question: Question) -> None:
+        """Who owns this VM, as far as is known here?"""
+        standing = self._replica(question.vm).standing()
+        stream.send(FrameType.STANDING, standing.term, 0, pack(standing))
+        stream.close(drain_s=DRAIN_S)
 
     def _follow(self, replica: Replica, stream: FrameStream, welcome: Welcome) -> None:
         try:
@@ -93,7 +115,7 @@ class AgentDaemon:
     def _replica(self, vm: str) -> Replica:
         with self._lock:
             if vm not in self._replicas:
-                self._replicas[vm] = Replica(vm, self._config, self._store)
+                self._replicas[vm] = Replica(vm, self._context)
             return self._replicas[vm]
 
     def _status(self, args: dict[str, Any], _progress: object) -> dict[str, Any]:
@@ -105,4 +127,5 @@ class AgentDaemon:
         vm = str(args.get("vm"))
         if vm not in self._replicas:
             raise NotProtected(f"no replica of VM {vm} is on this host", hint="ask the agent of the backup host")
-        return self._replicas[vm].promote("asked for with `remusdb failover`")
+        word = args.get("primary_is_dead") is True
+        return self._replicas[vm].promote("asked for with `remusdb failover`", word=word, by="operator")

@@ -6,19 +6,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import libvirt
-import psutil
 
-from remusdb.config import AgentConfig
 from remusdb.core.messages import Hello
 from remusdb.errors import CannotProtect, RemusError, VmError
 from remusdb.net.announce import announce
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import connect, nics_of
 from remusdb_agents.applier import Applier
+from remusdb_agents.context import Context
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.inbox import WholeEpoch
 from remusdb_agents.standby_vm import StandbyVm
@@ -27,7 +26,6 @@ from remusdb_agents.standby_xml import QEMU_NS, standby_xml, survivor_xml
 log = logging.getLogger(__name__)
 
 CALL_S = 20.0  # starting a QEMU takes seconds
-QEMU_OVERHEAD_BYTES = 256 << 20  # a QEMU beside its guest's RAM, and the epochs in flight
 
 
 class Machine:
@@ -35,27 +33,31 @@ class Machine:
 
     def __init__(
         self,
-        config: AgentConfig,
+        context: Context,
         hello: Hello,
         moved: Callable[[WholeEpoch], None],
         broken: Callable[[Exception], None],
+        bases: Mapping[str, Path],
     ) -> None:
-        """Start it; on an error nothing is left behind."""
-        require_memory(sum(block.size for block in hello.blocks))
+        """Start it; on an error nothing is left behind. `bases`: older disks of this VM that are here, by target."""
         self._undo = contextlib.ExitStack()
+        promise = context.admission.admit(hello.vm, sum(block.size for block in hello.blocks))
+        self._undo.callback(context.admission.release, hello.vm)
         try:
-            self._build(config, hello, moved, broken)
+            self._build(context, hello, moved, broken)
+            promise.pid = self._standby.domain.pid
         except BaseException:
             self._undo.close()
             raise
 
     def _build(
         self,
-        config: AgentConfig,
+        context: Context,
         hello: Hello,
         moved: Callable[[WholeEpoch], None],
         broken: Callable[[Exception], None],
     ) -> None:
+        config = context.config
         deadline = Deadline(CALL_S)
         self._undo.callback(deadline.close)
         connection = connect(config.agent.libvirt_uri, deadline)
@@ -98,19 +100,12 @@ class Machine:
         except RemusError as exc:
             log.warning("announcement: %s", exc)
 
-    def close(self) -> None:
+    def close(self, keep_images: bool) -> None:
         """Take the standby and its images away."""
         self._undo.close()
 
-
-def require_memory(ram_bytes: int) -> None:
-    """CannotProtect when the standby's RAM does not fit into what is available here."""
-    need, free = ram_bytes + QEMU_OVERHEAD_BYTES, psutil.virtual_memory().available
-    if need > free:
-        raise CannotProtect(
-            f"the standby needs {need >> 20} MiB of memory, {free >> 20} MiB are available on the backup host",
-            hint="free memory there, or choose another backup",
-        )
+    def cold_start(self) -> None:
+        raise RemusError("not yet")
 
 
 def reap_leftover(connection: libvirt.virConnect, deadline: Deadline, name: str) -> None:

@@ -4,9 +4,11 @@
 Owns everything of the VM on this host. Invariants: a term is on disk before it is used; an ACK is sent only for
 an epoch that `core.Standby` committed; promotion resumes exactly the last committed epoch, or does not happen.
 
-    empty ─hello▶ seeding ─epoch 1▶ ready ─silence, or `remusdb failover`▶ promoted
+    empty ─hello▶ seeding ─epoch 1▶ ready ─silence, switchover or `remusdb failover`▶ (deciding ▶) promoted
       ▲              │                │
       └── lost, bye, broken ◀─────────┘   (the agent then says RENOUNCE: it cannot take over)
+
+Whoever runs the VM on this host owns its state file; this class reads it anew whenever it has no replica itself.
 """
 
 from __future__ import annotations
@@ -15,16 +17,19 @@ import contextlib
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from remusdb import __version__
-from remusdb.config import AgentConfig
-from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack, unpack
+from remusdb.core.messages import Hello, Notice, Refuse, Standing, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError
-from remusdb.host.state import SavedVm, StateStore
+from remusdb.errors import CannotProtect, PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.history import Author, Event, EventName
+from remusdb.state import OWNING, Role
 from remusdb.transport.stream import FrameStream
+from remusdb_agents import takeover
+from remusdb_agents.context import Context
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
 from remusdb_agents.machine import Machine
 from remusdb_agents.silence import SilenceWatch
@@ -33,44 +38,65 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.02
 BEAT_S = 0.05
-APPLY_S = 30.0
-PROMOTED_ROLES = ("promoting", "promoted")
+LOOK_AGAIN_S = 0.25  # after a takeover that was refused
+CLOSE_S = 30.0
 
 
 class Replica:
     """One VM's replica on this host."""
 
-    def __init__(self, vm: str, config: AgentConfig, store: StateStore) -> None:
+    def __init__(self, vm: str, context: Context) -> None:
         self.vm = vm
-        self._config = config
-        self._store = store
-        saved = store.load(vm)
-        memory = saved.saved if saved else {}
-        self._peer = saved.peer if saved else ""
-        self._core = Standby(int(memory.get("term", 0)), memory.get("role") in PROMOTED_ROLES)
-        self._reason = str(memory.get("reason", "")) or "no session yet"
+        self._context = context
+        self._config = context.config
+        self._store = context.store
+        self._state = context.store.load(vm)
+        self._core = self._remembered()
+        self._reason = self._state.reason or "no session yet"
         self._lock = threading.RLock()
         self._greeting = threading.RLock()  # a session begins or ends: one at a time
         self._machine: Machine | None = None
         self._session_term = 0  # of the session that fed the replica; promotion does not change it
-        self._inbox = Inbox(config.limits.epoch_max_bytes)
+        self._inbox = Inbox(self._config.limits.epoch_max_bytes)
         self._stream: FrameStream | None = None
         self._last_heard = time.monotonic()
         self._owed: int | None = None  # the newest epoch whose ACK waits for the applier
         self._addresses: list[str] = []
-        self._times: dict[str, int] = {k: v for k, v in memory.items() if k.endswith("_at_ns")}
+        self._taking_over = threading.Event()
         for work in (self._watch, self._beat):
             threading.Thread(target=work, name=f"{work.__name__}-{vm}", daemon=True).start()
+
+    def _remembered(self) -> Standby:
+        state = self._state
+        return Standby(state.term, state.role in OWNING, state.owner)
+
+    def _refresh(self) -> None:
+        """Without a replica of its own, what the host daemon of this machine did meanwhile is what counts."""
+        with self._lock:
+            if self._machine is None and not self._taking_over.is_set():
+                self._state = self._store.load(self.vm)
+                if self._core.state is not StandbyState.SEEDING:
+                    self._core = self._remembered()
+                    self._reason = self._state.reason or self._reason
+
+    def standing(self) -> Standing:
+        """What this host is to the VM, for another host that asks before it does anything."""
+        self._refresh()
+        with self._lock:
+            state = self._state
+            return Standing(self.vm, self._core.term, self._core.owner or state.owner, state.role, self._reason)
 
     # --- the session (called by its receiving thread) ---
 
     def greet(self, stream: FrameStream, hello: Hello) -> Welcome | Refuse:
         """Answer a HELLO. For a new session the standby is started here, which takes seconds."""
         with self._greeting:
+            self._refresh()
+            refused = self._strange(stream, hello) or self._superseded(hello)
+            if refused is not None:
+                return refused
             with self._lock:
-                answer = self._strange(stream, hello) or self._core.hello(hello.term, hello.resume)
-                if isinstance(answer, Refuse):
-                    return answer
+                answer = self._core.hello(hello.primary, hello.term, hello.resume)
                 if isinstance(answer, Refusal):
                     return self._refuse(answer)
                 self._drop_stream()
@@ -81,7 +107,7 @@ class Replica:
                 except RemusError as exc:
                     self._give_up(str(exc))
                     if self._core.state is not StandbyState.PROMOTED:
-                        return Refuse(reason=str(exc), hint=exc.hint, term=self._core.term, code="preflight")
+                        return Refuse(reason=str(exc), hint=exc.hint, term=self._core.term, code=_code(exc))
             with self._lock:
                 if self._core.state is StandbyState.PROMOTED:  # silence, or an operator, came first
                     return Refuse(reason="this host took the VM over just now", term=self._core.term, fenced=True)
@@ -99,14 +125,40 @@ class Replica:
         """Say no; a replica that the core renounced with it goes."""
         if self._core.state is StandbyState.EMPTY and self._machine is not None:
             self._give_up(answer.reason)
-        return Refuse(reason=answer.reason, term=answer.term, fenced=answer.fenced, renounced=not answer.fenced)
+        code = "deciding" if self._core.state is StandbyState.DECIDING else "failed"
+        return Refuse(answer.reason, term=answer.term, fenced=answer.fenced, renounced=answer.renounced, code=code)
+
+    def _superseded(self, hello: Hello) -> Refuse | None:
+        """This host ran the VM, and a host with a newer term protects it to here: the old one is put away first."""
+        state = self._state
+        unfinished = state.role == "fenced" and not state.put_away
+        if hello.resume or hello.term <= state.term or not (state.role in OWNING or unfinished):
+            return None
+        try:
+            self._context.yield_vm(self.vm, hello.primary, hello.term)
+        except RemusError as exc:
+            return Refuse(f"the VM that this host ran before is not put away: {exc}", exc.hint, term=state.term)
+        self._refresh()
+        return None
 
     def _strange(self, stream: FrameStream, hello: Hello) -> Refuse | None:
         """A primary that is not who it says, or a second one while the first is connected."""
         if hello.primary != stream.peer_name:
             return Refuse(reason=f"host {hello.primary} shows the certificate of {stream.peer_name}", code="preflight")
-        if self._stream is not None and hello.primary != self._peer:
-            return Refuse(reason=f"VM {self.vm} is being protected by host {self._peer}", code="preflight")
+        if self._stream is not None and hello.primary != self._state.peer:
+            return Refuse(reason=f"VM {self.vm} is being protected by host {self._state.peer}", code="preflight")
+        if hello.resume:
+            return None  # the session was agreed on already
+        try:
+            mine = self._context.cluster()
+        except PeerUnreachable as exc:
+            return Refuse(reason=f"{exc}", hint="bring the arbiter back")
+        if mine != hello.arbiter:
+            return Refuse(
+                reason="the two hosts do not use the same arbiter: one would go on alone while the other takes over",
+                hint="give host.toml and agent.toml of both hosts the same [arbiter], or none",
+                code="preflight",
+            )
         return None
 
     def take(self, stream: FrameStream, frame: Frame) -> bool:
@@ -125,6 +177,9 @@ class Replica:
         elif frame.type is FrameType.BYE:
             self._bye(stream, frame)
             return False
+        elif frame.type is FrameType.TAKEOVER:
+            reason = unpack(Notice, frame.payload).reason
+            threading.Thread(target=self._switch, args=(stream, reason), name="switchover", daemon=True).start()
         return True
 
     def lost(self, stream: FrameStream, reason: str, hopeless: bool = False) -> None:
@@ -152,14 +207,15 @@ class Replica:
             self._core.renounce()
             old, self._machine = self._machine, None
         if old is not None:
-            old.close()
+            old.close(keep_images=True)
         with self._lock:
-            self._peer = hello.primary
-            self._save("standby", term, "the initial copy runs")
-            self._core.begin(term)
+            self._save("standby", "the initial copy runs", term=term, owner=hello.primary, peer=hello.primary)
+            self._core.begin(hello.primary, term)
             self._session_term = term
-            self._owed, self._times = None, {}
-        machine = Machine(self._config, hello, self._moved, lambda exc: self._broken(exc, term))
+            self._owed = None
+        self._tell("protect", "empty", f"host {hello.primary} protects it to here")
+        bases = {target: Path(path) for target, path in self._state.kept.items()}
+        machine = Machine(self._context, hello, self._moved, lambda exc: self._broken(exc, term), bases)
         with self._lock:
             self._machine = machine
 
@@ -170,7 +226,9 @@ class Replica:
             if not self._core.commit(whole.term, whole.epoch) or machine is None:
                 return
             self._addresses = whole.addresses
-            self._reason = f"follows {self._peer} epoch by epoch"
+            self._reason = f"follows {self._state.peer} epoch by epoch"
+            if new and whole.epoch == 1:
+                self._tell("protected", "seeding", self._reason)
             if new:
                 machine.applier.put(whole)
             if machine.applier.crowded:
@@ -195,7 +253,8 @@ class Replica:
             stream.send(FrameType.ACK, whole.term, owed)
 
     def _bye(self, stream: FrameStream, frame: Frame) -> None:
-        self._give_up(f"the primary ended protection: {unpack(Notice, frame.payload).reason}", stream)
+        notice = unpack(Notice, frame.payload)
+        self._give_up(f"the primary ended protection: {notice.reason}", stream, forget=notice.forget)
 
     def _broken(self, exc: Exception, term: int) -> None:
         """The applier failed: the replica is torn, and the primary must know before anything else happens."""
@@ -208,35 +267,100 @@ class Replica:
 
     # --- takeover ---
 
-    def promote(self, why: str, heard: float | None = None) -> dict[str, Any]:
-        """Take over: term, last epoch applied, device state, resume, announcement. What was measured.
+    def promote(
+        self, why: str, heard: float | None = None, *, word: bool = False, by: Author = "agent"
+    ) -> dict[str, Any]:
+        """Take over: who may, term, last epoch applied, device state, resume, announcement. What was measured.
 
-        `heard`: the last sign of life on which silence was judged; a newer one calls it off.
+        `heard`: the last sign of life on which silence was judged; a newer one calls it off. `word`: an operator's
+        word that the primary is dead stands for the arbiter's.
         """
+        decided = time.time_ns()
+        silent_ms = 1000 * (time.monotonic() - self._heard())
+        owner, term = self._core.owner, self._core.term
+        if not word:
+            self._ask(owner, term)
         with self._lock:
             if heard is not None and self._heard() > heard:
-                raise RefusedForSafety(f"{self._peer} was heard again")
-            decided = time.time_ns()
-            refused = self._core.promotable()
-            if refused is not None or self._machine is None:
-                raise RefusedForSafety(f"{self.vm} cannot be resumed here: {refused}")
-            term = self._core.term + 1
-            self._times = {"decided_at_ns": decided}
-            self._save("promoting", term, why)
+                raise RefusedForSafety(f"{owner} was heard again")
+            if self._machine is None or (self._core.owner, self._core.term) != (owner, term):
+                raise RefusedForSafety(f"{self.vm} cannot be resumed here: {self._core.promotable() or 'changed'}")
+            self._core.decide()
+            self._taking_over.set()
+        try:
+            if not word and not self._won(owner, term):
+                with self._lock:
+                    self._core.stay()
+                raise RefusedForSafety("the arbiter does not answer any more")
+            return self._become(why, owner, term + 1, decided, silent_ms, by)
+        finally:
+            self._taking_over.clear()
+
+    def _ask(self, owner: str, term: int) -> None:
+        """Refuse before anything is at stake; a replica that the arbiter overruled is given up."""
+        if self._core.state is StandbyState.READY:
+            try:
+                takeover.require_arbiter(self._context, self.vm, owner, term)
+            except takeover.Overruled as exc:
+                self._give_up(str(exc), self._stream)
+                raise
+
+    def _won(self, owner: str, term: int) -> bool:
+        try:
+            return takeover.win(self._context, self.vm, owner, term)
+        except takeover.Overruled as exc:
+            self._give_up(str(exc), self._stream)
+            raise
+
+    def _become(self, why: str, owner: str, term: int, decided: int, silent_ms: float, by: Author) -> dict[str, Any]:
+        """This host has the VM: make it run."""
+        with self._lock:
+            times = {"decided_at_ns": decided, "resumed_at_ns": None}
+            self._save("promoting", why, term=term, owner=self._context.name, **times)
             epoch = self._core.promote(term)
+            self._core.owner = self._context.name
             machine = self._machine
+            assert machine is not None
             self._drop_stream()
         log.warning("%s: taking over in term %d at epoch %d: %s", self.vm, term, epoch, why)
-        while not machine.wait_applied(APPLY_S):
-            log.warning("%s: epochs are still being applied", self.vm)
-        if self._core.applied != epoch:
-            raise RemusError(f"{self.vm}: epoch {epoch} could not be applied, the VM was not resumed: {self._reason}")
-        machine.resume()
-        self._times["resumed_at_ns"] = time.time_ns()
+        self._tell("takeover", "ready", why, epoch=epoch, heard_ms_ago=silent_ms, by=by)
+        try:
+            how = takeover.run(machine, self.vm)
+        except Exception as exc:
+            self._cannot_run(owner, term, exc)
+            raise
+        resumed = time.time_ns()
         machine.announce(self._addresses)
-        with self._lock, contextlib.suppress(RemusError):  # "promoting" on the disk means the same
-            self._save("promoted", term, why)
-        return {"term": term, "epoch": epoch, "resume_ms": (self._times["resumed_at_ns"] - decided) / 1e6}
+        with self._lock:
+            self._machine = None
+            with contextlib.suppress(RemusError):  # "promoting" on the disk means the same
+                self._save("promoted", f"{why}; {how}", resumed_at_ns=resumed)
+        self._context.admission.release(self.vm)
+        self._tell("promoted", "promoting", f"{why}; {how}", epoch=epoch, by=by)
+        return {"term": term, "epoch": epoch, "resume_ms": (resumed - decided) / 1e6, "how": how}
+
+    def _cannot_run(self, owner: str, term: int, exc: Exception) -> None:
+        """Neither resumed nor booted: the old owner may have the VM again, if it is still there."""
+        log.error("%s: cannot be run here: %s", self.vm, exc)
+        with self._lock:
+            machine, self._machine = self._machine, None
+            self._core.give_back(owner)
+            self._save("none", f"takeover failed, the VM was not started: {exc}", owner=owner)
+        self._tell("failed", "promoting", self._reason)
+        if machine is not None:
+            machine.close(keep_images=True)
+        self._context.admission.release(self.vm)
+        hand = threading.Thread(target=takeover.hand_back, args=(self._context, self.vm, owner, term), daemon=True)
+        hand.start()
+
+    def _switch(self, stream: FrameStream, reason: str) -> None:
+        """The primary stopped its VM and asks this side to go on; without a yes it goes on itself."""
+        try:
+            self.promote(f"switchover: {reason}", by="operator")
+        except Exception as exc:  # task boundary
+            log.exception("%s: switchover declined", self.vm)
+            with contextlib.suppress(PeerUnreachable):
+                stream.send(FrameType.DECLINE, self._session_term, 0, pack(Notice(str(exc))))
 
     def _watch(self) -> None:
         watch = SilenceWatch(self._config.failover.silence_ms / 1000)
@@ -246,7 +370,10 @@ class Replica:
             silent = watch.look(time.monotonic(), heard)
             if silent and self._config.failover.automatic and self._core.state is StandbyState.READY:
                 try:
-                    self.promote(f"{self._peer} was silent for {self._config.failover.silence_ms} ms", heard)
+                    self.promote(f"{self._state.peer} was silent for {self._config.failover.silence_ms} ms", heard)
+                except RefusedForSafety as exc:
+                    self._reason = f"{self._state.peer} is silent, but this host does not take over: {exc}"
+                    time.sleep(LOOK_AGAIN_S)
                 except Exception as exc:  # task boundary: this thread is the only one that sees the silence
                     log.exception("%s: takeover failed", self.vm)
                     self._reason = f"takeover failed: {exc}"
@@ -269,59 +396,100 @@ class Replica:
 
     def status(self) -> dict[str, Any]:
         """StandbyStatus, see docs/architecture.md."""
+        self._refresh()
         with self._lock:
-            core, heard = self._core, self._heard()
-            waiting = core.state in (StandbyState.SEEDING, StandbyState.READY)
+            core, state, heard = self._core, self._state, self._heard()
+            waiting = core.state in (StandbyState.SEEDING, StandbyState.READY, StandbyState.DECIDING)
             return {
                 "vm": self.vm,
                 "role": "promoted" if core.state is StandbyState.PROMOTED else "standby",
                 "state": core.state.value,
                 "reason": self._reason,
-                "peer": self._peer,
+                "peer": state.peer,
+                "owner": core.owner or state.owner,
                 "term": core.term,
                 "committed": core.committed,
                 "applied": core.applied,
                 "primary_silence_ms": round(1000 * (time.monotonic() - heard)) if waiting else None,
-                **self._times,
+                "kept": state.kept,
+                "decided_at_ns": state.decided_at_ns,
+                "resumed_at_ns": state.resumed_at_ns,
             }
 
     def close(self) -> None:
         """The daemon ends: a standby goes, a promoted VM stays, a takeover under way is waited for."""
-        end = time.monotonic() + APPLY_S
-        while self._core.state is StandbyState.PROMOTED and self._machine is not None and time.monotonic() < end:
-            if "resumed_at_ns" in self._times or "failed" in self._reason:
-                return
+        end = time.monotonic() + CLOSE_S
+        while self._taking_over.is_set() and time.monotonic() < end:
             time.sleep(LOOK_S)
         if self._core.state in (StandbyState.SEEDING, StandbyState.READY):
             self._give_up("the agent was stopped", self._stream)
 
-    def _give_up(self, reason: str, stream: FrameStream | None = None, of: Machine | None = None) -> None:
+    def _give_up(
+        self, reason: str, stream: FrameStream | None = None, of: Machine | None = None, *, forget: bool = False
+    ) -> None:
         """This side can no longer take over: that is durable before the primary is told, then the replica goes.
 
         The replica goes without the lock, for the applier, which is waited for, takes it; a new session waits.
-        A replica that was promoted is the VM and stays; with `of`, only that machine's session is given up.
+        A replica that was promoted is the VM and stays; with `of`, only that machine's session is given up. With
+        `forget`, its images go too, and this host does not know any more who owns the VM.
         """
         with self._greeting:
             with self._lock:
                 if self._core.state is StandbyState.PROMOTED or (of is not None and of is not self._machine):
                     return
+                was = self._core.state.value
                 self._core.renounce()
                 machine, self._machine = self._machine, None
                 with contextlib.suppress(RemusError):  # a restarted agent has no replica anyway
-                    self._save("none", self._core.term, reason)
+                    self._save("none", reason, **({"owner": "", "kept": {}} if forget else {}))
                 if stream is not None:
                     with contextlib.suppress(PeerUnreachable):
                         stream.send(FrameType.RENOUNCE, self._core.term, 0, pack(Notice(reason)))
                 self._stream = None
             if machine is not None:
-                machine.close()
+                machine.close(keep_images=not forget)
+            self._context.admission.release(self.vm)
+        if was != StandbyState.EMPTY.value:
+            self._tell("renounced", was, reason)
 
     def _drop_stream(self) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
 
-    def _save(self, role: str, term: int, reason: str) -> None:
+    def _save(self, role: Role, reason: str, **changes: Any) -> None:
         self._reason = reason
-        state = {"role": role, "term": term, "reason": reason, **self._times}
-        self._store.save(SavedVm(self.vm, self._peer, state))
+        self._state = self._store.update(self.vm, role=role, reason=reason, changed_at_ns=time.time_ns(), **changes)
+
+    def _tell(
+        self,
+        event: EventName,
+        was: str,
+        reason: str,
+        *,
+        epoch: int | None = None,
+        heard_ms_ago: float | None = None,
+        by: Author = "agent",
+    ) -> None:
+        """Into the history, and to the hooks."""
+        self._context.history.record(
+            Event(
+                vm=self.vm,
+                at_ns=time.time_ns(),
+                host=self._context.name,
+                by=by,
+                event=event,
+                was=was,
+                now=self._core.state.value,
+                reason=reason,
+                term=self._core.term,
+                epoch=epoch if epoch is not None else self._core.committed,
+                heard_ms_ago=heard_ms_ago,
+                peer=self._state.peer,
+            )
+        )
+
+
+def _code(exc: RemusError) -> str:
+    """What kind of refusal this is to the primary: one that trying again may cure, or not."""
+    return "preflight" if isinstance(exc, CannotProtect) else "failed"

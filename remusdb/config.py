@@ -30,8 +30,9 @@ class Host(Struct, frozen=True, kw_only=True):
 
     name: Name
     run_dir: Path = Path("/run/remusdb")
-    state_dir: Path = Path("/var/lib/remusdb/host")
+    state_dir: Path = Path("/var/lib/remusdb")  # the same as the agent's on one machine
     hooks_dir: Path = Path("/etc/remusdb/hooks.d")
+    image_dir: Path = Path("/var/lib/remusdb/images")  # the same as the agent's
     libvirt_uri: Text = "qemu:///system"
 
 
@@ -101,7 +102,7 @@ class Agent(Struct, frozen=True, kw_only=True):
     listen: Text = "0.0.0.0"
     port: Port = 7473
     run_dir: Path = Path("/run/remusdb")
-    state_dir: Path = Path("/var/lib/remusdb/agent")
+    state_dir: Path = Path("/var/lib/remusdb")  # the same as the host daemon's on one machine
     hooks_dir: Path = Path("/etc/remusdb/hooks.d")
     image_dir: Path = Path("/var/lib/remusdb/images")
     libvirt_uri: Text = "qemu:///system"

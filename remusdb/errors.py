@@ -9,7 +9,9 @@
     ├── PeerUnreachable        5  E-PEER
     │   ├── PeerRefused        5  E-PEER-REFUSED   certificate, version, or its own reason
     │   │   └── NoStandby      5  E-NO-STANDBY     the agent's word that it cannot take the VM over
-    │   └── BadFrame           5  E-FRAME          the stream is not what the protocol allows
+    │   ├── BadFrame           5  E-FRAME          the stream is not what the protocol allows
+    │   └── ArbiterUnreachable 5  E-ARBITER        etcd gave no answer that can be used
+    │       └── ArbiterSilent  5  E-ARBITER-SILENT it was told to change a record, and may have
     ├── Fenced                 7  E-FENCED         a newer term exists: this side must stay silent
     ├── CannotProtect          8  E-PREFLIGHT      this VM or host cannot be protected
     ├── VmError                1  E-VM             QEMU or libvirt said no
@@ -90,11 +92,27 @@ class BadFrame(PeerUnreachable):
     id = "E-FRAME"
 
 
+class ArbiterUnreachable(PeerUnreachable):
+    """The arbiter gave no answer that can be used; what was asked is not done and never will be."""
+
+    id = "E-ARBITER"
+
+
+class ArbiterSilent(ArbiterUnreachable):
+    """The arbiter was sent a change and gave no definite answer: it may have made it, or may still."""
+
+    id = "E-ARBITER-SILENT"
+
+
 class Fenced(RemusError):
-    """A newer term exists: this side must stay silent."""
+    """A newer term exists: this side must stay silent. `term`: that term, 0 where it is not known."""
 
     exit_code = 7
     id = "E-FENCED"
+
+    def __init__(self, message: str, *, hint: str = "", term: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.term = term
 
 
 class CannotProtect(RemusError):

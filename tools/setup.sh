@@ -10,7 +10,7 @@ fail() { say "$*"; exit 1; }
 
 packages="qemu-system-x86 qemu-utils seabios libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients libvirt-dev
 pkg-config gcc binutils libc6-dev python3-dev python3-venv mmdebstrap iproute2 nftables nbdkit nbdkit-plugin-python
-libnbd-bin postgresql-client e2fsprogs util-linux"
+libnbd-bin postgresql-client e2fsprogs util-linux etcd-server"
 least_qemu=1:10.0 # what the checkpoint mechanism was measured on; Debian 12 itself has 7.2
 
 installed() {
@@ -37,6 +37,22 @@ SOURCE
     apt-get update -qq >&2
 }
 
+# The lab runs an etcd of its own. Debian's package starts one for the machine too; with systemd that may be (it listens
+# on loopback only), but without systemd its init script can fail, and the package with it: there it is not started.
+without_machines_etcd() {
+    policy=/usr/sbin/policy-rc.d
+    if [ -d /run/systemd/system ] || [ -e "$policy" ]; then
+        "$@"
+        return
+    fi
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\n[ "$1" != etcd ] || exit 101\n' > "$policy"
+    chmod +x "$policy"
+    "$@"
+    rm -f "$policy"
+    trap - EXIT
+}
+
 install_packages() {
     say "installing system packages"
     suite=$VERSION_CODENAME
@@ -46,7 +62,8 @@ install_packages() {
         add_backports
     fi
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y -o DPkg::Lock::Timeout=120 --no-install-recommends -t "$suite" $packages >&2
+    without_machines_etcd env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -qq -y -o DPkg::Lock::Timeout=120 --no-install-recommends -t "$suite" $packages >&2
     installed || fail "some of these are still missing, or QEMU is older than $least_qemu: $packages"
 }
 

@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,10 +15,10 @@ from tools.lab import Host, Lab, domains
 from tools.lab.host import Killed
 from tools.lab.image import Image
 from tools.lab.product import Product
+from tools.load import CLIENTS, Load, accepts, wait_for
 from tools.show import say, step
 
 VM = "pg"
-CLIENTS = 8
 _BOOT_S = 90.0
 _UNPROTECTED_S = 8.0
 _KILL_S = (6.0, 12.0)  # after the VM is protected: long enough for figures that mean something
@@ -64,7 +60,6 @@ class Trial:
         self._kill = kill
         self._chance = random.Random(seed)
         self._folder = folder
-        self._record = folder / "record"
 
     def run(self) -> Outcome:
         """One trial. Raises RuntimeError or TimeoutError when a step fails before there is anything to judge."""
@@ -85,13 +80,13 @@ class Trial:
             lab.host("b").start_libvirt()
             product.install()
             product.start()
-            _await(lambda: _accepts(lab), _BOOT_S, "PostgreSQL does not accept connections")
-        load = self._start_load(lab)
+            wait_for(lambda: accepts(lab), _BOOT_S, "PostgreSQL does not accept connections", 0.25)
+        load = Load(lab, self._folder)
         with step(f"{CLIENTS} clients work, unprotected"):
-            _await(lambda: len(self._acks()) >= CLIENTS, 30.0, "the clients get nothing done")
+            wait_for(lambda: len(load.acks) >= CLIENTS, 30.0, "the clients get nothing done")
             began = time.monotonic_ns()
             time.sleep(_UNPROTECTED_S)
-        unprotected = ledger.tps(self._acks(), began, time.monotonic_ns())
+        unprotected = ledger.tps(load.acks, began, time.monotonic_ns())
         with step(f"remusdb protect {VM} --to b"):
             product.cli("a", "protect", VM, "--to", "b", timeout_s=120.0)
         protected_ns = time.monotonic_ns()
@@ -103,45 +98,27 @@ class Trial:
         say(f"  [bold red]✗ {self._kill.value} killed[/bold red]  [dim]within {killed.took_ms:.1f} ms[/dim]")
         self._recover(lab, load, killed)
         with step("what the survivor holds against what the clients saw"):
-            judged = self._verify(lab)
+            judged = load.verify()
         standby = product.standby(VM)
-        return self._outcome(judged, status, standby, killed, unprotected, protected_ns)
+        return self._outcome(load, judged, status, standby, killed, unprotected, protected_ns)
 
-    def _start_load(self, lab: Lab) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tools.workload", "run", "--clients", str(CLIENTS)]
-        where = ["--server", domains.PG_IP4, "--record", str(self._record)]
-        return lab.client.popen([*command, *where], log=self._folder / "workload.log")
-
-    def _recover(self, lab: Lab, load: subprocess.Popen[str], killed: Killed) -> None:
+    def _recover(self, lab: Lab, load: Load, killed: Killed) -> None:
         """Waits until every client works again. If one does not, the verdict will say so."""
         with step("the backup takes over"):
             deadline = time.monotonic() + _RECOVER_S
             while time.monotonic() < deadline:
                 # The first moments on the survivor may answer what the primary had already committed to.
-                if len({ack.client for ack in self._acks() if ack.at_ns > killed.monotonic_ns}) == CLIENTS:
+                if load.all_work(killed.monotonic_ns):
                     break
                 time.sleep(0.1)
             if self._kill is Kill.LINK:
                 lab.host("a").restore_link()  # now a primary that still speaks would break the connections
             time.sleep(_AFTER_S)
-            load.terminate()
-            load.wait(30.0)
-
-    def _verify(self, lab: Lab) -> dict[str, Any]:
-        command = [sys.executable, "-m", "tools.workload", "verify"]
-        where = ["--server", domains.PG_IP4, "--record", str(self._record)]
-        done = lab.client.run([*command, *where], check=False, timeout_s=180.0)
-        try:
-            judged: dict[str, Any] = json.loads(done.stdout)
-        except ValueError:
-            raise RuntimeError(f"the survivor cannot be verified:\n{done.stderr[-2000:]}") from None
-        return judged
-
-    def _acks(self) -> list[ledger.Ack]:
-        return ledger.read_acks(self._record / "acked")
+            load.stop()
 
     def _outcome(
         self,
+        load: Load,
         judged: dict[str, Any],
         status: dict[str, Any],
         standby: dict[str, Any],
@@ -149,8 +126,7 @@ class Trial:
         unprotected: float,
         protected_ns: int,
     ) -> Outcome:
-        acks = self._acks()
-        stopped_ns = json.loads((self._record / "report.json").read_text())["stopped_ns"]
+        acks, stopped_ns = load.acks, load.report["stopped_ns"]
         complaints = list(judged["complaints"])
         decided, resumed = standby.get("decided_at_ns"), standby.get("resumed_at_ns")
         if not decided or not resumed:
@@ -172,19 +148,6 @@ class Trial:
             "accel": _accel(str(status.get("accel") or "")),
         }
         return Outcome(figures, complaints)
-
-
-def _accepts(lab: Lab) -> bool:
-    command = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc", "SELECT 1", "bank"]
-    return lab.client.run(command, check=False, env={"PGCONNECT_TIMEOUT": "1"}).returncode == 0
-
-
-def _await(done: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{otherwise} after {timeout_s:.0f} s")
-        time.sleep(0.25)
 
 
 def _accel(kind: str) -> str:

@@ -4,8 +4,11 @@
     python -m tools.workload run --server ADDRESS --record DIR [--clients N]     until SIGTERM or SIGINT
     python -m tools.workload verify --server ADDRESS --record DIR
 
-`run` appends a line to DIR/acked for each acknowledged transaction and writes DIR/report.json when it ends.
-`verify` prints one JSON object and exits with 1 if the database does not hold what was acknowledged.
+`run` appends a line to DIR/acked for each acknowledged transaction and writes DIR/report.json when it ends. SIGUSR1
+makes it pause: every client finishes its transaction and keeps its connection; DIR/report.json is there once all have.
+SIGUSR2 removes that file and lets them go on.
+`verify` prints one JSON object and exits with 1 if the database does not hold what was acknowledged; it needs the
+report of a `run` that has ended or pauses.
 """
 
 from __future__ import annotations
@@ -43,22 +46,24 @@ class Client(threading.Thread):
     acknowledged or in `unknown`. A lost connection goes to `resets` before a new one is tried.
     """
 
-    def __init__(self, number: int, server: str, acked_fd: int, stop: threading.Event) -> None:
+    def __init__(self, number: int, server: str, acked_fd: int, stop: threading.Event, go: threading.Event) -> None:
         super().__init__(name=f"client-{number}", daemon=True)
         self.number = number
         self.seq = 0
         self.in_transaction = False
+        self.resting = False  # it waits to be let on
         self.unknown: list[tuple[int, int]] = []
         self.resets: list[dict[str, object]] = []
         self._server = server
         self._acked_fd = acked_fd
         self._stop_asked = stop
+        self._go = go
 
     def run(self) -> None:
         while not self._stop_asked.is_set():
             try:
                 with connect(self._server) as connection:
-                    while not self._stop_asked.is_set():
+                    while self._may_go():
                         self._transact(connection)
             except psycopg.Error as error:
                 if self.in_transaction:
@@ -67,6 +72,13 @@ class Client(threading.Thread):
                 text = f"{type(error).__name__}: {error}".strip()
                 self.resets.append({"client": self.number, "at_ns": time.monotonic_ns(), "error": text})
                 self._stop_asked.wait(_RETRY_S)
+
+    def _may_go(self) -> bool:
+        """Waits through a pause; False when it is time to end."""
+        self.resting = True
+        self._go.wait()
+        self.resting = False
+        return not self._stop_asked.is_set()
 
     def _transact(self, connection: psycopg.Connection) -> None:
         """Each statement is a round trip of its own, as in most applications."""
@@ -88,28 +100,54 @@ def run(server: str, record: Path, clients: int) -> int:
     """Runs the clients until a signal. Returns 0; what went wrong is in the report."""
     record.mkdir(parents=True, exist_ok=True)
     acked_fd = os.open(record / "acked", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-    stop = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: stop.set())
-    threads = [Client(number, server, acked_fd, stop) for number in range(1, clients + 1)]
+    stop, go, wake = threading.Event(), threading.Event(), threading.Event()
+    go.set()
+
+    def end() -> None:
+        stop.set()
+        go.set()
+
+    for signum, act in (
+        (signal.SIGTERM, end),
+        (signal.SIGINT, end),
+        (signal.SIGUSR1, go.clear),
+        (signal.SIGUSR2, go.set),
+    ):
+        signal.signal(signum, lambda *_, act=act: (act(), wake.set()))
+    threads = [Client(number, server, acked_fd, stop, go) for number in range(1, clients + 1)]
     for thread in threads:
         thread.start()
-    stop.wait()
+    report = record / "report.json"
+    while not stop.is_set():
+        # Looked at again and again only while a pause begins: a client may be in the middle of a transaction.
+        pausing = not go.is_set() and not report.exists()
+        wake.wait(0.02 if pausing else None)
+        wake.clear()
+        if go.is_set():
+            report.unlink(missing_ok=True)
+        elif pausing and all(thread.resting for thread in threads):
+            _write_report(report, threads, [])
     stopped_ns = time.monotonic_ns()
     for thread in threads:
         thread.join(max(0.0, _FINISH_S - (time.monotonic_ns() - stopped_ns) / 1e9))
-    stuck = [thread.number for thread in threads if thread.is_alive()]
+    _write_report(report, threads, [thread.number for thread in threads if thread.is_alive()], stopped_ns)
+    sys.stdout.flush()
+    os._exit(0)  # a stuck thread is inside libpq, and would hold up an ordinary exit
+
+
+def _write_report(path: Path, threads: list[Client], stuck: list[int], stopped_ns: int | None = None) -> None:
+    """Whole or not at all: somebody may be waiting for the file."""
     report = {
-        "clients": clients,
-        "stopped_ns": stopped_ns,
+        "clients": len(threads),
+        "stopped_ns": stopped_ns or time.monotonic_ns(),
         "resets": [reset for thread in threads for reset in thread.resets],
         "unknown": [name for thread in threads for name in thread.unknown]
         + [(thread.number, thread.seq) for thread in threads if thread.in_transaction],
         "stuck": stuck,
     }
-    (record / "report.json").write_text(json.dumps(report))
-    sys.stdout.flush()
-    os._exit(0)  # a stuck thread is inside libpq, and would hold up an ordinary exit
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(report))
+    partial.rename(path)
 
 
 def verify(server: str, record: Path) -> dict[str, object]:

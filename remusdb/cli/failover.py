@@ -16,16 +16,21 @@ FAILOVER_TIMEOUT_S = 120.0
 @click.command()
 @click.argument("vm")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--primary-is-dead",
+    is_flag=True,
+    help="Your word instead of the arbiter's, when that does not answer. Only if the primary's host is off.",
+)
 @json_option
 @run_dir_option
-def failover(vm: str, yes: bool, as_json: bool) -> None:
+def failover(vm: str, yes: bool, primary_is_dead: bool, as_json: bool) -> None:
     """Resume VM on this machine, the backup, where its last committed epoch left it.
 
     The primary is shut off by the new term: if it still runs, its VM never speaks again.
     """
     if not yes:
         _confirm(vm)
-    done = ask("agent", "failover", timeout_s=FAILOVER_TIMEOUT_S, vm=vm)
+    done = ask("agent", "failover", timeout_s=FAILOVER_TIMEOUT_S, vm=vm, primary_is_dead=primary_is_dead)
     if as_json:
         print_json(done)
         return

@@ -17,9 +17,11 @@ from remusdb.cli.check import check
 from remusdb.cli.config_check import config
 from remusdb.cli.daemons import agent, host
 from remusdb.cli.failover import failover
+from remusdb.cli.history import history
 from remusdb.cli.prepare import prepare
-from remusdb.cli.protect import protect
+from remusdb.cli.protect import protect, reprotect
 from remusdb.cli.status import status
+from remusdb.cli.switchover import switchover
 from remusdb.cli.unprotect import unprotect
 from remusdb.errors import RemusError
 
@@ -71,7 +73,21 @@ def cli(ctx: click.Context, run_dir: Path | None, debug: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
 
-for command in (check, prepare, protect, status, failover, unprotect, certs, host, agent, config):
+for command in (
+    check,
+    prepare,
+    protect,
+    status,
+    history,
+    failover,
+    unprotect,
+    certs,
+    host,
+    agent,
+    config,
+    reprotect,
+    switchover,
+):
     cli.add_command(command)
 
 

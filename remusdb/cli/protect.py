@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`remusdb protect`: begin to protect a running VM."""
+"""`remusdb protect` and `remusdb reprotect`: begin to protect a running VM."""
 
 from __future__ import annotations
 
@@ -19,9 +19,26 @@ def protect(vm: str, peer: str, as_json: bool) -> None:
 
     The VM is not restarted. Interrupting this command does not interrupt the daemon: see `remusdb status`.
     """
+    _begin("protect", vm, peer, as_json)
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--to", "peer", metavar="HOST", required=True, help="A peer named in host.toml.")
+@json_option
+@run_dir_option
+def reprotect(vm: str, peer: str, as_json: bool) -> None:
+    """Protect VM again, after this host took it over or lost its backup: back to where it came from, or elsewhere.
+
+    An old copy of the VM on HOST is put away first; of disks that are there only what differs is copied.
+    """
+    _begin("reprotect", vm, peer, as_json)
+
+
+def _begin(verb: str, vm: str, peer: str, as_json: bool) -> None:
     try:
         with Steps() as steps:
-            status = ask("host", "protect", steps.show, timeout_s=None, vm=vm, to=peer)
+            status = ask("host", verb, steps.show, timeout_s=None, vm=vm, to=peer)
     except KeyboardInterrupt:
         click.echo(f"The host daemon goes on. To end it: remusdb unprotect {vm}", err=True)
         raise

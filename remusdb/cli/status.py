@@ -14,6 +14,8 @@ from remusdb.errors import PeerUnreachable, VmError
 
 Vm = dict[str, Any]
 
+ACTIVE = ("seeding", "ready", "deciding")  # a replica is kept here for another host
+
 HEAD = ("VM", "ROLE", "STATE", "PEER", "TERM", "COMMITTED", "AGE", "PAUSE", "EPOCH SIZE", "HELD", "REASON")
 
 
@@ -69,10 +71,17 @@ def _found(daemons: Sequence[str], vm: str | None) -> list[Vm]:
 
 
 def _merged(own: list[Vm], kept: list[Vm]) -> list[Vm]:
-    """Both daemons' VMs. A standby is a libvirt domain, too: the host daemon sees it as one that is not protected."""
-    theirs = {one["vm"] for one in kept}
-    mine = [one for one in own if one["state"] != "unprotected" or one["vm"] not in theirs]
-    return sorted(mine + kept, key=lambda one: str(one["vm"]))
+    """Both daemons' VMs, each once: the host daemon's word where it has one, else the agent's.
+
+    A standby is a libvirt domain, too: the host daemon sees it as one that is not protected.
+    """
+    busy = [one for one in own if one["state"] != "unprotected"]
+    named = {one["vm"] for one in busy}
+    theirs = [one for one in kept if one["state"] in ACTIVE or one["vm"] not in named]
+    here = {one["vm"] for one in theirs if one["state"] in ACTIVE or one["state"] == "promoted"}
+    mine = [one for one in own if one["vm"] not in here]
+    left = [one for one in theirs if one["vm"] not in {other["vm"] for other in mine}]
+    return sorted(mine + left, key=lambda one: str(one["vm"]))
 
 
 def _row(one: Vm) -> list[str]:

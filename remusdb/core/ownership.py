@@ -11,7 +11,7 @@ Sans-IO: each rule takes the record as it stands and gives the record to put in 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -39,6 +39,7 @@ class Claim:
 
     verdict: Verdict
     record: Ownership | None
+    why: str = field(default="", compare=False)  # of UNREACHED and UNKNOWN
 
 
 Rule = Callable[[Ownership | None], Ownership | None]

@@ -7,7 +7,7 @@ only after the agent acknowledged it *in the term that is in force*, and nothing
     IDLE ──begin──▶ SEEDING ──first ack──▶ PROTECTED ◀──resumed── HELD
                        │ │                     └──────lost─────────▶│
                        │ └────lost, once an epoch was cut──────────▶│
-                       └──────────────fence / end──────────────▶ FENCED, ENDED
+                       └──────────────fence / solo / end───────▶ FENCED, SOLO, ENDED
 
 Sans-IO: no socket, no clock. The caller makes a term durable before it calls `begin` or `fence` with it.
 """
@@ -28,6 +28,7 @@ class PrimaryState(Enum):
     PROTECTED = "protected"
     HELD = "held"
     FENCED = "fenced"
+    SOLO = "solo"
     ENDED = "ended"
 
 
@@ -107,9 +108,16 @@ class Pipeline:
         self.term = max(self.term, term)
         self.state = PrimaryState.FENCED
 
+    def solo(self, term: int) -> None:
+        """The arbiter gave the VM to this side alone, in `term` (durable by now): no backup can take over any more."""
+        if self.state is not PrimaryState.HELD:
+            raise Fenced(f"cannot go on alone: the session is {self.state.value}")
+        self._newer(term)
+        self.term, self.state = term, PrimaryState.SOLO
+
     def end(self) -> None:
         """Protection ended in good order: the agent can no longer promote."""
-        if self.state is not PrimaryState.FENCED:
+        if self.state not in (PrimaryState.FENCED, PrimaryState.SOLO):
             self.state = PrimaryState.ENDED
 
     def _newer(self, term: int) -> None:

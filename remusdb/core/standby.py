@@ -5,8 +5,14 @@ Owns the term and the committed epoch of one VM on the agent. Invariant: an epoc
 is held whole, in order, in the term in force; after `promote` nothing of an older term is ever acknowledged.
 
     EMPTY ──begin──▶ SEEDING ──first commit──▶ READY ──promote──▶ PROMOTED
-      ▲                 │                        │
-      └────renounce─────┴────────────────────────┘
+      ▲                 │                      │  ▲ │               ▲  │
+      │                 │                 decide  stay              │  │ give_back
+      │                 │                      ▼  │ │               │  │
+      │                 │                    DECIDING ──promote─────┘  │
+      └────renounce─────┴──────────────────────┴────┴──────────────────┘
+
+DECIDING asks the arbiter whether this side may take over: nothing is acknowledged meanwhile, since the answer may
+be yes already. PROMOTED stands for every role in which this host owns the VM.
 
 Sans-IO. Whoever calls makes the term durable *before* `begin(term)` or `promote(term)`: a term that is used
 and forgotten in a crash could be used twice.
@@ -26,6 +32,7 @@ class StandbyState(Enum):
     EMPTY = "empty"
     SEEDING = "seeding"
     READY = "ready"
+    DECIDING = "deciding"
     PROMOTED = "promoted"
 
 
@@ -40,24 +47,31 @@ class Offer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Answer to a HELLO that must not be served. `fenced`: this side speaks as the VM, in `term`."""
+    """Answer to a HELLO that must not be served. `fenced`: another host than the asking one owns the VM, in `term`.
+    `renounced`: this side cannot take over what the asking host last had here. Neither: ask again.
+    """
 
     reason: str
     term: int
-    fenced: bool
+    fenced: bool = False
+    renounced: bool = False
 
 
 class Standby:
-    """One VM's replica on the backup; `term` and `promoted` are what the durable store knew."""
+    """One VM's replica on the backup; what it is made of is what the durable store knew.
 
-    def __init__(self, term: int = 0, promoted: bool = False) -> None:
+    `owner`: the host that owns the VM in `term`, empty if none is known; `owns`: this host does.
+    """
+
+    def __init__(self, term: int = 0, owns: bool = False, owner: str = "") -> None:
         self.term = term
-        self.state = StandbyState.PROMOTED if promoted else StandbyState.EMPTY
+        self.owner = owner
+        self.state = StandbyState.PROMOTED if owns else StandbyState.EMPTY
         self.committed = 0
         self.applied = 0
 
-    def hello(self, term: int, resume: bool) -> Offer | Refusal:
-        """A primary asks: the term to make durable and go on in, or why not.
+    def hello(self, primary: str, term: int, resume: bool) -> Offer | Refusal:
+        """Host `primary` asks: the term to make durable and go on in, or why not.
 
         To a primary that wants to resume, a refusal that does not fence means that this side cannot take over: it
         goes on alone. So what is here of that session, or of an older one, is renounced; the thread of the
@@ -65,21 +79,33 @@ class Standby:
         """
         if self.state is StandbyState.PROMOTED:
             return Refusal("this host runs the VM: it took over", self.term, fenced=True)
+        if self.owner not in ("", primary) and term <= self.term:
+            return Refusal(f"host {self.owner} owns the VM", self.term, fenced=True)
+        if self.state is StandbyState.DECIDING:
+            return Refusal("this host is asking the arbiter whether it may take over", self.term)
         if resume:
-            if self.state is StandbyState.READY and term == self.term:
-                return Offer(self.term, True, self.committed)
-            if term >= self.term:
-                self.renounce()
-            return Refusal("no standby of that session is here", self.term, fenced=term < self.term)
+            return self._resume(primary, term)
         return Offer(max(term, self.term) + 1, False, 0)
 
-    def begin(self, term: int) -> None:
-        """The initial copy starts in `term` (durable by now); until its first commit nothing can be promoted."""
+    def _resume(self, primary: str, term: int) -> Offer | Refusal:
+        if self.state is StandbyState.READY and term == self.term:
+            return Offer(self.term, True, self.committed)
+        reason = "no standby of that session is here"
+        if term < self.term and self.state is not StandbyState.EMPTY:
+            return Refusal(reason + ", but one of a newer session", self.term, fenced=True)
+        if term >= self.term:
+            self.renounce()
+        # An older term of a host that is not known to own the VM gets no word: another host may.
+        return Refusal(reason, self.term, renounced=term >= self.term or self.owner == primary)
+
+    def begin(self, primary: str, term: int) -> None:
+        """The initial copy of `primary` starts in `term` (durable by now); before its first commit nothing can be
+        promoted."""
         if term <= self.term:
             raise RefusedForSafety(f"term {term} is not newer than {self.term}")
         if self.state is StandbyState.PROMOTED:
             raise RefusedForSafety("this host runs the VM")
-        self.term, self.state = term, StandbyState.SEEDING
+        self.term, self.state, self.owner = term, StandbyState.SEEDING, primary
         self.committed = self.applied = 0
 
     def accepts(self, term: int) -> bool:
@@ -105,13 +131,24 @@ class Standby:
 
     def promotable(self) -> str | None:
         """None when a takeover is possible, else why not."""
-        if self.state is StandbyState.READY:
+        if self.state in (StandbyState.READY, StandbyState.DECIDING):
             return None
         return {
             StandbyState.EMPTY: "there is no replica here",
             StandbyState.SEEDING: "the initial copy is not complete",
             StandbyState.PROMOTED: "it was already promoted",
         }[self.state]
+
+    def decide(self) -> None:
+        """The arbiter is asked: from here on nothing is acknowledged, for its answer may be yes already."""
+        if self.state is not StandbyState.READY:
+            raise RefusedForSafety(f"cannot take over: {self.promotable() or 'it is being decided already'}")
+        self.state = StandbyState.DECIDING
+
+    def stay(self) -> None:
+        """The arbiter never saw the question: follow on."""
+        if self.state is StandbyState.DECIDING:
+            self.state = StandbyState.READY
 
     def promote(self, term: int) -> int:
         """Take over in `term` (durable by now): the epoch to resume from. From here on no older term is served."""
@@ -122,6 +159,10 @@ class Standby:
             raise RefusedForSafety(f"term {term} is not newer than {self.term}")
         self.term, self.state = term, StandbyState.PROMOTED
         return self.committed
+
+    def give_back(self, owner: str) -> None:
+        """It took over, but the VM cannot be run here: `owner`, who had it before, may go on; the replica is gone."""
+        self.state, self.owner = StandbyState.EMPTY, owner
 
     def renounce(self) -> None:
         """The replica is given up: this side can no longer take over in the term in force."""

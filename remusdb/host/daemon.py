@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The primary host's daemon: answers the control socket; the keeper behind it has one worker a protected VM.
 
-Invariant: whatever dies here, no VM is touched and no output is let go; a VM whose output is held is said to be,
-and is taken up again at the next start.
+Invariant: whatever dies here, no VM is touched and no output is let go; workers go on without the daemon, and the
+next one takes up what it finds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from typing import Any
 from remusdb.config import HostConfig
 from remusdb.control import ControlServer, ProgressFn
 from remusdb.control.notify import notify
-from remusdb.errors import UsageError, VmError
+from remusdb.errors import RefusedForSafety, UsageError, VmError
+from remusdb.history import History
+from remusdb.hooks import Hooks
 from remusdb.host.inspection import Inspection, LibvirtInspection
 from remusdb.host.keeper import Keeper
 from remusdb.host.status import VmStatus
+from remusdb.host.tender import Tender
 from remusdb.host.workers import WORKER_ARGV
 
 log = logging.getLogger(__name__)
+
+FLUSH_S = 2.0
 
 
 class HostDaemon:
@@ -37,12 +42,17 @@ class HostDaemon:
     ) -> None:
         self._name = config.host.name
         self._inspection = inspection or LibvirtInspection(config)
-        self._keeper = Keeper(config, self._inspection, worker_argv)
+        self._history = History(config.host.state_dir, Hooks(config.host.hooks_dir))
+        self._keeper = Keeper(config, self._inspection, self._history, worker_argv)
+        self._tender = Tender(self._keeper)
         self._stop_asked = threading.Event()
         self._server = ControlServer(
             config.host.run_dir / "host.sock",
             {
                 "protect": self._protect,
+                "reprotect": self._reprotect,
+                "switchover": self._switchover,
+                "fence": self._fence,
                 "unprotect": self._unprotect,
                 "status": self._status,
                 "check": self._check,
@@ -65,17 +75,41 @@ class HostDaemon:
     def start(self) -> None:
         """Open the control socket (which refuses a second daemon) and take up what an earlier one protected."""
         self._server.start()
-        self._keeper.start()
+        self._tender.start()
 
     def stop(self) -> None:
-        """Stop the workers, leaving their VMs as they are: running, with output held."""
+        """End; workers go on by themselves, and the next daemon adopts them."""
         self._server.close()
+        self._tender.stop()
         self._keeper.stop()
+        self._history.flush(FLUSH_S)
 
     # control operations, each in the thread of its connection
 
     def _protect(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
         return self._keeper.protect(_text(args, "vm"), _text(args, "to"), progress)
+
+    def _reprotect(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+        return self._keeper.reprotect(_text(args, "vm"), _text(args, "to"), progress)
+
+    def _switchover(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+        vm = _text(args, "vm")
+        if args.get("to") is not None:
+            self._keeper.protect(vm, _text(args, "to"), progress)
+        return self._keeper.switchover(vm, progress)
+
+    def _fence(self, args: dict[str, Any], _progress: ProgressFn) -> dict[str, Any]:
+        """Asked by this machine's agent: another host protects the VM to here, in a newer term than we have."""
+        vm, owner, term = _text(args, "vm"), _text(args, "owner"), args.get("term")
+        if not isinstance(term, int):
+            raise UsageError("`term` is a number")
+        record = self._keeper.record(vm)
+        with record.work:
+            if term <= record.state.term:
+                raise RefusedForSafety(f"term {term} of host {owner} is not newer than {record.state.term}")
+            self._keeper.fence(record, owner, term, f"host {owner} owns the VM since term {term}")
+            self._tender.put_away(record)
+        return {}
 
     def _unprotect(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
         peer_is_dead = args.get("peer_is_dead", False)
@@ -88,8 +122,10 @@ class HostDaemon:
         wanted = None if args.get("vm") is None else _text(args, "vm")
         found, warnings = self._keeper.statuses(), []
         try:
-            for vm, running in self._inspection.vms().items():
+            known = self._inspection.vms()
+            for vm, running in known.items():
                 found.setdefault(vm, VmStatus(vm=vm, reason="" if running else "not running").to_dict())
+            found = {vm: one for vm, one in found.items() if one["state"] != "unprotected" or vm in known}
         except VmError as exc:
             warnings.append(f"VMs that are not protected are not shown: {exc}")
         if wanted is not None:

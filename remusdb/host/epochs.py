@@ -14,11 +14,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
 
 from remusdb.core.pipeline import Pipeline
 from remusdb.disk.mirror import query_block_jobs, unsynced
-from remusdb.errors import DiskError
+from remusdb.errors import DiskError, VmError
 from remusdb.host.encoder import EpochFrames
 from remusdb.host.figures import Figures
 from remusdb.host.outbox import Outbox
@@ -54,6 +55,7 @@ class EpochLoop:
         self._failed = failed
         self._cuts: queue.Queue[CutEpoch | None] = queue.Queue()
         self._over = threading.Event()
+        self._last: Future[int] | None = None
         self.addresses: tuple[str, ...] = ()  # the guest's, for the agent's announcement
 
     def start(self, parts: Parts) -> None:
@@ -68,6 +70,19 @@ class EpochLoop:
         self._cuts.put(None)
         with self._lock:
             self._lock.notify_all()
+
+    def cut_last(self, timeout_s: float) -> int:
+        """Stop the VM for good, cut one more epoch, and no other before `go_on`; that epoch's number."""
+        last: Future[int] = Future()
+        self._last = last
+        try:
+            return last.result(timeout_s)
+        except TimeoutError as exc:
+            raise VmError(f"the VM was not stopped and cut within {timeout_s:g} s") from exc
+
+    def go_on(self) -> None:
+        """After `cut_last`: the VM runs again, cut as before."""
+        self._last = None
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Task boundary: a failure of cutting or shipping ends protection, visibly."""
@@ -84,7 +99,11 @@ class EpochLoop:
         due = time.monotonic()
         while not self._over.is_set():
             epoch = self._wait_for_turn(due)
-            if epoch is not None:
+            last = self._last
+            if epoch is not None and last is not None:
+                self._stop_and_cut(epoch, last)
+                due = time.monotonic()
+            elif epoch is not None:
                 due = max(due + interval, time.monotonic() + interval / 2)
                 self._cut(epoch)
 
@@ -100,12 +119,24 @@ class EpochLoop:
         """The epoch to cut now: when it is due, or sooner when a disk log is full, and the window has room."""
         while not self._over.is_set():
             left = due - time.monotonic()
-            if left <= 0 or any(writes.pressed for writes in self._parts.logs):
+            if left <= 0 or self._last is not None or any(writes.pressed for writes in self._parts.logs):
                 break
             self._over.wait(min(left, PRESSED_LOOK_S))
         with self._lock:
             self._lock.wait_for(lambda: self._over.is_set() or self._pipeline.next_epoch() is not None, 0.5)
             return None if self._over.is_set() else self._pipeline.next_epoch()
+
+    def _stop_and_cut(self, epoch: int, last: Future[int]) -> None:
+        """The last epoch before a switchover; then nothing more is cut until it is called off."""
+        try:
+            self._parts.domain.qmp("stop")
+            self._cut(epoch)
+        except Exception as exc:
+            last.set_exception(exc)
+            raise
+        last.set_result(epoch)
+        while self._last is last and not self._over.wait(PRESSED_LOOK_S / 4):
+            pass
 
     def _cut(self, epoch: int) -> None:
         parts = self._parts

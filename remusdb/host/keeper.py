@@ -1,207 +1,253 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protecting and unprotecting VMs by worker processes, and taking them up again after a restart.
+"""Protecting, unprotecting and moving VMs by worker processes: what an operator asks for.
 
-Owns the records of all VMs this host protects or protected, and their saved states. Invariant: no path through
-here touches a VM or lets its output go; only a worker does, and only when it was told to.
+Owns the records of all VMs this host protects or protected. Invariant: no path through here lets a VM's output go;
+only a worker does, and only when it was told to. What happens without anybody asking is in `tender.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from remusdb.config import HostConfig
-from remusdb.errors import (
-    ConfigError,
-    Fenced,
-    NotProtected,
-    PeerRefused,
-    PeerUnreachable,
-    RefusedForSafety,
-    RemusError,
-    VmError,
-)
+from remusdb.errors import ConfigError, NotProtected, RefusedForSafety, RemusError, VmError
+from remusdb.history import Event, EventName, History
 from remusdb.host.inspection import Inspection
 from remusdb.host.record import VmRecord
-from remusdb.host.state import StateStore
 from remusdb.host.worker_link import Progress, WorkerLink
 from remusdb.host.workers import WORKER_ARGV, Workers
+from remusdb.state import OWNING, StateStore
 from remusdb.vm.checks import Check
 from remusdb.vm.preflight import require
 
 log = logging.getLogger(__name__)
 
-RETRY_S = (1.0, 2.0, 5.0, 10.0)  # between tries to take a held VM up again; the last one repeats
 UNPROTECT_TIMEOUT_S = 120.0
+SWITCH_TIMEOUT_S = 60.0
+WAIT_S = 300.0  # for a protection that is under way already
+LOOK_S = 0.1
+UNDER_WAY = ("seeding", "protected", "held")
 
 
 class Keeper:
     """All VMs of this host that are or were protected."""
 
-    def __init__(self, config: HostConfig, inspection: Inspection, worker_argv: Sequence[str] = WORKER_ARGV) -> None:
-        self._config = config
-        self._inspection = inspection
-        self._workers = Workers(config, worker_argv)
-        self._store = StateStore(config.host.state_dir)
+    def __init__(
+        self,
+        config: HostConfig,
+        inspection: Inspection,
+        history: History,
+        worker_argv: Sequence[str] = WORKER_ARGV,
+    ) -> None:
+        self.config = config
+        self.inspection = inspection
+        self.workers = Workers(config, worker_argv)
+        self.store = StateStore(config.host.state_dir)
+        self._history = history
         self._records: dict[str, VmRecord] = {}
         self._lock = threading.Lock()
 
-    def start(self) -> None:
-        """Take up again what an earlier daemon protected."""
-        for vm in self._store.names():
-            self._restore(vm)
-
     def stop(self) -> None:
-        """Stop the workers, leaving their VMs as they are: running, with output held."""
-        self._workers.stopping.set()  # first, so that none is added behind our back
+        """Let go of the workers: they go on, and the next daemon adopts them."""
+        self.workers.stopping.set()
+        for record in self.records():
+            if record.link is not None:
+                record.link.leave()
+
+    def records(self) -> list[VmRecord]:
+        """Every VM of which something is known, also by its file alone."""
+        for vm in self.store.names():
+            self.record(vm)
         with self._lock:
-            links = [record.link for record in self._records.values() if record.link]
-        self._workers.stop(links)
+            return [self._records[vm] for vm in sorted(self._records)]
+
+    def record(self, vm: str) -> VmRecord:
+        """The record of one VM, made if it is not there."""
+        with self._lock:
+            if vm not in self._records:
+                self._records[vm] = VmRecord(vm, self.store)
+            return self._records[vm]
 
     def statuses(self) -> dict[str, dict[str, Any]]:
         """The status of every VM that has a record."""
-        with self._lock:
-            records = list(self._records.values())
-        return {record.vm: record.status() for record in records}
+        return {record.vm: record.status() for record in self.records()}
 
     def protect(self, vm: str, peer: str, progress: Progress) -> dict[str, Any]:
-        """Protect a VM; its status once it is protected."""
+        """Protect a VM; its status once it is protected. One that is being protected to there is waited for."""
         self.require_peer(peer)
-        record = self._record(vm)
-        if record.wired and record.peer != peer:
+        record = self.record(vm)
+        record.refuse_fenced()
+        if record.state.armed and record.state.peer != peer:
             raise RefusedForSafety(
-                f"VM {vm} was protected to {record.peer}, which may have taken it over",
-                hint=f"protect it to {record.peer} again, or end that first: remusdb unprotect {vm}",
+                f"VM {vm} was protected to {record.state.peer}, which may have taken it over",
+                hint=f"protect it to {record.state.peer} again, or end that first: remusdb unprotect {vm}",
             )
-        return self._protect(record, peer, progress)
+        if record.busy and record.state.peer == peer:
+            return self._wait(record)
+        with record.work:
+            return self.begin(record, peer, progress)
+
+    def reprotect(self, vm: str, peer: str, progress: Progress) -> dict[str, Any]:
+        """Protect a VM that this host took over, or that lost its backup."""
+        state = self.record(vm).state
+        if state.role not in OWNING:
+            raise NotProtected(
+                f"VM {vm} was not taken over here, and did not lose a backup ({state.role})",
+                hint=f"for the first time: remusdb protect {vm} --to {peer}",
+            )
+        return self.protect(vm, peer, progress)
+
+    def begin(self, record: VmRecord, peer: str, progress: Progress) -> dict[str, Any]:
+        """Start a worker that protects the VM; its status once it is protected. With `record.work` held."""
+        link = self.workers.link(record, peer)
+        try:
+            self.require_peer(peer)  # here as well: a peer that was saved may be gone from the file
+            if not record.state.armed:  # a VM with the gate still in has passed already
+                self._preflight(record.vm)
+            link.spawn()
+            link.request("start", self.workers.order(record, peer), progress)
+        except RemusError as exc:
+            self._failed(record, link, exc)
+            raise
+        log.info("protected to %s", peer, extra={"vm": record.vm})
+        return record.status()
 
     def unprotect(self, vm: str, peer_is_dead: bool, progress: Progress) -> str:
-        """End a VM's protection and forget it; what is worth a word about how it ended."""
-        with self._lock:
-            record = self._records.get(vm)
-        if record is None or (record.link is None and record.kept is None):
+        """End a VM's protection; what is worth a word about how it ended."""
+        record = self.record(vm)
+        state, link, note = record.state, record.link, ""
+        if record.busy is False and state.role not in ("protected", "solo", "seeding", "fenced"):
             raise NotProtected(f"VM {vm} is not protected")
-        link, note = record.link, ""
         try:
-            if link:
+            if link is not None and record.busy:
                 link.request("unprotect", {"peer_is_dead": peer_is_dead}, progress, UNPROTECT_TIMEOUT_S)
-            elif record.wired:
-                link = self._take_out(record, peer_is_dead, progress)
+            elif state.role == "protected":
+                with record.work:
+                    link = self._take_out(record, peer_is_dead, progress)
         except RemusError as exc:
             if not self._is_off(vm):
                 raise
             # No VM, no output: whatever runs elsewhere, nothing of it can be heard from here.
             note = f"{vm} does not run here, so it was only forgotten ({exc})"
             log.warning("%s", note, extra={"vm": vm})
-        self._forget(record)
-        if link:
+        if link is not None:
             link.stop()
+            record.drop_link(link)
+        if record.state.role != "none":
+            reason = "unprotect was asked"
+            self.store.update(vm, role="none", wanted=False, armed=False, gates=[], reason=reason)
+        record.settle("unprotected", "unprotect was asked")
         log.info("unprotected", extra={"vm": vm})
         return note
 
+    def switchover(self, vm: str, progress: Progress) -> dict[str, Any]:
+        """Move a protected VM to its backup: what the worker measured."""
+        record = self.record(vm)
+        record.refuse_fenced()
+        link = record.link
+        if link is None or not record.busy:
+            raise NotProtected(
+                f"VM {vm} is not protected: there is nowhere to move it to",
+                hint=f"protect it first: remusdb protect {vm} --to HOST",
+            )
+        return link.request("switchover", {}, progress, SWITCH_TIMEOUT_S)
+
+    def fence(self, record: VmRecord, owner: str, term: int, reason: str) -> None:
+        """Another host owns the VM: durable first, then the worker's end. With `record.work` held."""
+        was = record.status()["state"]
+        self.store.update(record.vm, role="fenced", owner=owner, term=term, reason=reason, put_away=False)
+        link = record.link
+        if link is not None:
+            link.kill()  # the gate stays as it is: shut
+            link.stop()
+            record.drop_link(link)
+        record.settle("fenced", reason)
+        self.tell(record, "fenced", was, reason)
+
+    def free(self, record: VmRecord, reason: str) -> None:
+        """Nobody can take the VM over any more: take out what a dead worker left, so that it speaks. `work` is held."""
+        link = self._take_out(record, True, lambda _progress: None)
+        link.stop()
+        record.drop_link(link)
+        self.store.update(record.vm, role="solo", wanted=True, armed=False, gates=[], reason=reason)
+        record.settle("solo", reason)
+        self.tell(record, "solo", "held", reason)
+
+    def tell(self, record: VmRecord, event: EventName, was: str, reason: str) -> None:
+        """Into the history, and to the hooks."""
+        status = record.status()
+        self._history.record(
+            Event(
+                vm=record.vm,
+                at_ns=time.time_ns(),
+                host=self.config.host.name,
+                by="host",
+                event=event,
+                was=was,
+                now=status["state"],
+                reason=reason,
+                term=status["term"],
+                epoch=status["committed"] or None,
+                heard_ms_ago=None,
+                peer=status["peer"] or "",
+            )
+        )
+
     def require_peer(self, peer: str) -> None:
         """Refuse a peer that host.toml does not name."""
-        if peer not in self._config.peers:
-            names = ", ".join(sorted(self._config.peers)) or "none"
+        if peer not in self.config.peers:
+            names = ", ".join(sorted(self.config.peers)) or "none"
             raise ConfigError(f"unknown peer `{peer}`", hint=f"peers in host.toml: {names}")
 
-    def _protect(self, record: VmRecord, peer: str, progress: Progress) -> dict[str, Any]:
-        link = self._workers.link(record, peer)
-        try:
-            self.require_peer(peer)  # here as well: a peer that was saved may be gone from the file
-            if not record.wired:  # a VM with the gate still in has passed already
-                self._preflight(record.vm)
-            self._workers.spawn(link)
-            link.request("start", self._workers.order(record, peer), progress)
-        except RemusError as exc:
-            self._give_up(record, link, exc)
-            raise
-        log.info("protected to %s", peer, extra={"vm": record.vm})
-        return record.status()
+    def _wait(self, record: VmRecord) -> dict[str, Any]:
+        """For a protection that was begun by somebody else."""
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            status = record.status()
+            if status["state"] == "protected":
+                return status
+            if not record.busy or status["state"] not in UNDER_WAY:
+                break
+            time.sleep(LOOK_S)
+        status = record.status()
+        raise RemusError(f"VM {record.vm} is {status['state']}: {status['reason']}")
 
     def _take_out(self, record: VmRecord, peer_is_dead: bool, progress: Progress) -> WorkerLink:
         """An earlier worker left wiring behind: a new one takes it out, without protecting first."""
-        peer = record.peer or ""
+        peer = record.state.peer
         self.require_peer(peer)
-        link = self._workers.link(record, peer)
-        args: dict[str, Any] = {"peer_is_dead": peer_is_dead, "start": self._workers.order(record, peer)}
+        link = self.workers.link(record, peer)
+        args: dict[str, Any] = {"peer_is_dead": peer_is_dead, "start": self.workers.order(record, peer)}
         try:
-            self._workers.spawn(link)
+            link.spawn()
             link.request("unprotect", args, progress, UNPROTECT_TIMEOUT_S)
         except RemusError as exc:
-            self._give_up(record, link, exc)
+            self._failed(record, link, exc)
             raise
         return link
-
-    def _forget(self, record: VmRecord) -> None:
-        self._store.forget(record.vm)
-        record.kept = None
-        with self._lock:
-            self._records.pop(record.vm, None)
 
     def _is_off(self, vm: str) -> bool:
         """Whether libvirt is sure that the VM does not run."""
         try:
-            return not self._inspection.vms().get(vm, False)
+            return not self.inspection.vms().get(vm, False)
         except VmError:
             return False
 
     def _preflight(self, vm: str) -> None:
-        checks = self._inspection.check(vm, None)  # the peer is asked by the worker, right after
+        checks = self.inspection.check(vm, None)  # the peer is asked by the worker, right after
         require(vm, [msgspec.convert(check, Check) for check in checks])
 
-    def _give_up(self, record: VmRecord, link: WorkerLink, exc: RemusError) -> None:
+    def _failed(self, record: VmRecord, link: WorkerLink, exc: RemusError) -> None:
         if link.waited_for:
             return  # an unprotect came in while `start` was under way: the worker is still wanted
-        fenced = isinstance(exc, Fenced) or record.fenced
-        record.settle(link, "fenced" if fenced else "failed", str(exc))
+        state = record.state
+        shown = "fenced" if state.role == "fenced" else "held" if state.armed else "solo" if state.wanted else "failed"
+        record.settle(shown, f"{exc}; output stays held" if shown == "held" else str(exc))
         link.stop()
         record.drop_link(link)
-
-    def _record(self, vm: str) -> VmRecord:
-        with self._lock:
-            record = self._records.get(vm)
-            if record is None or (record.kept is None and record.link is None):
-                # Read again: a file that could not be read may have been moved away since.
-                record = self._records[vm] = VmRecord(vm, self._store, self._store.load(vm))
-            return record
-
-    def _restore(self, vm: str) -> None:
-        try:
-            record = VmRecord(vm, self._store, self._store.load(vm))
-        except RemusError as exc:
-            log.error("%s", exc, extra={"vm": vm})
-            record = VmRecord(vm, self._store)
-            record.settle(None, "failed", str(exc))
-        with self._lock:
-            self._records[vm] = record
-        if record.held:
-            record.settle(None, "held", "host daemon was restarted")
-            threading.Thread(target=self._take_up, args=(record,), name=f"restore-{vm}", daemon=True).start()
-        elif record.kept:
-            record.settle(
-                None, "fenced" if record.fenced else "failed", str(record.kept.saved.get("reason", "it ended"))
-            )
-
-    def _take_up(self, record: VmRecord) -> None:
-        """Protect a held VM again; go on trying for as long as only the way to the peer is missing."""
-        tries = 0
-        while record.held and record.peer and not self._workers.stopping.is_set():
-            try:
-                self._protect(record, record.peer, _unheard)
-                return
-            except RemusError as exc:
-                log.warning("not protected again yet: %s", exc, extra={"vm": record.vm})
-                if isinstance(exc, PeerRefused) or not isinstance(exc, PeerUnreachable):
-                    return
-                record.settle(None, "held", f"host daemon was restarted; last try: {exc}")
-            self._workers.stopping.wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
-            tries += 1
-
-
-def _unheard(_progress: dict[str, Any]) -> None:
-    """Progress that nobody asked for."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from remusdb.config import Protection, Tls
+from remusdb.config import Arbiter, Protection, Tls
 
 
 class PeerAddress(msgspec.Struct, frozen=True):
@@ -20,17 +20,23 @@ class PeerAddress(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """Protect one VM. `previous`: what was saved of an earlier session, None for the first."""
+    """Protect one VM. What an earlier session left is in the VM's state file (remusdb/state.py)."""
 
     vm: str
     host: str
     libvirt_uri: str
     run_dir: Path
     state_dir: Path
+    hooks_dir: Path
     peer: PeerAddress
     tls: Tls
     protection: Protection
-    previous: dict[str, Any] | None = None
+    arbiter: Arbiter | None = None
+
+    @property
+    def goes_solo(self) -> bool:
+        """Whether the VM goes on alone when its backup is lost: only where an arbiter can tell who may."""
+        return self.arbiter is not None and self.protection.on_backup_loss != "hold"
 
     @property
     def folder(self) -> Path:

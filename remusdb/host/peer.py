@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from remusdb.config import check_silence
-from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack, unpack
+from remusdb.core.messages import (
+    Base,
+    Hello,
+    Notice,
+    Question,
+    Refuse,
+    Standing,
+    Welcome,
+    pack,
+    unpack,
+)
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, CannotProtect, Fenced, NoStandby, PeerRefused, PeerUnreachable, RemusError
 from remusdb.host.order import Order
@@ -28,6 +38,7 @@ RECONNECT_S = 0.02
 # After half of the agent's silence limit without a word the connection is made anew: TCP, which doubles its waits,
 # may need longer than that limit to notice that a link which was cut for a moment is back.
 PATIENCE_OF_SILENCE = 0.5
+LATE_LOOK = 1.5  # times that patience: not looked for so long, this process was stopped
 TRY_S = 0.15  # one try to connect again; the first ones must all fit into what is left of the limit
 
 
@@ -51,6 +62,12 @@ class Listener(Protocol):
 
     def on_fenced(self, term: int, reason: str) -> None:
         """The agent runs the VM, in `term`."""
+
+    def on_base(self, base: Base) -> None:
+        """Hashes of an older image of a disk that the agent has."""
+
+    def on_declined(self, reason: str) -> None:
+        """The agent was asked to take over, and does not."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +101,24 @@ def greet(order: Order, hello: Hello, try_s: float | None = None) -> Greeting:
     return Greeting(stream, welcome)
 
 
+def ask_standing(order: Order, term: int) -> Standing:
+    """What the agent's host is to the VM, before anything is begun. PeerUnreachable when it does not say."""
+    context = client_context(order.tls.ca, order.tls.cert, order.tls.key)
+    timeout_s = order.protection.connect_timeout_ms / 1000
+    stream = connect(order.peer.address, order.peer.port, context, order.peer.name, timeout_s)
+    try:
+        stream.send(FrameType.ASK, term, 0, pack(Question(order.vm, order.host, term)))
+        frame = stream.receive(timeout_s)
+    finally:
+        stream.close()
+    if frame is None or frame.type is not FrameType.STANDING:
+        raise PeerUnreachable(f"agent {order.peer.name} does not say who owns VM {order.vm}")
+    return unpack(Standing, frame.payload)
+
+
 def _refused(peer: str, refuse: Refuse) -> RemusError:
     if refuse.fenced:
-        return Fenced(f"agent {peer}: {refuse.reason} (term {refuse.term})", hint=refuse.hint)
+        return Fenced(f"agent {peer}: {refuse.reason} (term {refuse.term})", hint=refuse.hint, term=refuse.term)
     if refuse.renounced:
         return NoStandby(f"agent {peer}: {refuse.reason}", hint=refuse.hint)
     kind = CannotProtect if refuse.code == "preflight" else PeerRefused
@@ -105,6 +137,7 @@ class Peer:
         self._patience_s = 0.0
         self._ended = threading.Event()
         self._paused = False
+        self._heard_at = 0.0
         self._threads = [
             threading.Thread(target=self._listen, name="peer", daemon=True),
             threading.Thread(target=self._beat, name="heartbeat", daemon=True),
@@ -115,6 +148,10 @@ class Peer:
         self._take(greeting)
         for thread in self._threads:
             thread.start()
+
+    def silence_ms(self) -> float | None:
+        """How long the agent has not been heard; None before the first word."""
+        return 1000 * (time.monotonic() - self._heard_at) if self._heard_at else None
 
     def pause(self) -> None:
         """No more heartbeats: the agent begins to count the silence."""
@@ -163,10 +200,17 @@ class Peer:
                 self._come_back()
 
     def _hear(self, stream: FrameStream) -> None:
+        looked = time.monotonic()
         while not self._ended.is_set():
             frame = stream.receive(self._patience_s / 4)
+            late, looked = time.monotonic() - looked, time.monotonic()
+            self._heard_at = stream.last_heard
+            if late > LATE_LOOK * self._patience_s:
+                # This process stood still: what it reads now is old, and the agent may have taken over since.
+                raise PeerUnreachable(f"this host was not running for {late:.2f} s")
             if frame is not None:
                 self._act(frame)
+                looked = time.monotonic()
             elif time.monotonic() - stream.last_heard > self._patience_s:
                 raise PeerUnreachable(f"agent {self._order.peer.name} is silent for {self._patience_s:g} s")
 
@@ -180,6 +224,10 @@ class Peer:
             refuse = unpack(Refuse, frame.payload)
             if refuse.fenced:
                 self._fenced(refuse.term, refuse.reason)
+        elif frame.type is FrameType.BASE:
+            self._listener.on_base(unpack(Base, frame.payload))
+        elif frame.type is FrameType.DECLINE:
+            self._listener.on_declined(unpack(Notice, frame.payload).reason)
         elif frame.type is not FrameType.HEARTBEAT:
             raise BadFrame(f"agent {self._order.peer.name} sends {frame.type.name} in a session")
 
@@ -197,7 +245,7 @@ class Peer:
                 self._listener.on_resumed(greeting.stream, greeting.welcome)
                 return
             except Fenced as exc:
-                return self._fenced(0, str(exc))
+                return self._fenced(exc.term, str(exc))
             except NoStandby as exc:
                 self._ended.set()
                 return self._listener.on_renounced(str(exc))

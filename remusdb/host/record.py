@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon knows of one VM: its status, its kept state, and its worker while there is one.
+"""What the daemon knows of one VM: its status, and its worker while there is one. What lasts is in its state file.
 
 Invariant: at most one worker a VM; when it ends without having been told to, the VM's state says so and why.
 
-    unprotected ──▶ seeding ──▶ protected ◀──▶ held          (told by the worker)
-                       └───────────┴──▶ failed | fenced      (told by it, or seen from its end)
+    unprotected ──▶ seeding ──▶ protected ◀──▶ held               (told by the worker)
+                       └───────────┴──▶ solo | failed | fenced    (told by it, or seen from its end)
 """
 
 from __future__ import annotations
@@ -13,27 +13,48 @@ import threading
 import time
 from typing import Any
 
-from remusdb.errors import RemusError
-from remusdb.host.state import SavedVm, StateStore
+from remusdb.errors import Fenced, RemusError
 from remusdb.host.status import VmStatus
 from remusdb.host.worker_link import WorkerLink
+from remusdb.state import PROMOTED, StateStore, VmState
 
-ENDED = frozenset({"unprotected", "fenced", "failed"})  # states that a worker may end in by itself
+ENDED = frozenset({"unprotected", "fenced", "failed", "solo"})  # states that a worker may end in by itself
+# How a state file's role reads in status while no worker says more.
+SHOWN = {
+    "none": "unprotected",
+    "seeding": "solo",
+    "protected": "held",
+    "solo": "solo",
+    "fenced": "fenced",
+    "promoting": "unprotected",
+    "promoted": "unprotected",
+    "standby": "unprotected",
+}
 
 
 class VmRecord:
     """One VM, told of its worker's doings by the link (`WorkerEvents`). An earlier worker is not heard any more."""
 
-    def __init__(self, vm: str, store: StateStore, kept: SavedVm | None = None) -> None:
+    def __init__(self, vm: str, store: StateStore) -> None:
         self.vm = vm
-        self.kept = kept
-        self.peer = kept.peer if kept else None
         self._store = store
         self._lock = threading.Lock()
         self._link: WorkerLink | None = None
-        self._status = self._fresh()
+        self._read_at = -1
+        self._state = VmState(vm=vm)
+        self._status = VmStatus(vm=vm)
         self._told_at = time.monotonic()
         self._settled = False
+        self.work = threading.Lock()  # whoever starts or ends a worker, or puts the VM away
+
+    @property
+    def state(self) -> VmState:
+        """What this host durably knows of the VM, as it is now. RemusError when the file cannot be read."""
+        changed = self._store.changed(self.vm)
+        if changed != self._read_at:
+            self._state = self._store.load(self.vm)
+            self._read_at = changed
+        return self._state
 
     @property
     def link(self) -> WorkerLink | None:
@@ -41,24 +62,15 @@ class VmRecord:
         return self._link
 
     @property
+    def busy(self) -> bool:
+        """Whether a worker has the VM, and its session is not over."""
+        link = self._link
+        return link is not None and (not self.over or link.waited_for)
+
+    @property
     def over(self) -> bool:
         """Whether the worker told that its session ended by itself (it may linger until it is stopped)."""
         return self._status.state in ENDED
-
-    @property
-    def held(self) -> bool:
-        """Whether the last session left the VM's output held."""
-        return self.kept is not None and self.kept.protected
-
-    @property
-    def fenced(self) -> bool:
-        """Whether the other host runs the VM, as far as was heard."""
-        return self.kept is not None and self.kept.saved.get("role") == "fenced"
-
-    @property
-    def wired(self) -> bool:
-        """Whether the last session may have left gates on the VM's network."""
-        return self.kept is not None and self.kept.saved.get("role") in ("protected", "fenced")
 
     def claim(self, link: WorkerLink, peer: str) -> None:
         """Make `link` this VM's worker; refused while it has one."""
@@ -67,10 +79,10 @@ class VmRecord:
                 raise self._busy()
             self._link = link
             self._settled = False
-            self.peer = peer
-            self._status = self._fresh()
+            state = self.state
+            self._status = VmStatus(vm=self.vm, peer=peer, term=state.term)
             self._status.state, self._status.reason = "seeding", "the worker starts"
-            if self.held:
+            if state.armed:
                 self._status.state, self._status.reason = "held", "protection is taken up again; output is held"
             self._told_at = time.monotonic()
 
@@ -80,19 +92,27 @@ class VmRecord:
             if self._link is link:
                 self._link = None
 
-    def settle(self, link: WorkerLink | None, state: str, reason: str) -> None:
-        """Enter a state that the worker does not tell, and hear nothing more of that worker."""
+    def settle(self, state: str, reason: str) -> None:
+        """Enter a state that no worker tells, and hear nothing more of a worker that is ending."""
         with self._lock:
-            if self._link is not None and self._link is not link:
-                return  # another worker has been started since
             self._settled = True
-            self._status.state = state
-            self._status.reason = f"{reason}; output stays held" if self.held else reason
+            self._status.state, self._status.reason = state, reason
+            self._status.in_flight = 0
 
     def status(self) -> dict[str, Any]:
         """The VM's status now. The age of the last commit grows also while nobody tells it."""
         with self._lock:
             found = self._status.to_dict()
+            told = self._link is not None or self._settled
+            try:
+                state = self.state
+            except RemusError as exc:
+                return {**found, "state": "failed", "reason": str(exc)}
+            found |= {"owner": state.owner, "kept": state.kept, "wanted": state.wanted}
+            if not told:
+                found |= {"state": SHOWN[state.role], "reason": _reason(state), "term": state.term, "peer": state.peer}
+            if state.role == "fenced":
+                found |= {"state": "fenced", "reason": state.reason, "term": max(state.term, found["term"])}
             if found["committed_age_ms"] is not None:
                 found["committed_age_ms"] = round(
                     found["committed_age_ms"] + 1000 * (time.monotonic() - self._told_at), 1
@@ -106,14 +126,6 @@ class VmRecord:
                 self._status.take(status)
                 self._told_at = time.monotonic()
 
-    def on_save(self, link: WorkerLink, saved: dict[str, Any]) -> None:
-        """The worker wants this kept before it goes on."""
-        if self._link is not link:
-            raise RemusError(f"VM {self.vm} has another worker by now")
-        kept = SavedVm(self.vm, self.peer or "", saved)
-        self._store.save(kept)
-        self.kept = kept
-
     def on_end(self, link: WorkerLink, how: str) -> None:
         """The worker is gone. Its VM is left alone: running if it was, silent if its output was held."""
         with self._lock:
@@ -121,16 +133,44 @@ class VmRecord:
                 return
             self._link = None
             self._status.in_flight = 0
-            if self._status.state not in ENDED:
+            if self._status.state not in ENDED and not self._settled:
                 last = f" (last: {self._status.reason})" if self._status.reason else ""
-                self._status.state = "failed"
-                self._status.reason = f"the worker {how}{last}{'; output stays held' if self.held else ''}"
+                held = self._armed()
+                self._status.state = "held" if held else "failed"
+                self._status.reason = f"the worker {how}{last}{'; output stays held' if held else ''}"
+                self._settled = True
 
-    def _fresh(self) -> VmStatus:
-        term = self.kept.saved.get("term") if self.kept else None
-        return VmStatus(vm=self.vm, peer=self.peer, term=term if isinstance(term, int) else 0)
+    def adopted(self, link: WorkerLink) -> None:
+        """`link` is the worker that an earlier daemon left behind."""
+        with self._lock:
+            self._link, self._settled = link, False
+
+    def refuse_fenced(self) -> None:
+        """Fenced when another host owns the VM."""
+        state = self.state
+        if state.role == "fenced":
+            raise Fenced(
+                f"host {state.owner or state.peer} owns VM {self.vm} since term {state.term}",
+                hint=f"to have it back here, run on that host: remusdb reprotect {self.vm} --to THIS-HOST",
+                term=state.term,
+            )
+
+    def _armed(self) -> bool:
+        try:
+            return self.state.armed
+        except RemusError:
+            return True
 
     def _busy(self) -> RemusError:
         state = self._status.state
-        what = f"is already protected to {self.peer}" if state == "protected" else f"is being protected ({state})"
+        what = f"is protected to {self._status.peer}" if state == "protected" else f"is being protected ({state})"
         return RemusError(f"VM {self.vm} {what}", hint=f"see: remusdb status {self.vm}")
+
+
+def _reason(state: VmState) -> str:
+    """Why the VM is in the state that its file tells, with what to do where that is the next step."""
+    if state.role in PROMOTED:
+        return f"taken over in term {state.term} ({state.reason}); protect it: remusdb reprotect {state.vm} --to HOST"
+    if state.role == "protected":
+        return f"no worker runs; output stays held: {state.reason}"
+    return state.reason

@@ -13,9 +13,11 @@ class VmStatus(msgspec.Struct, kw_only=True):
 
     vm: str
     role: str = "primary"
-    state: str = "unprotected"  # unprotected | seeding | protected | held | fenced | failed
+    state: str = "unprotected"  # unprotected | seeding | protected | held | solo | fenced | failed
     reason: str = ""
     peer: str | None = None
+    owner: str = ""
+    kept: dict[str, str] = {}
     term: int = 0
     epoch: int = 0
     committed: int = 0

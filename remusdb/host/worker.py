@@ -1,67 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker process of one VM: speaks JSON lines with the host daemon and runs the session.
 
-`python -m remusdb.host.worker FD`. The first line is `start`; `unprotect` and `stop` may follow. When the
-daemon's end closes, the worker ends at once: the gate stays shut, the guard frees QEMU.
+`python -m remusdb.host.worker FD SOCKET`. The first line is `start`; `unprotect`, `switchover` and `stop` may
+follow. A daemon that dies is not missed: protection goes on, and the next daemon finds the worker on SOCKET. A worker
+whose session is over ends when nobody listens any more.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import queue
-import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from remusdb.errors import RemusError, from_dict
-from remusdb.host.order import read_order
+from remusdb.errors import RemusError
+from remusdb.history import History
+from remusdb.hooks import Hooks
+from remusdb.host.order import Order, read_order
 from remusdb.host.session import Session
+from remusdb.host.takeout import take_out
 from remusdb.log import setup
-from remusdb.vm.kernel import die_with_parent
+from remusdb.state import StateStore
 
 log = logging.getLogger(__name__)
 
 STATUS_S = 0.2
+FLUSH_S = 2.0
 SWITCH_INTERVAL_S = 0.0005  # the cut must not wait 5 ms (Python's default) for the thread that encodes
 
 
 class Channel:
-    """The socket to the daemon: lines out from any thread, lines in from one."""
+    """The socket to the daemon, or to the daemon after it: lines out from any thread, lines in from one."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._file = sock.makefile("rb")
-        self._sock = sock
+    def __init__(self, sock: socket.socket, path: Path) -> None:
+        path.unlink(missing_ok=True)  # of a worker that was killed; the daemon's lock says that there is no other
+        self._listener = socket.socket(socket.AF_UNIX)
+        os.fchmod(self._listener.fileno(), 0o600)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+        self._path = path
+        self._sock: socket.socket | None = sock
         self._lock = threading.Lock()
-        self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
 
     def tell(self, **message: Any) -> None:
-        """Send one line; a daemon that is gone ends this process."""
+        """Send one line; without a daemon it is lost: the next one asks anew."""
+        with self._lock:
+            try:
+                if self._sock is not None:
+                    self._sock.sendall(msgspec.json.encode(message) + b"\n")
+            except OSError:
+                self._sock = None
+
+    def read(self, serve: Callable[[dict[str, Any]], bool]) -> None:
+        """Hand every line of this daemon to `serve`, until it hangs up or `serve` returns False."""
+        sock = self._sock
+        if sock is None:
+            return
         try:
-            with self._lock:
-                self._sock.sendall(msgspec.json.encode(message) + b"\n")
-        except OSError:
-            os._exit(0)
+            with sock.makefile("rb") as file:
+                for line in file:
+                    if not serve(msgspec.json.decode(line)):
+                        return
+        except OSError as exc:
+            log.warning("the daemon's channel: %s", exc)
+        with self._lock:
+            self._sock = None
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Have the daemon make `state` durable; returns when it is, raises when it cannot be."""
-        self.tell(save=state)
-        answer = self._answers.get()
-        if not answer["saved"]:
-            raise from_dict(answer["error"])
+    def next_daemon(self, timeout_s: float) -> bool:
+        """Wait for a daemon to connect."""
+        self._listener.settimeout(timeout_s)
+        try:
+            sock, _ = self._listener.accept()
+        except TimeoutError:
+            return False
+        sock.settimeout(None)
+        with self._lock:
+            self._sock = sock
+        return True
 
-    def next(self) -> dict[str, Any] | None:
-        """The next order; None when the daemon is gone."""
-        for line in self._file:
-            message: dict[str, Any] = msgspec.json.decode(line)
-            if "saved" not in message:
-                return message
-            self._answers.put(message)
-        return None
+    def close(self) -> None:
+        """Nobody can find this worker any more."""
+        self._path.unlink(missing_ok=True)
 
 
 class Worker:
@@ -70,42 +95,75 @@ class Worker:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._session: Session | None = None
+        self._history: History | None = None
+        self._lock = threading.Lock()
+        self._orders = 0
+        self._told_to_stop = False
 
     def run(self) -> None:
-        """Serve orders until the daemon says stop or is gone."""
-        while (message := self._channel.next()) is not None:
-            operation, arguments = message.get("op"), message.get("args", {})
-            if operation == "stop":
-                break
-            threading.Thread(target=self._serve, args=(operation, arguments), name=str(operation), daemon=True).start()
+        """Serve orders until a daemon says stop, or the session is over and no daemon is there."""
+        self._channel.read(self._order)
+        while not self._told_to_stop and not self._idle():
+            if self._channel.next_daemon(STATUS_S):
+                log.info("another daemon took over")
+                self._report()
+                self._channel.read(self._order)
+        self._channel.close()
+        if self._history is not None:
+            self._history.flush(FLUSH_S)
         # Not a clean interpreter exit: threads may hang in libvirt, and the kernel closes everything.
         os._exit(0)
 
+    def _idle(self) -> bool:
+        session = self._session
+        return self._orders == 0 and (session is None or session.ended.is_set())
+
+    def _order(self, message: dict[str, Any]) -> bool:
+        operation, arguments = str(message.get("op")), message.get("args", {})
+        if operation == "stop":
+            self._told_to_stop = True
+            return False
+        with self._lock:
+            self._orders += 1
+        threading.Thread(target=self._serve, args=(operation, arguments), name=operation, daemon=True).start()
+        return True
+
     def _serve(self, operation: str, arguments: dict[str, Any]) -> None:
         try:
-            if operation == "start":
-                self._start(arguments)
-            elif operation == "unprotect" and self._session is not None:
-                self._session.unprotect(bool(arguments.get("peer_is_dead")))
-            elif operation == "unprotect":
-                self._session = Session(read_order(arguments["start"]), self._channel.save, self._progress)
-                self._session.take_out(bool(arguments.get("peer_is_dead")))
-            else:
-                raise RemusError(f"unknown order {operation}")
+            result = self._do(operation, arguments)
             self._report()
-            self._channel.tell(op=operation, result=self._session.status() if self._session else {})
+            self._channel.tell(op=operation, result=result)
         except RemusError as exc:
             self._report()
             self._channel.tell(op=operation, error=exc.to_dict())
         except Exception as exc:  # task boundary
             log.exception("%s failed", operation)
             self._channel.tell(op=operation, error=RemusError(f"{operation}: {type(exc).__name__}: {exc}").to_dict())
+        finally:
+            with self._lock:
+                self._orders -= 1
 
-    def _start(self, arguments: dict[str, Any]) -> None:
-        order = read_order(arguments)
-        self._session = Session(order, self._channel.save, self._progress)
-        threading.Thread(target=self._report_often, name="status", daemon=True).start()
-        self._session.protect()
+    def _do(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if operation == "start":
+            session = self._begin(read_order(arguments))
+            threading.Thread(target=self._report_often, name="status", daemon=True).start()
+            session.protect()
+            return session.status()
+        if operation == "unprotect":
+            peer_is_dead = bool(arguments.get("peer_is_dead"))
+            if self._session is None:
+                take_out(self._begin(read_order(arguments["start"])), peer_is_dead)
+            else:
+                self._session.unprotect(peer_is_dead)
+            return {}
+        if operation == "switchover" and self._session is not None:
+            return self._session.handover.run()
+        raise RemusError(f"unknown order {operation}")
+
+    def _begin(self, order: Order) -> Session:
+        self._history = History(order.state_dir, Hooks(order.hooks_dir))
+        self._session = Session(order, StateStore(order.state_dir), self._history, self._progress)
+        return self._session
 
     def _progress(self, step: str, done: int, total: int, unit: str) -> None:
         self._channel.tell(progress={"step": step, "done": done, "total": total, "unit": unit})
@@ -126,9 +184,8 @@ class Worker:
 def main() -> None:
     """Entry of the process."""
     setup()
-    die_with_parent(signal.SIGKILL)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).run()
+    Worker(Channel(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]))).run()
 
 
 if __name__ == "__main__":

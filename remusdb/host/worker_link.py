@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's end of one worker process: JSON lines over a socketpair.
+"""The daemon's end of one worker process: JSON lines over a socketpair, or over the socket of a worker that an
+earlier daemon left behind.
 
-Owns the child process. Invariant: at most one worker a VM, whatever became of earlier daemons; the child is
-reaped, and every request to it is answered, with an error if the worker ends first. An answer belongs to the
-oldest request with the `op` it names, or the oldest of all.
+Invariant: at most one worker a VM, whatever became of earlier daemons; every request to it is answered, with an
+error if the worker ends first. An answer belongs to the oldest request with the `op` it names, or the oldest of all.
 
-    new ──spawn()──▶ running ──the worker ends, or stop()──▶ ended
+    new ──spawn(), or adopt()──▶ running ──the worker ends, or stop()──▶ ended
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
 import signal
 import socket
+import struct
 import subprocess
 import threading
 from collections import deque
@@ -41,9 +44,6 @@ class WorkerEvents(Protocol):
     def on_status(self, link: WorkerLink, status: dict[str, Any]) -> None:
         """The VM's state as the worker sees it."""
 
-    def on_save(self, link: WorkerLink, saved: dict[str, Any]) -> None:
-        """Keep this durably; the worker waits for it. An exception is told to the worker."""
-
     def on_end(self, link: WorkerLink, how: str) -> None:
         """The worker is gone and reaped."""
 
@@ -59,20 +59,25 @@ class WorkerLink:
     """One worker process."""
 
     def __init__(self, vm: str, argv: Sequence[str], events: WorkerEvents, lock_file: Path) -> None:
+        """`lock_file` is held by the worker for as long as it lives; its socket stands beside it."""
         self._vm = vm
         self._lock_file = lock_file
+        self._socket_path = lock_file.with_suffix(".sock")
         self._argv = list(argv)
         self._events = events
         self._pending: deque[_Pending] = deque()
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1  # of a worker that is not our child
+        self._pid = 0
+        self._left = False
         self._channel: LineChannel | None = None
 
     @property
     def pid(self) -> int:
         """The worker's process id, 0 before it was spawned."""
-        return self._process.pid if self._process else 0
+        return self._pid
 
     @property
     def waited_for(self) -> bool:
@@ -80,15 +85,14 @@ class WorkerLink:
         return bool(self._pending)
 
     def spawn(self) -> None:
-        """Start the process. Call from a thread that lives as long as the daemon: the worker asks the kernel for
-        SIGKILL when its parent dies, and the kernel means the parent *thread*."""
+        """Start the process. It outlives this daemon; the next one adopts it."""
         lock = hold_lock(self._lock_file, self._vm)
         ours, theirs = socket.socketpair()
         try:
             # A session of its own, so that Ctrl-C on a foreground daemon does not reach the workers;
             # stdout goes to the log, because nobody else reads it.
             self._process = subprocess.Popen(
-                [*self._argv, str(theirs.fileno())],
+                [*self._argv, str(theirs.fileno()), str(self._socket_path)],
                 pass_fds=[theirs.fileno(), lock],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
@@ -100,8 +104,33 @@ class WorkerLink:
         finally:
             theirs.close()
             os.close(lock)
-        self._channel = LineChannel(ours)
+        self._pid = self._process.pid
+        self._listen(ours)
+
+    def adopt(self) -> bool:
+        """Take up the worker that an earlier daemon left behind; False when there is none."""
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.settimeout(LINGER_S)
+            sock.connect(str(self._socket_path))
+            sock.settimeout(None)
+            self._pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError:
+            sock.close()
+            return False
+        self._listen(sock)
+        return True
+
+    def _listen(self, sock: socket.socket) -> None:
+        self._channel = LineChannel(sock)
         threading.Thread(target=self._read, name=f"worker-{self._vm}", daemon=True).start()
+
+    def leave(self) -> None:
+        """Let go of the worker, which goes on: this daemon ends."""
+        if self._channel is not None:
+            self._left = True
+            self._channel.close()
 
     def request(
         self, op: str, args: dict[str, Any], progress: Progress, timeout_s: float | None = None
@@ -123,8 +152,8 @@ class WorkerLink:
 
     def stop(self, grace_s: float = LINGER_S) -> None:
         """Ask the worker to end, leaving its VM as it is; kill it if it does not."""
-        process, channel = self._process, self._channel
-        if process is None or channel is None:
+        channel = self._channel
+        if channel is None:
             return
         try:
             channel.send({"op": "stop"})
@@ -132,8 +161,16 @@ class WorkerLink:
             pass  # it is ending already
         if not self._ended.wait(grace_s):
             log.warning("worker did not stop within %g s: killed", grace_s, extra={"vm": self._vm})
-            process.kill()
+            self.kill()
             self._ended.wait(LINGER_S)
+
+    def kill(self) -> None:
+        """End the worker at once: the kernel keeps the gate shut, the guard frees QEMU."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._process is not None:
+                self._process.kill()
+            elif self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _read(self) -> None:
         channel = self._channel
@@ -155,8 +192,6 @@ class WorkerLink:
             case {"progress": dict(progress)}:
                 if self._pending:
                     self._pending[0].progress(progress)
-            case {"save": dict(saved)}:
-                channel.send(self._save(saved))
             case {"result": dict(result)}:
                 pending = self._asked(message)
                 if pending.op == "start":  # here, in the order of the lines: a later status must not be overtaken
@@ -166,14 +201,6 @@ class WorkerLink:
                 self._asked(message).answer.set_exception(from_dict(error))
             case _:
                 raise BadFrame(f"unknown message with keys {sorted(message)}")
-
-    def _save(self, saved: dict[str, Any]) -> dict[str, Any]:
-        try:
-            self._events.on_save(self, saved)
-            return {"saved": True}
-        except RemusError as exc:
-            log.error("state not saved: %s", exc, extra={"vm": self._vm})
-            return {"saved": False, "error": exc.to_dict()}
 
     def _asked(self, message: dict[str, Any]) -> _Pending:
         """The request that this answers."""
@@ -185,6 +212,8 @@ class WorkerLink:
         raise BadFrame("an answer that nothing asked for")
 
     def _finish(self, channel: LineChannel) -> None:
+        if self._left:
+            return
         how = self._reap()
         self._events.on_end(self, how)  # before `_ended`: who waited in `stop` may start the next worker
         with self._lock:
@@ -197,7 +226,7 @@ class WorkerLink:
     def _reap(self) -> str:
         process = self._process
         if process is None:
-            raise AssertionError("reap before spawn")
+            return self._await_end()
         try:
             code = process.wait(LINGER_S)
         except subprocess.TimeoutExpired:
@@ -206,6 +235,15 @@ class WorkerLink:
         if code < 0:
             return f"was killed by {_signal_name(-code)}"
         return "ended" if code == 0 else f"ended with exit code {code}"
+
+    def _await_end(self) -> str:
+        """Of a worker that is another daemon's child: how it ended is not told to us."""
+        if not select.select([self._pidfd], [], [], LINGER_S)[0]:
+            self.kill()
+            select.select([self._pidfd], [], [], LINGER_S)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        return "ended"
 
 
 def _signal_name(number: int) -> str:

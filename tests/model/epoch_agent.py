@@ -12,6 +12,7 @@ from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, PeerUnreachable
+from remusdb.state import OWNING
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
 
 
@@ -53,7 +54,7 @@ class Agent:
         self.owed.clear()
 
     def start(self) -> None:
-        self.core = Standby(self.disk.term, self.disk.role in ("promoting", "promoted"))
+        self.core = Standby(self.disk.term, self.disk.role in OWNING, self.disk.owner)
         self._forget_replica()
         self.promoting = False
 
@@ -77,17 +78,18 @@ class Agent:
             return
         self.greeting.remove(stream)
         hello = unpack(Hello, frame.payload)
-        answer = core.hello(hello.term, hello.resume)
+        answer = core.hello(hello.primary, hello.term, hello.resume)
         if isinstance(answer, Refusal):
             if core.state is StandbyState.EMPTY:
                 self._give_up()
-            stream.send(FrameType.REFUSE, 0, 0, pack(Refuse(answer.reason, "", answer.term, answer.fenced)))
+            refuse = Refuse(answer.reason, "", answer.term, answer.fenced, answer.renounced)
+            stream.send(FrameType.REFUSE, 0, 0, pack(refuse))
             return
         self._drop_stream()
         if not answer.resumed:
-            self.disk.save("standby", answer.term)
+            self.disk.save("standby", answer.term, owner=hello.primary)
             self._world.use_term(answer.term, self.disk.term)
-            core.begin(answer.term)
+            core.begin(hello.primary, answer.term)
             self._forget_replica()
         self.inbox.clear()
         self.stream = stream
@@ -140,7 +142,7 @@ class Agent:
         if core.promotable() is not None:
             return
         term = core.term + 1
-        self.disk.save("promoting", term)
+        self.disk.save("promoting", term, owner="beta")
         self._world.use_term(term, self.disk.term)
         self.promoted_from = (core.term, core.promote(term))
         self.promoting = True

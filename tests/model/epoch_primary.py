@@ -142,7 +142,12 @@ class Primary:
             self._welcome(unpack(Welcome, frame.payload))
         elif frame.type is FrameType.REFUSE:
             refuse = unpack(Refuse, frame.payload)
-            self._fenced() if refuse.fenced else self._renounced()
+            if refuse.fenced:
+                self._fenced()
+            elif refuse.renounced:
+                self._renounced()
+            else:
+                self._lost()  # no word about who may speak: ask again
         elif frame.type is FrameType.RENOUNCE:
             self._renounced()
         else:

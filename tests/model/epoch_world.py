@@ -92,10 +92,13 @@ class Disk:
         self._world = world
         self.term = 0
         self.role = "none"
+        self.owner = ""
 
-    def save(self, role: str, term: int) -> None:
+    def save(self, role: str, term: int, owner: str | None = None) -> None:
+        """`owner`: who owns the VM in `term`, None to leave that as it is."""
         self._world.instant()
         self.role, self.term = role, term
+        self.owner = self.owner if owner is None else owner
         self._world.instant()
 
 

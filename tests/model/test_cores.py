@@ -23,8 +23,9 @@ def pipeline(*, cut: int, acked: int, term: int = 3, window: int = 3) -> Pipelin
 
 
 def standby(*, committed: int, term: int = 3) -> Standby:
+    """The standby of a session of host `alpha`."""
     made = Standby()
-    made.begin(term)
+    made.begin("alpha", term)
     for epoch in range(1, committed + 1):
         assert made.commit(term, epoch)
         made.moved(epoch)
@@ -128,55 +129,164 @@ def test_a_session_begins_in_a_newer_term_only_and_counts_anew(term: int) -> Non
     assert (primary.term, primary.captured, primary.committed, primary.next_epoch()) == (4, 0, 0, 1)
 
 
+def test_going_alone_takes_a_newer_term_and_a_session_that_is_held() -> None:
+    for primary in (pipeline(cut=0, acked=0), pipeline(cut=2, acked=1)):
+        with pytest.raises(Fenced, match="cannot go on alone"):
+            primary.solo(9)
+    primary = pipeline(cut=2, acked=1)
+    primary.lost()
+    with pytest.raises(Fenced, match="term 3 is not newer than 3"):
+        primary.solo(3)
+    primary.solo(4)
+    assert primary.state is PrimaryState.SOLO and primary.term == 4
+
+
+def test_who_went_alone_knows_no_backup_any_more() -> None:
+    primary = pipeline(cut=2, acked=1)
+    primary.lost()
+    primary.solo(4)
+    assert primary.ack(3, 2) is None and primary.ack(4, 2) is None and primary.next_epoch() is None
+    primary.lost()
+    primary.end()
+    assert primary.state is PrimaryState.SOLO
+    for term in (3, 4):
+        with pytest.raises(Fenced):
+            primary.resumed(term, 1)
+    primary.begin(5)
+    assert primary.state is PrimaryState.SEEDING
+
+
+def test_a_fenced_primary_does_not_go_on_alone() -> None:
+    primary = pipeline(cut=2, acked=1)
+    primary.fence(4)
+    with pytest.raises(Fenced, match="the session is fenced"):
+        primary.solo(9)
+
+
 # --- the standby ---
 
 
+def refused(agent: Standby, primary: str, term: int, *, resume: bool) -> Refusal:
+    answer = agent.hello(primary, term, resume)
+    assert isinstance(answer, Refusal) and answer.term == agent.term
+    assert not (answer.fenced and answer.renounced)
+    return answer
+
+
+def deciding() -> Standby:
+    agent = standby(committed=4)
+    agent.decide()
+    return agent
+
+
 def test_terms_offered_are_newer_than_all_that_either_side_knows() -> None:
-    assert Standby(5).hello(2, resume=False) == Offer(6, False, 0)
-    assert Standby(5).hello(9, resume=False) == Offer(10, False, 0)
+    assert Standby(5).hello("alpha", 2, resume=False) == Offer(6, False, 0)
+    assert Standby(5).hello("alpha", 9, resume=False) == Offer(10, False, 0)
 
 
 def test_a_session_is_resumed_only_in_its_own_term_and_with_a_replica() -> None:
     agent = standby(committed=4)
-    assert agent.hello(3, resume=True) == Offer(3, True, 4)
+    assert agent.hello("alpha", 3, resume=True) == Offer(3, True, 4)
     for other, term in ((agent, 2), (Standby(3), 3), (standby(committed=0), 3), (agent, 4)):
-        assert isinstance(other.hello(term, resume=True), Refusal)
+        refused(other, "alpha", term, resume=True)
 
 
 def test_a_refused_resume_means_that_this_side_cannot_take_over() -> None:
     """The primary goes on alone then; frames of the broken connection must not complete the replica after that."""
     for agent, term in ((standby(committed=0), 3), (standby(committed=1), 4)):
-        answer = agent.hello(term, resume=True)
-        assert isinstance(answer, Refusal) and not answer.fenced
+        assert refused(agent, "alpha", term, resume=True).renounced
         assert not agent.commit(3, agent.committed + 1) and agent.promotable() is not None
 
 
 def test_a_resume_of_an_older_session_leaves_the_replica_alone() -> None:
     agent = standby(committed=4)
-    agent.hello(2, resume=True)
+    assert refused(agent, "alpha", 2, resume=True).fenced
     assert agent.promotable() is None and agent.commit(3, 5)
 
 
-def test_an_older_term_is_refused_as_fenced() -> None:
-    answer = standby(committed=4).hello(2, resume=True)
-    assert isinstance(answer, Refusal) and answer.fenced and answer.term == 3
+def test_an_older_session_of_the_owner_is_told_that_its_replica_is_gone_of_a_stranger_nothing() -> None:
+    assert refused(Standby(4, owner="alpha"), "alpha", 3, resume=True).renounced
+    answer = refused(Standby(4), "alpha", 3, resume=True)
+    assert not answer.renounced and not answer.fenced
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("term", [2, 3])
+def test_a_host_that_another_one_replaced_is_fenced_by_whoever_knows(term: int, resume: bool) -> None:
+    for agent in (standby(committed=4), Standby(3, owner="alpha"), deciding()):
+        assert refused(agent, "beta", term, resume=resume).fenced
+        assert agent.owner == "alpha"
+
+
+def test_a_host_with_a_newer_term_than_the_owner_that_is_known_is_served() -> None:
+    assert Standby(3, owner="alpha").hello("beta", 4, resume=False) == Offer(5, False, 0)
+    agent = standby(committed=4)
+    assert agent.hello("beta", 4, resume=False) == Offer(5, False, 0)
+    agent.begin("beta", 5)
+    assert agent.owner == "beta" and refused(agent, "alpha", 3, resume=True).fenced
 
 
 def test_a_promoted_side_refuses_everybody() -> None:
-    for agent in (standby(committed=2), Standby(4, promoted=True)):
+    for agent in (standby(committed=2), Standby(4, owns=True, owner="beta")):
         if agent.state is StandbyState.READY:
             agent.promote(4)
         for resume in (True, False):
-            answer = agent.hello(9, resume)
-            assert isinstance(answer, Refusal) and answer.fenced and answer.term == 4
+            answer = refused(agent, "alpha", 9, resume=resume)
+            assert answer.fenced and answer.term == 4
         assert not agent.accepts(3) and not agent.accepts(4)
         assert not agent.commit(3, 3) and not agent.commit(4, 3)
         agent.renounce()
         assert agent.state is StandbyState.PROMOTED
         with pytest.raises(RefusedForSafety):
-            agent.begin(9)
+            agent.begin("alpha", 9)
         with pytest.raises(RefusedForSafety, match="already promoted"):
             agent.promote(9)
+
+
+def test_while_the_arbiter_is_asked_nothing_is_acknowledged_and_nobody_gets_a_word() -> None:
+    agent = deciding()
+    assert not agent.accepts(3) and not agent.commit(3, 5) and not agent.commit(3, 4)
+    for term, resume in ((3, True), (4, True), (3, False), (9, False)):
+        answer = refused(agent, "alpha", term, resume=resume)
+        assert not answer.fenced and not answer.renounced
+    assert agent.state is StandbyState.DECIDING and agent.committed == 4
+
+
+def test_a_question_that_the_arbiter_never_saw_leaves_the_replica_as_it_was() -> None:
+    agent = deciding()
+    agent.stay()
+    assert agent.commit(3, 5) and agent.hello("alpha", 3, resume=True) == Offer(3, True, 5)
+
+
+def test_the_arbiter_says_yes_or_no() -> None:
+    agent = deciding()
+    assert agent.promote(4) == 4 and agent.state is StandbyState.PROMOTED
+    agent = deciding()
+    agent.renounce()
+    agent.stay()  # too late
+    assert agent.promotable() is not None and refused(agent, "alpha", 3, resume=True).renounced
+
+
+def test_only_a_whole_replica_asks_and_only_once() -> None:
+    promoted = standby(committed=2)
+    promoted.promote(4)
+    for agent, why in (
+        (Standby(), "no replica"),
+        (standby(committed=0), "not complete"),
+        (promoted, "already promoted"),
+        (deciding(), "being decided already"),
+    ):
+        with pytest.raises(RefusedForSafety, match=why):
+            agent.decide()
+
+
+def test_a_takeover_that_cannot_be_run_is_given_back_in_a_newer_term() -> None:
+    agent = standby(committed=2)
+    agent.promote(4)
+    agent.give_back("alpha")
+    assert agent.term == 4 and agent.promotable() is not None and not agent.commit(3, 3)
+    assert refused(agent, "alpha", 3, resume=True).renounced
+    assert agent.hello("alpha", 3, resume=False) == Offer(5, False, 0)
 
 
 def test_epochs_commit_in_order_and_a_repeated_one_is_acknowledged_again() -> None:
@@ -232,7 +342,7 @@ def test_no_takeover_without_a_whole_replica() -> None:
 def test_a_new_session_drops_the_replica_at_once() -> None:
     agent = standby(committed=2)
     with pytest.raises(RefusedForSafety, match="not newer"):
-        agent.begin(3)
-    agent.begin(4)
+        agent.begin("alpha", 3)
+    agent.begin("alpha", 4)
     assert (agent.committed, agent.applied, agent.state) == (0, 0, StandbyState.SEEDING)
     assert agent.promotable() is not None

@@ -49,15 +49,17 @@ class Pair:
 
     def clear(self) -> None:
         """Remove every VM of both hosts and what is left of their sessions; start a daemon that is down."""
-        for name in ("agent", "host"):
-            if self.product.daemons[name].poll() is not None:
-                self.product.start_agent() if name == "agent" else self.product.start_host()
+        for host in (self.a, self.b):
+            for daemon, start in (("agent", self.product.start_agent), ("host", self.product.start_host)):
+                if not self.product.running(daemon, host.name):
+                    start(host.name)
         for host in (self.a, self.b):
             for vm in host.run(["virsh", "list", "--name"]).stdout.split():
                 host.run(["virsh", "destroy", vm], check=False)
-        for vm in json.loads(self.product.cli("a", "status", "--json").stdout)["vms"]:
-            if vm["state"] != "unprotected":
-                self.product.cli("a", "unprotect", vm["vm"], "--peer-is-dead", check=False)
+        for host in (self.a, self.b):
+            for known in self.product.ask("host", host.name)["vms"]:
+                if known["state"] != "unprotected":
+                    self.product.cli(host.name, "unprotect", known["vm"], "--peer-is-dead", check=False)
 
     def protect(self, vm: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`remusdb protect VM --to b` on host a."""

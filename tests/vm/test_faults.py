@@ -60,7 +60,7 @@ def test_agent_dies_and_comes_back(pair: Pair) -> None:
     """Without the agent output is held: it might have taken over. Once it is back and has nothing, the VM is free."""
     vm = pair.bare()
     pair.protect(vm.name)
-    agent = pair.product.daemons["agent"]
+    agent = pair.product.daemons["agent", "b"]
     (pid,) = pair.pids(pair.b, "remusdb", "agent")
     os.kill(pid, signal.SIGKILL)
     agent.wait(10)
@@ -209,7 +209,7 @@ def test_garbage_on_the_agents_port(pair: Pair) -> None:
     )
     pair.a.run(["python3", "-c", script])
     assert pair.state(vm.name) == "protected"
-    assert pair.product.daemons["agent"].poll() is None
+    assert pair.product.daemons["agent", "b"].poll() is None
     pair.unprotect(vm.name)
     pair.a.run(["virsh", "destroy", vm.name])
 

@@ -41,8 +41,8 @@ def test_postgres_vm_memory_and_disk_are_equal(pair: Pair, encoding: str) -> Non
     name = f"pg-{encoding}"
     config = pair.a.path("/etc/remusdb/host.toml")
     config.write_text(config.read_text() + f'[vms.{name}]\nencoding = "{encoding}"\n')
-    pair.product.daemons["host"].terminate()
-    pair.product.daemons["host"].wait(20)
+    pair.product.daemons["host", "a"].terminate()
+    pair.product.daemons["host", "a"].wait(20)
     pair.product.start_host()
     vm = domains.define_pg(pair.a, image.ensure(), name=name)
     pair.a.run(["virsh", "start", name])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.lab import capabilities, procs
+from tools.lab.links import ip
 from tools.lab.node import Node
 from tools.lab.paths import REPO
 
@@ -77,6 +79,21 @@ class Host(Node):
             "link set eth0 master br0 up\n"
             "link set br0 up\n"
         )
+
+    def boot(self) -> None:
+        """The next boot after `kill()`: what a power failure forgets is gone, the cable is in, libvirt answers.
+
+        Links and /run are made anew. libvirt knows the VMs that are defined, all shut off.
+        """
+        links = json.loads(self.run(["ip", "-j", "link"]).stdout)
+        own = {link["ifname"] for link in links} - {"lo", "eth0"}
+        for name in own:  # of a veth pair the second end went with the first
+            self.run(["ip", "link", "del", name], check=False)
+        for entry in self.path("/run").iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        ip(self._wire() + self._addresses(), netns=self.netns)
+        self.restore_link()
+        self.start_libvirt()
 
     def create(self) -> None:
         """Makes network, folders and mount namespace. Raises RuntimeError if the mounts fail."""
@@ -148,7 +165,7 @@ class Host(Node):
     def kill(self) -> Killed:
         """Power failure: the link goes down, then every process gets SIGKILL, all within a few ms.
 
-        The host stays usable afterwards: `restore_link()` and `start_libvirt()` are its next boot.
+        The host stays usable afterwards: `boot()` is its next boot.
         """
         pids = self.pids()  # the slow part, so before the stroke
         at, wall = time.monotonic_ns(), time.time_ns()

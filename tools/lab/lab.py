@@ -23,7 +23,7 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class Lab:
-    """Hosts `a` and `b`, a `client`, and the LAN's switch between them. Needs root.
+    """Hosts `a` and `b`, a `client`, a `witness`, and the LAN's switch between them. Needs root.
 
     Invariant: everything that belongs to a lab is named by its id, and its owner is on record before the first
     thing is made, so that `sweep` finds all of a lab whose owner died.
@@ -50,6 +50,11 @@ class Lab:
     def client(self) -> Node:
         """The machine from which clients use the database."""
         return self._nodes["client"]
+
+    @property
+    def witness(self) -> Node:
+        """The third machine, on which an arbiter may run (`tools.lab.etcd`)."""
+        return self._nodes["witness"]
 
     @property
     def lan(self) -> str:
@@ -81,6 +86,7 @@ class Lab:
         for number, name in ((1, "a"), (2, "b")):
             self._nodes[name] = Host(self.id, name, number, self.folder / name, self._state)
         self._nodes["client"] = Node(self.id, "client", 100)
+        self._nodes["witness"] = Node(self.id, "witness", 90)
         for node in self._nodes.values():
             node.create()
 

@@ -6,11 +6,14 @@ with Lab() as lab:
     product.install()
     product.start()
     product.cli("a", "protect", "pg", "--to", "b")
+
+Both hosts have both daemons: a VM is protected in either direction. `a` is where a VM starts, unless said otherwise.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -18,77 +21,151 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tools.lab.host import Host
+from remusdb.control.client import call
+from remusdb.errors import RemusError
 from tools.lab.lab import Lab
+from tools.lab.view import View
 
 PORT = 7473
+HOSTS = ("a", "b")
+ARBITER = "http://10.77.0.90:2379"  # etcd on the node `witness`
 Settings = Mapping[str, int | str | bool]
 
 
 class Product:
-    """The host daemon on `a` and the agent on `b`. Their logs go to `logs`, which outlives the lab."""
+    """Host daemon and agent of both hosts, by (daemon, host). Their logs go to `logs`, which outlives the lab."""
 
     def __init__(self, lab: Lab, logs: Path) -> None:
         self._lab = lab
         self._logs = logs
-        self.daemons: dict[str, subprocess.Popen[str]] = {}
+        self.daemons: dict[tuple[str, str], subprocess.Popen[str]] = {}
 
-    def install(self, protection: Settings | None = None, failover: Settings | None = None) -> None:
-        """Makes certificates and config files on both hosts; the settings are lines of those two tables."""
+    def install(
+        self, protection: Settings | None = None, failover: Settings | None = None, *, arbiter: bool = False
+    ) -> None:
+        """Makes certificates and config files on both hosts; the settings are lines of those two tables.
+
+        With `arbiter` both name the etcd of the lab's witness, which somebody else starts.
+        """
         self._logs.mkdir(parents=True, exist_ok=True)
         made = self._lab.folder / "certs"
-        a, b = self._lab.host("a"), self._lab.host("b")
-        hosts = [part for host in (a, b) for part in ("--host", f"{host.name}={host.ip4}")]
-        a.run(["remusdb", "certs", "--out", str(made), *hosts])
-        for host in (a, b):
+        hosts = [self._lab.host(name) for name in HOSTS]
+        named = [part for host in hosts for part in ("--host", f"{host.name}={host.ip4}")]
+        hosts[0].run(["remusdb", "certs", "--out", str(made), *named])
+        decides = f"[arbiter]\nendpoints = {json.dumps([ARBITER])}\n\n" if arbiter else ""
+        for host, other in (hosts, reversed(hosts)):
             shutil.copytree(made / host.name, host.path("/etc/remusdb/tls"))
-        peer = f'[host]\nname = "{a.name}"\n\n[peers.{b.name}]\naddress = "{b.ip4}"\nport = {PORT}\n\n'
-        a.path("/etc/remusdb/host.toml").write_text(peer + _table("protection", protection))
-        agent = f'[agent]\nname = "{b.name}"\nlisten = "{b.ip4}"\nport = {PORT}\n\n'
-        b.path("/etc/remusdb/agent.toml").write_text(agent + _table("failover", failover))
+            head = f'[host]\nname = "{host.name}"\n\n[peers.{other.name}]\naddress = "{other.ip4}"\nport = {PORT}\n\n'
+            host.path("/etc/remusdb/host.toml").write_text(head + decides + _table("protection", protection))
+            head = f'[agent]\nname = "{host.name}"\nlisten = "{host.ip4}"\nport = {PORT}\n\n'
+            host.path("/etc/remusdb/agent.toml").write_text(head + decides + _table("failover", failover))
 
     def start(self) -> None:
-        """Starts both daemons and returns when both answer. Raises RuntimeError when one does not."""
-        self.start_agent()
-        self.start_host()
+        """Starts all four daemons and returns when all answer. Raises RuntimeError when one does not."""
+        pairs = [(daemon, name) for name in HOSTS for daemon in ("agent", "host")]
+        for daemon, name in pairs:
+            self._launch(daemon, name)
+        for daemon, name in pairs:
+            self._await_socket(daemon, name)
 
-    def start_agent(self) -> None:
-        """Starts the agent on `b`."""
-        self._start("agent", self._lab.host("b"))
+    def start_agent(self, on: str = "b") -> None:
+        """Starts the agent of a host."""
+        self._launch("agent", on)
+        self._await_socket("agent", on)
 
-    def start_host(self) -> None:
-        """Starts the host daemon on `a`."""
-        self._start("host", self._lab.host("a"))
+    def start_host(self, on: str = "a") -> None:
+        """Starts the host daemon of a host."""
+        self._launch("host", on)
+        self._await_socket("host", on)
 
-    def _start(self, daemon: str, on: Host, timeout_s: float = 20.0) -> None:
-        log = self._logs / f"{daemon}.log"
+    def running(self, daemon: str, on: str) -> bool:
+        """Whether that daemon was started and has not ended."""
+        process = self.daemons.get((daemon, on))
+        return process is not None and process.poll() is None
+
+    def reboot(self, name: str) -> None:
+        """The next boot of a host that was killed: libvirt and both daemons run, no VM does."""
+        self._lab.host(name).boot()
+        for daemon in ("agent", "host"):
+            self._launch(daemon, name)
+        for daemon in ("agent", "host"):
+            self._await_socket(daemon, name)
+
+    def _launch(self, daemon: str, on: str) -> None:
+        host = self._lab.host(on)
+        host.path(f"/run/remusdb/{daemon}.sock").unlink(missing_ok=True)  # of one that was killed
         command = ["remusdb", daemon, "--config", f"/etc/remusdb/{daemon}.toml"]
-        process = self.daemons[daemon] = on.popen(command, log=log)
-        socket = on.path(f"/run/remusdb/{daemon}.sock")
+        self.daemons[daemon, on] = host.popen(command, log=self._log(daemon, on))
+
+    def _await_socket(self, daemon: str, on: str, timeout_s: float = 20.0) -> None:
+        socket = self._lab.host(on).path(f"/run/remusdb/{daemon}.sock")
         deadline = time.monotonic() + timeout_s
         while not socket.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"remusdb {daemon} did not start:\n{log.read_text()[-2000:]}")
+            if not self.running(daemon, on) or time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"remusdb {daemon} on {on} did not start:\n{self._log(daemon, on).read_text()[-2000:]}"
+                )
             time.sleep(0.05)
+
+    def _log(self, daemon: str, on: str) -> Path:
+        return self._logs / f"{daemon}-{on}.log"
 
     def cli(self, on: str, *args: str, check: bool = True, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Runs `remusdb ARGS` on a host. Raises RuntimeError if `check` and it failed."""
         return self._lab.host(on).run(["remusdb", *args], check=check, timeout_s=timeout_s)
 
-    def status(self, vm: str) -> dict[str, Any]:
-        """What the host daemon on `a` says of a VM."""
-        return _only(self.cli("a", "status", vm, "--json").stdout)
+    def status(self, vm: str, on: str = "a") -> dict[str, Any]:
+        """What `remusdb status` on a host says of a VM."""
+        return _only(self.cli(on, "status", vm, "--json").stdout)
 
-    def standby(self, vm: str) -> dict[str, Any]:
-        """What the agent on `b` says of a VM."""
-        return _only(self.cli("b", "status", "--agent", vm, "--json").stdout)
+    def standby(self, vm: str, on: str = "b") -> dict[str, Any]:
+        """What the agent of a host says of a VM."""
+        return _only(self.cli(on, "status", "--agent", vm, "--json").stdout)
+
+    def ask(self, daemon: str, on: str, op: str = "status", timeout_s: float = 5.0, **args: Any) -> dict[str, Any]:
+        """One request to a daemon's control socket, without the start of a program. Raises RemusError."""
+        socket = self._lab.host(on).run_alias / "remusdb" / f"{daemon}.sock"
+        return call(socket, op, args, timeout_s=timeout_s)
+
+    def view(self, on: str, vm: str, timeout_s: float = 5.0) -> View:
+        """What both daemons of a host say of a VM; a daemon that does not answer says nothing."""
+        return View(self._asked("host", on, vm, timeout_s), self._asked("agent", on, vm, timeout_s))
+
+    def _asked(self, daemon: str, on: str, vm: str, timeout_s: float) -> dict[str, Any]:
+        if not self.running(daemon, on):
+            return {}
+        try:
+            found = self.ask(daemon, on, timeout_s=timeout_s, vm=vm)["vms"]
+        except (RemusError, OSError):
+            return {}
+        return found[0] if found else {}
+
+    def owner(self, vm: str) -> str | None:
+        """The host on which the VM runs unfenced, of two the one of the newer term; None when it runs nowhere."""
+        views = {name: self.view(name, vm) for name in HOSTS}
+        owning = [name for name in HOSTS if views[name].owning and self.vm_runs(name, vm)]
+        return max(owning, key=lambda name: views[name].term, default=None)
+
+    def vm_runs(self, on: str, vm: str) -> bool:
+        """Whether the VM's QEMU is there: as the VM or as its standby."""
+        try:
+            os.kill(self._lab.host(on).qemu_pid(vm), 0)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def keep_logs(self) -> None:
-        """Copies what libvirt, QEMU and the VMs' serial consoles logged next to the daemons' logs."""
-        for name in ("a", "b"):
-            shutil.copytree(
-                self._lab.host(name).path("/var/log/libvirt"), self._logs / f"libvirt-{name}", dirs_exist_ok=True
-            )
+        """Copies what libvirt, QEMU and the VMs' serial consoles logged next to the daemons' logs, and the states."""
+        for host in (self._lab.host(name) for name in HOSTS):
+            for inside, kept in (("/var/log/libvirt", "libvirt"), ("/var/lib/remusdb", "state")):
+                leave_out = shutil.ignore_patterns("*.raw", "*.qcow2", "*.lock")
+                to = self._logs / f"{kept}-{host.name}"
+                shutil.copytree(host.path(inside), to, dirs_exist_ok=True, ignore=leave_out)
+
+
+def other_host(name: str) -> str:
+    """The other one of the pair."""
+    return HOSTS[1 - HOSTS.index(name)]
 
 
 def _only(output: str) -> dict[str, Any]:

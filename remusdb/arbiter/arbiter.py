@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arbiter's records as the daemons use them: one etcd key a VM, `{"owner", "term", "previous"}` as JSON."""
+
+from __future__ import annotations
+
+import base64
+
+import msgspec
+
+from remusdb.arbiter import register
+from remusdb.arbiter.etcd import Etcd, Json
+from remusdb.config import Arbiter as Config
+from remusdb.core.ownership import Claim, Ownership, Rule
+from remusdb.errors import ArbiterUnreachable
+
+
+class Arbiter:
+    """All VMs' records. Keeps no state but which endpoint answers; several threads may use it.
+
+    A call takes at most `timeout_ms` x endpoints for each question; a claim asks two when nothing goes wrong, and two
+    more for each of `register.TRIES` when it does.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """ConfigError if an endpoint or a certificate does not do. Nothing is asked yet."""
+        self._etcd = Etcd(config)
+        self._prefix = config.prefix
+
+    def cluster(self) -> str:
+        """The id of etcd's cluster, which both hosts must agree on. ArbiterUnreachable before the first answer."""
+        if not self._etcd.cluster:
+            self._etcd.ask("/v3/kv/range", {"key": _text(self._prefix.encode())})
+        return self._etcd.cluster
+
+    def read(self, vm: str) -> Ownership | None:
+        """The record as it is now, also by other hosts' doing. ArbiterUnreachable if that cannot be known."""
+        return self._record(vm).read()[0]
+
+    def claim(self, vm: str, rule: Rule) -> Claim:
+        """Change the record by one of the rules of `core.ownership`; trouble is a verdict. See `register.claim`."""
+        return register.claim(self._record(vm), rule)
+
+    def release(self, vm: str, owner: str) -> bool:
+        """Forget the VM if `owner` owns it; whether there is no record any more. ArbiterUnreachable: do it again.
+
+        This forgets the fence, too: only when no other host believes that it may run the VM.
+        """
+        return register.release(self._record(vm), owner)
+
+    def _record(self, vm: str) -> _Record:
+        return _Record(self._etcd, self._prefix + vm)
+
+
+class _Record:
+    """One key, as a `register.Register`."""
+
+    def __init__(self, etcd: Etcd, key: str) -> None:
+        self._etcd = etcd
+        self._name = key
+        self._key = _text(key.encode())
+
+    def read(self) -> tuple[Ownership | None, int]:
+        # Linearizable, which is etcd's default: it answers only while it has a quorum.
+        found = self._etcd.ask("/v3/kv/range", {"key": self._key}).kvs
+        if not found:
+            return None, 0
+        try:
+            return msgspec.json.decode(found[0].content, type=Ownership), int(found[0].mod_revision)
+        except ValueError as error:
+            raise ArbiterUnreachable(
+                f"the arbiter's record {self._name} cannot be read: {error}",
+                hint="be sure where the VM runs, then remove the key and protect again",
+            ) from error
+
+    def swap(self, revision: int, new: Ownership | None) -> bool:
+        # A key that is not there has revision 0 for etcd, too.
+        compare: Json = {"key": self._key, "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
+        change: Json = {"request_delete_range": {"key": self._key}}
+        if new is not None:
+            change = {"request_put": {"key": self._key, "value": _text(msgspec.json.encode(new))}}
+        return self._etcd.change("/v3/kv/txn", {"compare": [compare], "success": [change]}).succeeded
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

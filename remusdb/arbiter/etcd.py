@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions to etcd through its HTTP/JSON gateway.
+
+Each question has a connection of its own: they are rare, and on one that is used again nobody could tell a request
+that was lost from one that was never read. Invariant: a change is sent to one endpoint at most, and whoever asked
+learns whether it was sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import ipaddress
+import logging
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from remusdb.config import Arbiter as Config
+from remusdb.errors import ArbiterSilent, ArbiterUnreachable, ConfigError
+
+log = logging.getLogger(__name__)
+
+MAX_ANSWER = 1 << 20
+# gRPC's codes by which etcd says that it did not make a change and will not: invalid, forbidden, unknown call, not
+# logged in. All others are open: "no space" (8), for one, may come with the change made.
+_REFUSALS = (3, 7, 12, 16)
+
+Json = dict[str, Any]
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """A key as etcd has it."""
+
+    mod_revision: str
+    value: str = ""
+
+    @property
+    def content(self) -> bytes:
+        """The value. ValueError if the gateway's text is not base64."""
+        return base64.b64decode(self.value, validate=True)
+
+
+class _Header(msgspec.Struct, frozen=True):
+    cluster_id: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Of a range, its keys; of a transaction, whether its comparison held."""
+
+    header: _Header
+    kvs: list[Pair] = []
+    succeeded: bool = False
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    code: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    url: str
+    address: str
+    port: int
+    secure: bool
+
+
+class _Unsent(Exception):
+    """No byte of the question left, or etcd's own word that it did nothing."""
+
+
+class _Unanswered(Exception):
+    """The question may have arrived, and there is no answer that can be used."""
+
+
+class Etcd:
+    """The endpoints of one cluster, the one that answered last first. Several threads may ask at once."""
+
+    def __init__(self, config: Config) -> None:
+        """ConfigError when an endpoint or a certificate does not do."""
+        self._endpoints = [_endpoint(url) for url in config.endpoints]
+        self._timeout_s = config.timeout_ms / 1000
+        self._tls = _tls(config, self._endpoints)
+        self._lock = threading.Lock()
+        self._cluster = ""
+
+    @property
+    def cluster(self) -> str:
+        """The id of the cluster that answers; empty before the first answer."""
+        return self._cluster
+
+    def ask(self, path: str, question: Json) -> Answer:
+        """A question that changes nothing, to one endpoint after the other. ArbiterUnreachable if none answers."""
+        return self._ask(path, question, repeatable=True)
+
+    def change(self, path: str, question: Json) -> Answer:
+        """A change, sent to the first endpoint that takes connections.
+
+        ArbiterUnreachable if it was not made and never will be; ArbiterSilent if that is not known.
+        """
+        return self._ask(path, question, repeatable=False)
+
+    def _ask(self, path: str, question: Json, *, repeatable: bool) -> Answer:
+        body = msgspec.json.encode(question)
+        problems = []
+        for endpoint in list(self._endpoints):
+            try:
+                answer = self._once(endpoint, path, body)
+            except (_Unsent, _Unanswered) as problem:
+                problems.append(f"{endpoint.url}: {problem}")
+                if isinstance(problem, _Unanswered) and not repeatable:
+                    raise ArbiterSilent(
+                        f"the arbiter may have made a change, but does not say so: {problems[-1]}"
+                    ) from (problem)
+                continue
+            self._prefer(endpoint)
+            return answer
+        raise ArbiterUnreachable(
+            f"the arbiter does not answer: {'; '.join(problems)}", hint="see whether etcd runs and is reached from here"
+        )
+
+    def _once(self, endpoint: _Endpoint, path: str, body: bytes) -> Answer:
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            sock = self._connect(endpoint, deadline)
+        except (OSError, ValueError) as error:
+            raise _Unsent(_told(error)) from error
+        try:
+            status, text = _exchange(_Bounded(sock, deadline), endpoint, path, body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _Unanswered(_told(error)) from error
+        finally:
+            sock.close()
+        return self._understood(status, text)
+
+    def _connect(self, endpoint: _Endpoint, deadline: float) -> socket.socket:
+        sock = socket.create_connection((endpoint.address, endpoint.port), timeout=_left(deadline))
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not endpoint.secure:
+                return sock
+            assert self._tls is not None
+            sock.settimeout(_left(deadline))
+            return self._tls.wrap_socket(sock, server_hostname=endpoint.address)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _understood(self, status: int, text: bytes) -> Answer:
+        if status != http.client.OK:
+            try:
+                failure = msgspec.json.decode(text, type=_Failure)
+            except ValueError:
+                failure = _Failure()
+            kind = _Unsent if failure.code in _REFUSALS else _Unanswered
+            raise kind(f"{failure.message or 'no reason given'} (HTTP {status})")
+        try:
+            answer = msgspec.json.decode(text, type=Answer)
+        except ValueError as error:
+            raise _Unanswered(f"this is no answer of etcd: {error}") from error
+        with self._lock:
+            self._cluster = self._cluster or answer.header.cluster_id
+        if answer.header.cluster_id != self._cluster:
+            raise _Unanswered(f"belongs to cluster {answer.header.cluster_id}, not to {self._cluster}")
+        return answer
+
+    def _prefer(self, endpoint: _Endpoint) -> None:
+        with self._lock:
+            if self._endpoints[0] is not endpoint:
+                log.info("the arbiter is asked at %s from now on", endpoint.url)
+                self._endpoints = [endpoint, *(other for other in self._endpoints if other is not endpoint)]
+
+
+class _Bounded:
+    """A socket for http.client, none of whose calls outlasts the deadline, however slowly the answer comes."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def sendall(self, data: bytes) -> None:
+        self._sock.settimeout(_left(self._deadline))
+        self._sock.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self._sock, self._deadline))
+
+    def close(self) -> None:
+        """The socket is closed by whoever opened it."""
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(_left(self._deadline))
+        return self._sock.recv_into(buffer)
+
+
+def _exchange(stream: _Bounded, endpoint: _Endpoint, path: str, body: bytes) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(endpoint.address, endpoint.port)
+    connection.sock = stream  # all that http.client uses of a socket
+    connection.request("POST", path, body, {"Content-Type": "application/json", "Connection": "close"})
+    with connection.getresponse() as response:
+        text = response.read(MAX_ANSWER + 1)
+        if len(text) > MAX_ANSWER:
+            raise ValueError(f"an answer of more than {MAX_ANSWER} bytes")
+        return response.status, text  # one that ends early is no JSON
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+
+
+def _endpoint(url: str) -> _Endpoint:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        address = str(ipaddress.ip_address(parts.hostname or ""))
+    except ValueError as error:
+        raise ConfigError(
+            f"arbiter.endpoints: `{url}`: {error}",
+            hint="give http(s)://ADDRESS:PORT; a name would have to be looked up just when the network fails",
+        ) from error
+    if parts.scheme not in ("http", "https") or port is None or parts.path.strip("/") or parts.query:
+        raise ConfigError(f"arbiter.endpoints: `{url}`: expected http(s)://ADDRESS:PORT")
+    return _Endpoint(url, address, port, parts.scheme == "https")
+
+
+def _tls(config: Config, endpoints: list[_Endpoint]) -> ssl.SSLContext | None:
+    """One context for all endpoints: making one reads files, which a question must not wait for."""
+    if not any(endpoint.secure for endpoint in endpoints):
+        if config.ca or config.cert or config.key:
+            raise ConfigError("arbiter: ca, cert and key need endpoints with https://")
+        return None
+    if bool(config.cert) != bool(config.key):
+        raise ConfigError("arbiter: cert and key go together")
+    try:
+        context = ssl.create_default_context(cafile=config.ca)
+        if config.cert and config.key:
+            # A password stops OpenSSL from asking on the terminal for the one of an encrypted key.
+            context.load_cert_chain(config.cert, config.key, password="")
+        return context
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(f"arbiter: cannot load {config.ca}, {config.cert}, {config.key}: {error}") from error

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a claim is made on a record that can be read and compared-and-swapped, each of which may fail half way.
+
+A swap names the revision that it replaces, so it may be sent again: of all that name one revision, one at most applies.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from remusdb.core.ownership import Claim, Ownership, Rule, Verdict
+from remusdb.errors import ArbiterSilent, ArbiterUnreachable
+
+TRIES = 5  # the rules let a record change hands only so often; then let the caller decide whether to ask again
+
+
+class Register(Protocol):
+    """One VM's record."""
+
+    def read(self) -> tuple[Ownership | None, int]:
+        """The newest record and its revision; None and 0 if there is none. ArbiterUnreachable."""
+
+    def swap(self, revision: int, new: Ownership | None) -> bool:
+        """Put `new` in the place of exactly that revision (None: nothing); False if it is not there any more.
+
+        ArbiterUnreachable if this was not done and never will be; ArbiterSilent if that is not known.
+        """
+
+
+def claim(register: Register, rule: Rule) -> Claim:
+    """Change the record as `rule` allows. Trouble is a verdict, not an exception."""
+    seen: Ownership | None = None
+    sent: int | None = None  # the revision of a swap of ours that may still apply
+    why = "others change the record all the time"
+    for _ in range(TRIES):
+        try:
+            seen, revision = register.read()
+            if sent != revision:  # what was sent has applied, or never can
+                sent = None
+            wanted = rule(seen)
+            if wanted is None:
+                return Claim(Verdict.LOST, seen)
+            if wanted == seen or register.swap(revision, wanted):
+                return Claim(Verdict.WON, wanted)
+        except ArbiterSilent as error:
+            sent, why = revision, str(error)
+        except ArbiterUnreachable as error:
+            why = str(error)
+            break
+    return Claim(Verdict.UNREACHED if sent is None else Verdict.UNKNOWN, seen, why)
+
+
+def release(register: Register, owner: str) -> bool:
+    """Remove the record if `owner` owns it; whether there is none any more. ArbiterUnreachable if that is not known."""
+    for _ in range(TRIES):
+        now, revision = register.read()
+        if now is None:
+            return True
+        if (now.owner or now.previous) != owner:
+            return False
+        try:
+            if register.swap(revision, None):
+                return True
+        except ArbiterSilent:
+            continue  # the next read tells; a second swap of the same revision does no harm
+    raise ArbiterUnreachable(f"it is not known whether the record of {owner} was removed", hint="do it again")

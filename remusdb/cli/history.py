@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`remusdb history`: what happened to a VM, as far as this machine was there."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from pathlib import Path
+
+import click
+
+from remusdb.cli import words
+from remusdb.cli.asking import json_option, print_json
+from remusdb.errors import NotProtected
+from remusdb.history import Event, read
+
+STATE_DIR = Path("/var/lib/remusdb")
+DAEMONS = ("host", "agent")
+
+HEAD = ("TIME", "HOST", "BY", "EVENT", "WAS -> NOW", "TERM", "EPOCH", "LAST HEARD", "REASON")
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the newest N events.")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=STATE_DIR,
+    show_default=True,
+    help="Where the daemons keep their state: this folder, or its folders `host` and `agent`.",
+)
+@json_option
+def history(vm: str, last: int | None, state_dir: Path, as_json: bool) -> None:
+    """Show what happened to VM, when and why. Needs no daemon.
+
+    Each host tells what it did itself: ask both. LAST HEARD is how long ago the other side had last been heard.
+    """
+    folders = [state_dir, *(state_dir / name for name in DAEMONS)]
+    # Each file is in the order in which things happened, even where the clock was set back.
+    events = list(heapq.merge(*(read(folder, vm) for folder in folders), key=lambda event: event.at_ns))
+    if not events:
+        raise NotProtected(
+            f"nothing ever happened to VM {vm} here, as far as {state_dir} tells",
+            hint="ask on the other host too; `remusdb status` lists the VMs of this one",
+        )
+    shown = events[-last:] if last else events
+    if as_json:
+        print_json({"vm": vm, "events": shown})
+    else:
+        click.echo("\n".join(words.table(HEAD, [_row(event) for event in shown])))
+
+
+def _row(event: Event) -> list[str]:
+    return [
+        _local(event.at_ns),
+        event.host,
+        event.by,
+        event.event,
+        f"{event.was} -> {event.now}",
+        str(event.term),
+        words.NOTHING if event.epoch is None else str(event.epoch),
+        words.age(event.heard_ms_ago),
+        " ".join(event.reason.split()),
+    ]
+
+
+def _local(at_ns: int) -> str:
+    seconds, rest_ns = divmod(at_ns, 10**9)
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}.{rest_ns // 10**6:03d}"

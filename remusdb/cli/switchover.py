@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`remusdb switchover`: move a protected VM to its backup, planned."""
+
+from __future__ import annotations
+
+import click
+
+from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.cli.progress import Steps
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--to", "peer", metavar="HOST", help="Protect it to HOST first, if it is not yet: a live migration.")
+@json_option
+@run_dir_option
+def switchover(vm: str, peer: str | None, as_json: bool) -> None:
+    """Move VM to the host it is protected to: nothing is lost, connections stay, it stands still for a moment.
+
+    Run it where the VM runs. Afterwards VM is not protected: `remusdb reprotect` there, or auto_reprotect = true.
+    """
+    with Steps() as steps:
+        done = ask("host", "switchover", steps.show, timeout_s=None, vm=vm, to=peer)
+    if as_json:
+        print_json(done)
+        return
+    click.echo(
+        f"{vm} runs on {done['to']} now, in term {done['term']}; this side heard so after {done['took_ms']:.0f} ms."
+    )

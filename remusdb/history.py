@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happened to each VM, when and why: one JSON line an event, in STATE_DIR/history/VM.jsonl.
+
+Owns these files together with the other processes of this machine. Invariant: history never stops what it tells of;
+`record` only queues, and a disk that is full or slow costs lines, not a takeover.
+
+Each line is one append, so lines of several processes do not mix. What a power cut left of a line is not read, and the
+next writer starts on a new line. A file that exceeds 4 MiB is replaced by its newest half: older events are gone then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+import msgspec
+
+from remusdb.errors import RemusError
+from remusdb.hooks import Hooks
+
+log = logging.getLogger(__name__)
+
+FILE_MAX_BYTES = 4 << 20
+QUEUE_MAX_EVENTS = 1024
+LOCK_S = 2.0  # for whoever replaces the file; if it hangs, a line that may be lost is better than all the next ones
+
+Author = Literal["agent", "worker", "host", "operator"]
+EventName = Literal[
+    "protect",  # asked for: the first copy begins
+    "protected",
+    "lost",  # the other side is not heard any more
+    "held",
+    "resumed",  # the other side is back, and the session goes on
+    "solo",
+    "takeover",  # the backup decided to take the VM over
+    "promoted",  # it runs there
+    "fenced",
+    "kept",  # disks of a fenced VM were put aside
+    "renounced",  # the backup gave its replica up
+    "unprotect",
+    "switchover",
+    "rehearse",
+    "resync",
+    "failed",
+    "adopted",  # a restarted daemon found the VM protected, and went on with it
+]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One transition, with its evidence."""
+
+    vm: str
+    at_ns: int  # time.time_ns()
+    host: str  # where it happened
+    by: Author
+    event: EventName
+    was: str  # the state before it and after it, as `status` names them
+    now: str
+    reason: str
+    term: int
+    epoch: int | None  # the newest that is committed
+    heard_ms_ago: float | None  # age of the other side's last sign of life
+    peer: str
+    details: dict[str, str | int | float] = {}
+
+
+class History:
+    """This process's pen. One thread writes and tells the hooks, in the order of `record`."""
+
+    def __init__(self, state_dir: Path, hooks: Hooks | None) -> None:
+        self.dropped = 0  # events for which there was no room in the queue: neither written nor told
+        self._folder = state_dir / "history"
+        self._hooks = hooks
+        self._queue: queue.Queue[Event] = queue.Queue(QUEUE_MAX_EVENTS)
+        threading.Thread(target=self._write_all, name="history", daemon=True).start()
+
+    def record(self, event: Event) -> None:
+        """Note it. Returns at once, and never fails."""
+        try:
+            self._queue.put_nowait(event)
+        except queue.Full:
+            self.dropped += 1
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all is on the disk and no hook runs any more; False when that took too long."""
+        until = time.monotonic() + timeout_s
+        with self._queue.all_tasks_done:
+            done = self._queue.all_tasks_done.wait_for(lambda: not self._queue.unfinished_tasks, timeout_s)
+        return done and (self._hooks is None or self._hooks.wait_idle(until - time.monotonic()))
+
+    def _write_all(self) -> None:
+        told = 0
+        while True:
+            event = self._queue.get()
+            if (dropped := self.dropped) != told:
+                log.error("%d events are missing in the history: they came faster than the disk", dropped - told)
+                told = dropped
+            try:
+                if self._hooks is not None:
+                    self._hooks.run(event)  # first: it needs no disk that works
+                append(self._folder, event)
+            except OSError as exc:
+                log.error("%s: %s is missing in the history: %s", event.vm, event.event, exc)
+            except Exception:  # task boundary: the next event must still be written
+                log.exception("%s: %s is missing in the history", event.vm, event.event)
+            finally:
+                self._queue.task_done()
+
+
+def read(state_dir: Path, vm: str) -> list[Event]:
+    """The VM's events, oldest first; none for an unknown VM. Lines that are no event are left out."""
+    path = _path(state_dir / "history", vm)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        raise RemusError(f"{path}: cannot be read: {exc.strerror}") from exc
+    decoder = msgspec.json.Decoder(Event)
+    events = []
+    for line in filter(None, lines):
+        try:
+            events.append(decoder.decode(line))
+        except ValueError as exc:
+            log.debug("%s: a line is left out: %s", path, exc)
+    return events
+
+
+def append(folder: Path, event: Event) -> None:
+    """Put one line at the end, and on the disk. OSError when it may not be there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = _path(folder, event.vm)
+    with _locked(path, fcntl.LOCK_SH, LOCK_S):
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            before = os.fstat(fd).st_size
+            torn = before > 0 and os.pread(fd, 1, before - 1) != b"\n"
+            line = b"\n" * torn + msgspec.json.encode(event) + b"\n"
+            if os.write(fd, line) != len(line):
+                raise OSError(f"{path}: the disk has no room for the whole line")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if before == 0:
+            _sync(folder)
+    if before > FILE_MAX_BYTES:
+        _halve(path)
+
+
+def _halve(path: Path) -> None:
+    """Keep the newest half, from the beginning of a line. Left to the next writer while somebody is writing."""
+    with _locked(path, fcntl.LOCK_EX, 0) as alone:
+        text = path.read_bytes() if alone else b""
+        if len(text) <= FILE_MAX_BYTES:
+            return
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(text[text.find(b"\n", len(text) // 2) + 1 :])
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            _sync(path.parent)
+        except OSError as exc:  # the event itself is on the disk
+            log.warning("%s: cannot be shortened: %s", path, exc)
+            partial.unlink(missing_ok=True)
+
+
+def _path(folder: Path, vm: str) -> Path:
+    return folder / f"{quote(vm, safe=' ')}.jsonl"  # as in remusdb/state.py
+
+
+@contextmanager
+def _locked(path: Path, kind: int, timeout_s: float) -> Iterator[bool]:
+    """Shared by those who append, exclusive for who replaces the file. Whether it was had in time."""
+    fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield _lock(fd, kind, time.monotonic() + timeout_s)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, kind: int, until: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.01)
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

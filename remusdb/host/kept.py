@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of a VM that was put away: its definition, and the disks that remusdb made.
+
+Owns `STATE_DIR/kept/VM-termN*`. Invariant: what was saved once is not overwritten, so that a step that is repeated
+after a crash still knows the VM as it was before anything was done to it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from urllib.parse import quote
+
+import libvirt
+
+from remusdb import durable
+from remusdb.errors import DiskError, RemusError
+from remusdb.vm.prepare import QEMU_NS
+
+KEPT = "kept-term"
+RUN_FOLDER = Path("/run/libvirt/qemu")  # NAME.xml: what libvirt knows of a VM that runs
+CONFIG_FOLDER = Path("/etc/libvirt/qemu")  # NAME.xml: its definition
+
+ET.register_namespace("qemu", QEMU_NS)
+
+
+class Papers:
+    """The definition of one VM as it was when it was fenced in `term`. OSErrors come as RemusError."""
+
+    def __init__(self, state_dir: Path, vm: str, term: int) -> None:
+        self._folder = state_dir / "kept"
+        self._vm = vm
+        stem = f"{quote(vm, safe=' ')}-term{term}"
+        self.definition = self._folder / f"{stem}.xml"  # what `virsh define` takes
+        self.live = self._folder / f"{stem}.live.xml"  # as it ran: it may have had other disks
+        self._stem = stem
+
+    def save(self, handle: libvirt.virDomain) -> None:
+        """Ask libvirt. Blocks as libvirt does: call under a deadline."""
+        if handle.isActive():
+            self._put(self.live, handle.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
+        for snapshot in handle.listAllSnapshots():  # the definition goes with them, or not at all
+            name = quote(snapshot.getName(), safe="")
+            self._put(self._folder / f"{self._stem}.snapshot-{name}.xml", snapshot.getXMLDesc())
+        self._put(self.definition, handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+
+    def save_without_libvirt(self) -> None:
+        """From libvirt's own files; nothing at all where it keeps them elsewhere."""
+        running, defined = (_read(folder / f"{self._vm}.xml") for folder in (RUN_FOLDER, CONFIG_FOLDER))
+        domain = running.find("./domain") if running is not None else None
+        if domain is not None:
+            self._put(self.live, ET.tostring(domain, encoding="unicode"))
+        if defined is not None:
+            self._put(self.definition, ET.tostring(defined, encoding="unicode"))
+        elif domain is not None:
+            domain.attrib.pop("id", None)
+            self._put(self.definition, ET.tostring(domain, encoding="unicode"))
+
+    def disks(self) -> dict[str, str]:
+        """Target to file or device of each disk that the VM could write; as it ran goes before as it was defined."""
+        found: dict[str, str] = {}
+        for path in (self.live, self.definition):
+            tree = _read(path)
+            for disk in tree.iterfind("./devices/disk") if tree is not None else ():
+                target, source = disk.find("target"), disk.find("source")
+                if target is None or source is None or disk.get("device", "disk") != "disk":
+                    continue
+                where = source.get("file") or source.get("dev")
+                if where and disk.find("readonly") is None:
+                    found.setdefault(target.get("dev", ""), where)
+        return found
+
+    def rename_disks(self, moved: dict[str, str]) -> None:
+        """Have the definition name the disks (old path to new path) where they are now."""
+        tree = _read(self.definition)
+        sources = tree.iterfind("./devices/disk/source") if tree is not None else ()
+        changed = False
+        for source in sources:
+            if source.get("file", "") in moved:
+                source.set("file", moved[source.get("file", "")])
+                changed = True
+        if tree is not None and changed:
+            durable.write_file(self.definition, ET.tostring(tree))
+
+    def _put(self, path: Path, xml: str) -> None:
+        if path.exists():
+            return
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.write_file(path, xml.encode())
+            durable.sync_folder(self._folder.parent)
+        except OSError as exc:
+            raise RemusError(f"{path}: cannot be written: {exc.strerror}") from exc
+
+
+def _read(path: Path) -> ET.Element | None:
+    try:
+        return ET.fromstring(path.read_text())
+    except (OSError, ET.ParseError):
+        return None
+
+
+def set_aside(path: str, folder: Path, term: int) -> str:
+    """Move a disk of `folder` into its `kept-termN`; where it is now. The same path for one that is elsewhere.
+
+    It may have been moved before: by an earlier attempt, or in an earlier term (it is then left where it is).
+    """
+    disk = Path(path)
+    if disk.parent.resolve() != folder.resolve():
+        return path
+    kept = folder / f"{KEPT}{term}" / disk.name
+    try:
+        if disk.exists() and not kept.exists():
+            kept.parent.mkdir(mode=0o711, exist_ok=True)  # QEMU's user must be able to pass through
+            disk.rename(kept)
+            durable.sync_folder(kept.parent)
+            durable.sync_folder(folder)
+    except OSError as exc:
+        raise DiskError(f"{disk} cannot be kept aside as {kept}: {exc.strerror}") from exc
+    return str(kept) if kept.exists() else path
+
+
+def remove_older(folder: Path, term: int) -> list[Path]:
+    """Remove what was kept of earlier terms, if something was kept in this one; the folders that went."""
+    if not (folder / f"{KEPT}{term}").is_dir():
+        return []
+    older = [path for path in sorted(folder.glob(f"{KEPT}*")) if _term_of(path) < term and path.is_dir()]
+    for path in older:
+        try:
+            shutil.rmtree(path)
+        except OSError as exc:
+            raise DiskError(f"{path}, kept of an earlier term, cannot be removed: {exc.strerror}") from exc
+    return older
+
+
+def _term_of(folder: Path) -> int:
+    """The term in the folder's name; of a name that is not ours, one that is never older."""
+    digits = folder.name.removeprefix(KEPT)
+    return int(digits) if digits.isascii() and digits.isdecimal() else 1 << 64

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Going on without a backup: only the arbiter can allow it, since the backup may be taking over this moment.
+
+Invariant: `deciding` is held from before the question is asked until its answer is definite; a session that the
+agent would take up again waits for it, and finds itself ended when the answer was yes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from remusdb.core.ownership import Claim, Verdict, go_solo, open_session
+from remusdb.core.pipeline import PrimaryState
+from remusdb.errors import ArbiterUnreachable, Fenced
+
+if TYPE_CHECKING:
+    from remusdb.host.session import Session
+
+log = logging.getLogger(__name__)
+
+ASK_AGAIN_S = 0.25
+SESSION_TRIES = 5
+
+
+class Solo:
+    """The decision of one session to go on alone."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._thread: threading.Thread | None = None
+        self.deciding = threading.RLock()
+
+    def consider(self, why: str) -> None:
+        """The agent was lost: if it stays lost, ask the arbiter. One thread at a time; returns at once."""
+        if not self._session.order.goes_solo or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._thread = threading.Thread(target=self._run, args=(why,), name="solo", daemon=True)
+        self._thread.start()
+
+    def _lost(self) -> bool:
+        session = self._session
+        return session.pipeline.state is PrimaryState.HELD and not session.ended.is_set()
+
+    def _run(self, why: str) -> None:
+        session = self._session
+        due = time.monotonic() + session.order.protection.solo_after_ms / 1000
+        while self._lost() and time.monotonic() < due:
+            time.sleep(0.02)
+        while self._lost():
+            with self.deciding:
+                if not self._lost():
+                    return
+                claim = self._ask()
+                if claim.verdict is Verdict.WON:
+                    return self._alone(why)
+                if claim.verdict is Verdict.LOST:
+                    record = claim.record
+                    owner, term = (record.owner, record.term) if record else ("nobody", 0)
+                    return session.on_fenced(term, f"by the arbiter {owner or 'nobody'} owns the VM (term {term})")
+            session.figures.set("held", f"{why}; the arbiter does not answer either: output is held")
+            time.sleep(ASK_AGAIN_S)
+
+    def _ask(self) -> Claim:
+        """Until the answer is definite, or it is certain that nobody saw the question."""
+        session = self._session
+        assert session.arbiter is not None
+        rule = go_solo(session.order.host, session.pipeline.term)
+        claim = session.arbiter.claim(session.order.vm, rule)
+        while claim.verdict is Verdict.UNKNOWN:
+            session.figures.set("held", "the arbiter's answer was lost: output is held until it answers")
+            time.sleep(ASK_AGAIN_S)
+            claim = session.arbiter.claim(session.order.vm, rule)
+            if claim.verdict is Verdict.UNREACHED:  # the first question may still have been seen
+                claim = Claim(Verdict.UNKNOWN, None)
+        return claim
+
+    def _alone(self, why: str) -> None:
+        session = self._session
+        term = session.pipeline.term + 1
+        session.save(term=term)
+        with session.lock:
+            session.pipeline.solo(term)
+        log.warning("the VM goes on alone in term %d: %s", term, why)
+        session.ending.finish_apart("solo", f"the arbiter allows it to go on alone: {why}")
+
+
+def claim_session(session: Session, term: int) -> None:
+    """Have the arbiter know of this session before anything of it counts. Fenced when another host owns the VM."""
+    if session.arbiter is None:
+        return
+    rule = open_session(session.order.host, term)
+    for _ in range(SESSION_TRIES):
+        claim = session.arbiter.claim(session.order.vm, rule)
+        if claim.verdict is Verdict.WON:
+            return
+        if claim.verdict is Verdict.LOST:
+            record = claim.record
+            reason = f"by the arbiter {record.owner if record else 'nobody'} owns VM {session.order.vm}"
+            newer = record.term if record else 0
+            session.on_fenced(newer, reason)
+            raise Fenced(reason, hint="see: remusdb status, on that host", term=newer)
+        time.sleep(ASK_AGAIN_S)
+    raise ArbiterUnreachable("the arbiter does not answer: the session is not begun", hint="is etcd running?")

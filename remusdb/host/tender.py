@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does for every VM what is to be done without anybody asking (`tending.py` says what), each in a thread of its own.
+
+Invariant: before a VM that this host protected is touched, or its output let go, the other host and the arbiter
+were asked who owns it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from remusdb.arbiter.arbiter import Arbiter
+from remusdb.core.messages import Standing
+from remusdb.core.ownership import Ownership, Verdict, go_solo
+from remusdb.errors import CannotProtect, PeerUnreachable, RemusError
+from remusdb.host.fence import put_away
+from remusdb.host.keeper import Keeper
+from remusdb.host.order import read_order
+from remusdb.host.peer import ask_standing
+from remusdb.host.record import VmRecord
+from remusdb.host.tending import Action, next_action, superseded
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.25
+RETRY_S = (0.25, 1.0, 2.0, 5.0, 10.0, 30.0)  # between tries for one VM; the last one repeats
+
+
+@dataclass
+class Patience:
+    """When to try again for one VM."""
+
+    tries: int = 0
+    due: float = 0.0
+    action: Action = Action.NOTHING
+
+    def ready(self, action: Action) -> bool:
+        """Whether this action may be tried now; another action than last time starts anew."""
+        if action is not self.action:
+            self.action, self.tries, self.due = action, 0, 0.0
+        return time.monotonic() >= self.due
+
+    def wait(self) -> None:
+        """It did not work: longer each time."""
+        self.due = time.monotonic() + RETRY_S[min(self.tries, len(RETRY_S) - 1)]
+        self.tries += 1
+
+
+class Tender:
+    """One thread that looks, and one a VM that works."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._config = keeper.config
+        self._arbiter = Arbiter(keeper.config.arbiter) if keeper.config.arbiter else None
+        self._patience: dict[str, Patience] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="tender", daemon=True)
+
+    def start(self) -> None:
+        """Adopt the workers that an earlier daemon left, then look after every VM."""
+        for record in self._keeper.records():
+            if self._keeper.workers.adopt(record):
+                log.info("its worker goes on", extra={"vm": record.vm})
+                self._keeper.tell(record, "adopted", "protected", "the host daemon was restarted; its worker goes on")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stop.set()
+
+    def put_away(self, record: VmRecord) -> None:
+        """Destroy a fenced VM here, its disks kept or not. With `record.work` held."""
+        state = record.state
+        policy = self._config.for_vm(record.vm).on_fenced
+        host = self._config.host
+        done = put_away(host.libvirt_uri, state, policy, host.image_dir, host.state_dir)
+        reason = f"{state.reason.split(';')[0]}; {done.note}"
+        self._keeper.store.update(record.vm, put_away=True, armed=False, gates=[], kept=done.disks, reason=reason)
+        record.settle("fenced", reason)
+        self._keeper.tell(record, "kept", "fenced", reason)
+
+    def _look(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            try:
+                for record in self._keeper.records():
+                    self._consider(record)
+            except Exception:  # task boundary: this thread is the only one that looks
+                log.exception("looking after the VMs failed")
+
+    def _consider(self, record: VmRecord) -> None:
+        try:
+            state = record.state
+        except RemusError as exc:
+            return record.settle("failed", str(exc))
+        auto = self._config.for_vm(record.vm).auto_reprotect
+        action = next_action(state, record.busy, auto)
+        patience = self._patience.setdefault(record.vm, Patience())
+        if not patience.ready(action) or action is Action.NOTHING or not record.work.acquire(blocking=False):
+            return
+        threading.Thread(
+            target=self._act, args=(record, action, patience), name=f"tend-{record.vm}", daemon=True
+        ).start()
+
+    def _act(self, record: VmRecord, action: Action, patience: Patience) -> None:
+        """Task boundary; gives `record.work` back."""
+        try:
+            if action is Action.PUT_AWAY:
+                self.put_away(record)
+            else:
+                self._protect(record)
+        except RemusError as exc:
+            log.warning("%s: not yet: %s", action.value, exc, extra={"vm": record.vm})
+        except Exception:
+            log.exception("%s failed", action.value, extra={"vm": record.vm})
+        finally:
+            patience.wait()
+            record.work.release()
+
+    def _protect(self, record: VmRecord) -> None:
+        """Ask who owns the VM; if it is this host, protect it to where it was."""
+        state = record.state
+        if state.peer not in self._config.peers:
+            raise CannotProtect(f"peer `{state.peer}` is not in host.toml")
+        standing, silent = self._standing(record)
+        other = superseded(self._config.host.name, state, standing, self._record(record.vm))
+        if other is not None:
+            reason = f"host {other.owner} owns the VM since term {other.term}"
+            self._keeper.fence(record, other.owner, other.term, reason)
+            return self.put_away(record)
+        if not self._keeper.inspection.vms().get(record.vm, False):
+            return self._off(record, standing)
+        if silent is not None:
+            return self._without_peer(record, silent)
+        log.info("protected again to %s", state.peer, extra={"vm": record.vm})
+        self._keeper.tell(record, "resync", record.status()["state"], f"protected again to {state.peer}")
+        self._keeper.begin(record, state.peer, _unheard)
+
+    def _standing(self, record: VmRecord) -> tuple[Standing | None, PeerUnreachable | None]:
+        order = read_order(self._keeper.workers.order(record, record.state.peer))
+        try:
+            return ask_standing(order, record.state.term), None
+        except PeerUnreachable as exc:
+            return None, exc
+
+    def _record(self, vm: str) -> Ownership | None:
+        try:
+            return self._arbiter.read(vm) if self._arbiter else None
+        except PeerUnreachable as exc:
+            log.warning("the arbiter: %s", exc, extra={"vm": vm})
+            return None
+
+    def _off(self, record: VmRecord, standing: Standing | None) -> None:
+        """The VM does not run. Where the other host surely does not run it either, it is nobody's but ours."""
+        state = record.state
+        if standing is None or standing.role in ("standby", "promoting"):
+            shown = "held" if state.armed else "solo"
+            return record.settle(shown, f"the VM is off here; {state.peer} has not said that it took it over")
+        reason = f"the VM is off; {state.peer} does not run it: start it with virsh start {record.vm}"
+        self._keeper.store.update(record.vm, role="solo", armed=False, gates=[], reason=reason)
+        record.settle("solo", reason)
+
+    def _without_peer(self, record: VmRecord, silent: PeerUnreachable) -> None:
+        """The VM runs, its worker is gone, the backup is silent: only the arbiter can let it speak."""
+        state, vm = record.state, record.vm
+        if not state.armed:
+            return record.settle("solo", f"{silent}; the VM runs alone, it is tried again")
+        solo = self._arbiter is not None and self._config.for_vm(vm).on_backup_loss != "hold"
+        if not solo or self._arbiter is None:
+            return record.settle("held", f"{silent}; output is held until the agent answers, or `remusdb unprotect`")
+        claim = self._arbiter.claim(vm, go_solo(self._config.host.name, state.term))
+        if claim.verdict is Verdict.WON:
+            self._keeper.store.update(vm, term=state.term + 1)
+            self._keeper.free(record, f"the arbiter allows it to go on alone: {silent}")
+        else:
+            record.settle("held", f"{silent}; the arbiter does not allow it to go on alone ({claim.verdict.value})")
+
+
+def _unheard(_progress: dict[str, Any]) -> None:
+    """Progress that nobody asked for."""

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make soak`: round after round, the host that runs the VM is killed, boots again, and becomes the backup. Load never ends.
+
+    python -m tools.soak [--rounds N]
+
+Progress is on stderr. The last line on stdout is one JSON object, which build/soak/report.json holds as well. Exit 1
+if anything that a client had seen was lost or came twice, if a connection was reset, or if a round failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.markup import escape
+
+from tools.lab.paths import BUILD
+from tools.lab.product import other_host
+from tools.load import wait_for
+from tools.rig import VM, Rig, running_rig
+from tools.show import say, step
+
+_FOLDER = BUILD / "soak"
+_WORK_S = 6.0  # under load and protected, before each kill
+_TAKEOVER_S = 30.0
+_REJOIN_S = 30.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """One failover and the way back. `resync_bytes` is what came out of the host that runs the VM meanwhile."""
+
+    killed: str
+    outage_ms: float
+    rejoin_s: float
+    resync_s: float
+    resync_bytes: int
+    kept: bool  # status names the disks that the old primary put aside
+
+
+def one_round(rig: Rig) -> Round:
+    """Kill, take over, boot, rejoin, reprotect. Raises TimeoutError or RuntimeError when a step does not come about."""
+    old = rig.product.owner(VM)
+    if old is None:
+        raise RuntimeError("the VM runs nowhere")
+    new = other_host(old)
+    time.sleep(_WORK_S)
+    with step(f"{old} is killed; {new} takes over"):
+        killed = rig.host(old).kill()
+        wait_for(lambda: rig.load.all_work(killed.monotonic_ns), _TAKEOVER_S, "not every client works again")
+    with step(f"{old} boots, and learns that it is not the primary any more"):
+        began = time.monotonic()
+        rig.product.reboot(old)
+        wait_for(lambda: _rejoined(rig, old), _REJOIN_S, f"{old} is not fenced: {rig.product.view(old, VM)}")
+        rejoin_s = time.monotonic() - began
+        kept = bool(rig.product.status(VM, old).get("kept"))
+    with step(f"remusdb reprotect {VM} --to {old}"):
+        began, before = time.monotonic(), rig.wire_bytes(new)
+        rig.product.cli(new, "reprotect", VM, "--to", old, timeout_s=180.0)
+        wait_for(lambda: rig.protected(new), 30.0, f"{new} is not protected: {rig.product.view(new, VM)}")
+        resync_s, resync_bytes = time.monotonic() - began, rig.wire_bytes(new) - before
+    outage = rig.load.outage_ms(killed.monotonic_ns)
+    return Round(old, outage, round(rejoin_s, 1), round(resync_s, 1), resync_bytes, kept)
+
+
+def _rejoined(rig: Rig, name: str) -> bool:
+    return rig.state(name) == "fenced" and not rig.product.vm_runs(name, VM)
+
+
+def soak(rounds: int) -> tuple[dict[str, Any], list[str]]:
+    """All rounds. Gives the report and the complaints."""
+    done: list[Round] = []
+    complaints: list[str] = []
+    with running_rig(_FOLDER) as rig:
+        with step(f"remusdb protect {VM} --to b"):
+            rig.product.cli("a", "protect", VM, "--to", "b", timeout_s=120.0)
+        for number in range(1, rounds + 1):
+            say(f"[bold]round {number} of {rounds}[/bold]")
+            try:
+                done.append(one_round(rig))
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                complaints.append(f"round {number}: {error}")
+                break
+            say(f"  {asdict(done[-1])}")
+        with step("what the last survivor holds against what the clients saw"):
+            time.sleep(2.0)
+            rig.load.stop()
+            judged = rig.load.verify()
+    complaints += judged["complaints"]
+    figures = {key: judged[key] for key in ("acked", "lost", "duplicated", "reconnects")}
+    return {"rounds": len(done), **figures, "each": [asdict(one) for one in done]}, complaints
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make soak")
+    parser.add_argument("--rounds", type=int, default=10)
+    args = parser.parse_args()
+    shutil.rmtree(_FOLDER, ignore_errors=True)
+    _FOLDER.mkdir(parents=True)
+    report, complaints = soak(args.rounds)
+    for complaint in complaints:
+        say(f"  [bold red]{escape(complaint)}[/bold red]")
+    text = json.dumps({**report, "complaints": complaints})
+    (_FOLDER / "report.json").write_text(text + "\n")
+    print(text)
+    return 1 if complaints or report["rounds"] < args.rounds else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        say(f"[bold red]the soak could not be run:[/bold red] {escape(str(error))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
