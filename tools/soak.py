@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make soak`: round after round, the host that runs the VM is killed, boots again, and becomes the backup. Load never ends.
+"""`make soak`: round after round, the host that runs the VM is killed, boots again, and becomes the backup.
+The load never ends.
 
     python -m tools.soak [--rounds N]
 

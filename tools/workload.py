@@ -103,17 +103,17 @@ def run(server: str, record: Path, clients: int) -> int:
     stop, go, wake = threading.Event(), threading.Event(), threading.Event()
     go.set()
 
-    def end() -> None:
-        stop.set()
-        go.set()
+    def ordered(signum: int, _frame: object) -> None:
+        if signum == signal.SIGUSR1:
+            go.clear()
+        else:
+            if signum != signal.SIGUSR2:
+                stop.set()
+            go.set()
+        wake.set()
 
-    for signum, act in (
-        (signal.SIGTERM, end),
-        (signal.SIGINT, end),
-        (signal.SIGUSR1, go.clear),
-        (signal.SIGUSR2, go.set),
-    ):
-        signal.signal(signum, lambda *_, act=act: (act(), wake.set()))
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, ordered)
     threads = [Client(number, server, acked_fd, stop, go) for number in range(1, clients + 1)]
     for thread in threads:
         thread.start()

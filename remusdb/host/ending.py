@@ -114,13 +114,15 @@ class Ending:
         """protect() failed. Before the first epoch went out the agent cannot take over; after it, it must say so."""
         session = self._session
         session.leaving = True
+        if session.fenced():
+            self._stop_work()
+            session.close_parts(remove_gates=False)
+            return session.ended.set()
         session.outbox.say(FrameType.BYE, pack(Notice("protect failed")))
         shipped = session.pipeline.captured > 0 or (session.was_armed and not session.greeted)
         safe = not shipped or session.renounced.wait(RENOUNCE_S)
         self._stop_work()
-        if session.fenced():
-            session.close_parts(remove_gates=False)
-        elif safe:
+        if safe:
             session.close_parts(remove_gates=session.gated)
             if session.greeted or session.was_armed:
                 self._record("solo" if session.state.wanted else "unprotected", str(cause))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,10 +94,10 @@ def _end(libvirt_uri: str, vm: str, papers: Papers) -> None:
         connection = connect(libvirt_uri, deadline)
         handle = deadline.call(f"VM {vm}", _find, connection, vm)
         if handle is not None:
-            deadline.call(f"definition of VM {vm}", papers.save, handle)
-            deadline.call(f"autostart of VM {vm}", autostart_off, handle)
+            deadline.call(f"definition of VM {vm}", _if_there, papers.save, handle)
+            deadline.call(f"autostart of VM {vm}", _if_there, autostart_off, handle)
             _destroy(deadline, handle, vm)
-            deadline.call(f"undefine VM {vm}", _undefine, handle)
+            deadline.call(f"undefine VM {vm}", _if_there, _undefine, handle)
         kill_qemu(vm, END_S)  # one that libvirt has lost sight of
     except VmError as exc:
         papers.save_without_libvirt()
@@ -121,9 +121,7 @@ def _find(connection: libvirt.virConnect, vm: str) -> libvirt.virDomain | None:
 
 def _destroy(deadline: Deadline, handle: libvirt.virDomain, vm: str) -> None:
     """By libvirt, which tidies up after it; by the kernel when it takes libvirt too long, and libvirt then follows."""
-    if not deadline.call(f"VM {vm}", handle.isActive):
-        return
-    asked = deadline.start(_destroy_quietly, handle)
+    asked = deadline.start(_if_there, _destroy_running, handle)
     try:
         deadline.finish(asked, f"destroy VM {vm}")
     except VmError as exc:
@@ -132,24 +130,26 @@ def _destroy(deadline: Deadline, handle: libvirt.virDomain, vm: str) -> None:
         deadline.finish(asked, f"destroy VM {vm}")
 
 
-def _destroy_quietly(handle: libvirt.virDomain) -> None:
-    with _unless(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):  # it ended by itself
-        handle.destroy()
+def _destroy_running(handle: libvirt.virDomain) -> None:
+    try:
+        if handle.isActive():
+            handle.destroy()
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:  # it ended by itself just now
+            raise
 
 
 def _undefine(handle: libvirt.virDomain) -> None:
-    """A VM without a persistent definition was gone with its QEMU."""
-    with _unless(libvirt.VIR_ERR_NO_DOMAIN):
-        if handle.isPersistent():
-            handle.undefineFlags(UNDEFINE)
+    if handle.isPersistent():
+        handle.undefineFlags(UNDEFINE)
 
 
-@contextlib.contextmanager
-def _unless(*codes: int) -> Iterator[None]:
+def _if_there(call: Callable[[libvirt.virDomain], object], handle: libvirt.virDomain) -> None:
+    """A VM without a persistent definition goes with its QEMU, at any moment: then there is nothing left to do."""
     try:
-        yield
+        call(handle)
     except libvirt.libvirtError as exc:
-        if exc.get_error_code() not in codes:
+        if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
             raise
 
 

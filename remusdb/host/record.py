@@ -45,6 +45,7 @@ class VmRecord:
         self._status = VmStatus(vm=vm)
         self._told_at = time.monotonic()
         self._settled = False
+        self._settled_at = 0  # the state file then: what changed it since knows better
         self.work = threading.Lock()  # whoever starts or ends a worker, or puts the VM away
 
     @property
@@ -95,24 +96,27 @@ class VmRecord:
     def settle(self, state: str, reason: str) -> None:
         """Enter a state that no worker tells, and hear nothing more of a worker that is ending."""
         with self._lock:
-            self._settled = True
+            self._settle()
             self._status.state, self._status.reason = state, reason
             self._status.in_flight = 0
+
+    def _settle(self) -> None:
+        self._settled, self._settled_at = True, self._store.changed(self.vm)
 
     def status(self) -> dict[str, Any]:
         """The VM's status now. The age of the last commit grows also while nobody tells it."""
         with self._lock:
             found = self._status.to_dict()
-            told = self._link is not None or self._settled
             try:
                 state = self.state
             except RemusError as exc:
                 return {**found, "state": "failed", "reason": str(exc)}
-            found |= {"owner": state.owner, "kept": state.kept, "wanted": state.wanted}
-            if not told:
-                found |= {"state": SHOWN[state.role], "reason": _reason(state), "term": state.term, "peer": state.peer}
+            if self._link is None and not (self._settled and self._settled_at == self._read_at):
+                self._status = VmStatus(vm=self.vm, state=SHOWN[state.role], reason=_reason(state), peer=state.peer)
+                found = self._status.to_dict()
             if state.role == "fenced":
-                found |= {"state": "fenced", "reason": state.reason, "term": max(state.term, found["term"])}
+                found |= {"state": "fenced", "reason": state.reason}
+            found |= {"owner": state.owner, "kept": state.kept, "term": max(state.term, found["term"])}
             if found["committed_age_ms"] is not None:
                 found["committed_age_ms"] = round(
                     found["committed_age_ms"] + 1000 * (time.monotonic() - self._told_at), 1
@@ -138,7 +142,7 @@ class VmRecord:
                 held = self._armed()
                 self._status.state = "held" if held else "failed"
                 self._status.reason = f"the worker {how}{last}{'; output stays held' if held else ''}"
-                self._settled = True
+                self._settle()
 
     def adopted(self, link: WorkerLink) -> None:
         """`link` is the worker that an earlier daemon left behind."""

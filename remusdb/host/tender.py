@@ -27,7 +27,8 @@ from remusdb.host.tending import Action, next_action, superseded
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.25
-RETRY_S = (0.25, 1.0, 2.0, 5.0, 10.0, 30.0)  # between tries for one VM; the last one repeats
+ASK_S = (0.25, 0.5, 1.0, 2.0)  # between questions for one VM; the last one repeats
+RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # between tries that cost something
 
 
 @dataclass
@@ -44,9 +45,10 @@ class Patience:
             self.action, self.tries, self.due = action, 0, 0.0
         return time.monotonic() >= self.due
 
-    def wait(self) -> None:
+    def wait(self, costly: bool) -> None:
         """It did not work: longer each time."""
-        self.due = time.monotonic() + RETRY_S[min(self.tries, len(RETRY_S) - 1)]
+        delays = RETRY_S if costly else ASK_S
+        self.due = time.monotonic() + delays[min(self.tries, len(delays) - 1)]
         self.tries += 1
 
 
@@ -108,21 +110,23 @@ class Tender:
 
     def _act(self, record: VmRecord, action: Action, patience: Patience) -> None:
         """Task boundary; gives `record.work` back."""
+        costly = False
         try:
             if action is Action.PUT_AWAY:
                 self.put_away(record)
-            else:
-                self._protect(record)
+            elif self._ours_to_protect(record):
+                costly = True
+                self._keeper.begin(record, record.state.peer, _unheard)
         except RemusError as exc:
             log.warning("%s: not yet: %s", action.value, exc, extra={"vm": record.vm})
         except Exception:
             log.exception("%s failed", action.value, extra={"vm": record.vm})
         finally:
-            patience.wait()
+            patience.wait(costly)
             record.work.release()
 
-    def _protect(self, record: VmRecord) -> None:
-        """Ask who owns the VM; if it is this host, protect it to where it was."""
+    def _ours_to_protect(self, record: VmRecord) -> bool:
+        """Ask who owns the VM. False: there is nothing to protect, or not now; what could be done is done."""
         state = record.state
         if state.peer not in self._config.peers:
             raise CannotProtect(f"peer `{state.peer}` is not in host.toml")
@@ -131,14 +135,15 @@ class Tender:
         if other is not None:
             reason = f"host {other.owner} owns the VM since term {other.term}"
             self._keeper.fence(record, other.owner, other.term, reason)
-            return self.put_away(record)
-        if not self._keeper.inspection.vms().get(record.vm, False):
-            return self._off(record, standing)
-        if silent is not None:
-            return self._without_peer(record, silent)
-        log.info("protected again to %s", state.peer, extra={"vm": record.vm})
-        self._keeper.tell(record, "resync", record.status()["state"], f"protected again to {state.peer}")
-        self._keeper.begin(record, state.peer, _unheard)
+            self.put_away(record)
+        elif not self._keeper.inspection.vms().get(record.vm, False):
+            self._off(record, standing)
+        elif silent is not None:
+            self._without_peer(record, silent)
+        else:
+            self._keeper.tell(record, "resync", record.status()["state"], f"it is protected to {state.peer} again")
+            return True
+        return False
 
     def _standing(self, record: VmRecord) -> tuple[Standing | None, PeerUnreachable | None]:
         order = read_order(self._keeper.workers.order(record, record.state.peer))

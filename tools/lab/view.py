@@ -8,7 +8,7 @@ from typing import Any
 
 # States in which the VM of that host is the VM, as far as this host knows.
 _OWNING = ("unprotected", "seeding", "protected", "held", "solo", "failed", "promoted")
-_BACKUP = ("seeding", "ready", "deciding", "promoting", "promoted")
+_ACTIVE = ("seeding", "ready", "deciding")  # of a replica
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,10 @@ class View:
     @property
     def told(self) -> dict[str, Any]:
         """The one that counts: a standby is a libvirt domain too, which its host daemon calls unprotected."""
-        if not self.host:
+        agent = self.agent.get("state")
+        if agent in _ACTIVE or (agent == "promoted" and self.host.get("state") == "unprotected"):
             return self.agent
-        if self.host.get("state") == "unprotected" and self.agent.get("state") in _BACKUP:
-            return self.agent
-        return self.host
+        return self.host or self.agent
 
     @property
     def state(self) -> str:
