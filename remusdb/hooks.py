@@ -163,7 +163,7 @@ def _run(path: Path, event: Event, timeout_s: float) -> None:
         with suppress(ProcessLookupError):  # before it is reaped: until then the number is its own
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(KILLED_S)
-        output.drain()
+        output.read()  # at most a pipe full is left
     verdict = f"ended with {process.returncode}" if ended else f"was killed: it ran for more than {timeout_s:g} s"
     level = logging.INFO if process.returncode == 0 and ended else logging.WARNING
     log.log(level, "%s: hook %s on %s %s after %.1f s%s", event.vm, path, event.event, verdict,
@@ -204,11 +204,6 @@ class _Output:
         self._kept += data[:room]
         self._more_bytes += len(data[room:])
         return bool(data)
-
-    def drain(self) -> None:
-        """Take the rest that is in the pipe; bounded, for somebody may still write."""
-        if select.select([self.fd], [], [], 0)[0]:
-            self.read()
 
     def words(self) -> str:
         """For the end of a line of the log."""

@@ -31,6 +31,7 @@ class Rig:
 
     def __init__(self, lab: Lab, product: Product, etcd: Etcd, load: Load) -> None:
         self.lab, self.product, self.etcd, self.load = lab, product, etcd, load
+        self.resets = 0  # connections that the clients have lost so far, as far as anybody looked
 
     def host(self, name: str) -> Host:
         return self.lab.host(name)
@@ -74,7 +75,7 @@ class Rig:
             owner = self.product.owner(VM)
             if owner and self.protected(owner):
                 return owner
-            said = self.protect(owner) if owner else self._start_vm()
+            said = self.protect(owner) if owner else self.boot_vm()
             time.sleep(0.5)
         states = {name: (view.state, view.reason) for name in HOSTS if (view := self.product.view(name, VM))}
         raise Broken(f"{VM} does not become protected in {_REPAIR_S:.0f} s: {states}\n{said}")
@@ -88,8 +89,8 @@ class Rig:
             return f"{verb}: no answer in {_PROTECT_S:.0f} s"
         return done.stderr if done.returncode else ""
 
-    def _start_vm(self) -> str:
-        """Boots the VM where it is defined and not fenced."""
+    def boot_vm(self) -> str:
+        """Boots the VM where it is defined and not fenced, as an operator would; what virsh said."""
         said = ""
         for name in HOSTS:
             view = self.product.view(name, VM)

@@ -45,6 +45,7 @@ class VmRecord:
         self._status = VmStatus(vm=vm)
         self._told_at = time.monotonic()
         self._settled = False
+        self._over = False
         self._settled_at = 0  # the state file then: what changed it since knows better
         self.work = threading.Lock()  # whoever starts or ends a worker, or puts the VM away
 
@@ -71,7 +72,7 @@ class VmRecord:
     @property
     def over(self) -> bool:
         """Whether the worker told that its session ended by itself (it may linger until it is stopped)."""
-        return self._status.state in ENDED
+        return self._over
 
     def claim(self, link: WorkerLink, peer: str) -> None:
         """Make `link` this VM's worker; refused while it has one."""
@@ -79,7 +80,7 @@ class VmRecord:
             if self._link is not None:
                 raise self._busy()
             self._link = link
-            self._settled = False
+            self._settled = self._over = False
             state = self.state
             self._status = VmStatus(vm=self.vm, peer=peer, term=state.term)
             self._status.state, self._status.reason = "seeding", "the worker starts"
@@ -126,7 +127,10 @@ class VmRecord:
     def on_status(self, link: WorkerLink, status: dict[str, Any]) -> None:
         """The worker tells its state."""
         with self._lock:
-            if self._link is link and not self._settled:
+            if self._link is not link:
+                return
+            self._over = status.get("state") in ENDED
+            if not self._settled:
                 self._status.take(status)
                 self._told_at = time.monotonic()
 
@@ -147,7 +151,7 @@ class VmRecord:
     def adopted(self, link: WorkerLink) -> None:
         """`link` is the worker that an earlier daemon left behind."""
         with self._lock:
-            self._link, self._settled = link, False
+            self._link, self._settled, self._over = link, False, False
 
     def refuse_fenced(self) -> None:
         """Fenced when another host owns the VM."""

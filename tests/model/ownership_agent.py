@@ -28,7 +28,6 @@ class Agent:
         self.replica = 0
         self.asked = False  # the arbiter may have said yes
         self.promoting = self.returning = False  # decided; it cannot be run here
-        self.taken_from = ""
         self.start()
 
     @property
@@ -47,12 +46,10 @@ class Agent:
     def start(self) -> None:
         store = self._host.store
         self.core = Standby(store.term, store.role in OWNING, store.owner)
+        self.returning = store.role == "promoting"  # it never ran here, and its replica is gone
 
     def crash(self) -> None:
         """The daemon dies, and with it a replica: not a VM that runs."""
-        host = self._host
-        if self.deciding or (host.store.role == "promoting" and host.vm is None and not self.returning):
-            host.world.torn = True
         for connection in self._connections:
             connection.cut = True
         self.core = self.stream = None
@@ -77,6 +74,8 @@ class Agent:
         message = connection.to_agent.pop(0)
         self.greeting.remove(connection)
         self._refresh()
+        if self.promoting or self.returning:
+            return self._answer(connection, Message("REFUSE", self.standby.term))  # not known yet: ask again
         if message.kind == "ASK":
             store = self._host.store
             owner = self.standby.owner or store.owner
@@ -148,11 +147,12 @@ class Agent:
                 self._answer(self.stream, Message("DECLINE", core.term))
 
     def resume(self) -> None:
-        """The VM runs here."""
+        """The replica can be run: from the moment in which that is durable, it is the VM."""
         host = self._host
-        host.vm = host.world.start(self.replica)
-        self.promoting = False
+        host.image = self.replica
         host.store.save(role="promoted")
+        self.promoting = False
+        host.start_vm()
 
     def fail_to_run(self) -> None:
         self.returning, self.promoting = True, False
@@ -161,18 +161,19 @@ class Agent:
         """The old owner may have the VM again."""
         core, host = self.standby, self._host
         if host.world.arbiter is not None:
-            verdict = host.world.arbiter.claim(host.name, give_back(host.name, self.taken_from, core.term)).verdict
+            verdict = host.world.arbiter.claim(host.name, give_back(host.name, host.store.peer, core.term)).verdict
             if verdict in (Verdict.UNREACHED, Verdict.UNKNOWN):
                 return
-        host.store.save(role="none", owner=self.taken_from)
-        core.give_back(self.taken_from)
+        host.image = None
+        host.store.save(role="none", owner=host.store.peer)
+        core.give_back(host.store.peer)
         self.returning = False
 
     # --- the rest ---
 
     def _become(self) -> None:
         core, host = self.standby, self._host
-        self.taken_from, self.asked = core.owner, False
+        self.asked = False
         host.store.save(role="promoting", term=core.term + 1, owner=host.name)
         core.promote(host.store.term)
         core.owner = host.name
@@ -188,8 +189,9 @@ class Agent:
     def _supersede(self, hello: Message) -> None:
         """This host ran the VM, and a host with a newer term protects it to here: the old one is put away first."""
         store = self._host.store
-        unfinished = store.role == "fenced" and self._host.vm is not None
-        if not hello.resume and hello.term > store.term and (store.role in OWNING or unfinished):
+        unfinished = store.role == "fenced" and not self._host.put_away_done
+        superseded = store.role in OWNING and hello.term > store.term
+        if not hello.resume and (superseded or unfinished):
             self._host.fence()
             self.start()
 

@@ -49,7 +49,12 @@ class Host:
     @property
     def startable(self) -> bool:
         """The VM is off, and an operator may start it: nobody else can."""
-        return self.up and self.image is not None and self.store.role != "fenced" and not self.store.armed
+        off = self.up and self.image is not None and not self.store.armed
+        return off and self.store.role not in ("fenced", "standby", "promoting")
+
+    @property
+    def put_away_done(self) -> bool:
+        return self.vm is None and self.image is None
 
     # --- faults ---
 

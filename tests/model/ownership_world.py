@@ -145,7 +145,6 @@ class World:
         self.events = self.starts = 0
         self.newest: Vm | None = None
         self.link_down = False
-        self.torn = False  # a host failed between its decision to take over and the VM's first step there
         self.fuse: int | None = None  # so many instants around durable writes and claims from now, the process dies
         self.log: list[str] = []
         self.hosts = {name: make(self, name) for name in HOSTS}

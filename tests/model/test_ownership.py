@@ -240,8 +240,6 @@ class Run:
 
     def well(self) -> bool:
         hosts = list(self.world.hosts.values())
-        if self.world.torn and not any(host.vm or host.image is not None or host.agent.promoting for host in hosts):
-            return True
         for host in hosts:
             if host.vm is not None and host.session and host.session.pipeline.state is PrimaryState.PROTECTED:
                 other = self.world.hosts[host.peer]

@@ -127,7 +127,7 @@ class Product:
         socket = self._lab.host(on).run_alias / "remusdb" / f"{daemon}.sock"
         return call(socket, op, args, timeout_s=timeout_s)
 
-    def view(self, on: str, vm: str, timeout_s: float = 5.0) -> View:
+    def view(self, on: str, vm: str, timeout_s: float = 1.0) -> View:
         """What both daemons of a host say of a VM; a daemon that does not answer says nothing."""
         return View(self._asked("host", on, vm, timeout_s), self._asked("agent", on, vm, timeout_s))
 

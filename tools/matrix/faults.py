@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 
 from tools.faults import LinkFault, find, kill, stop
+from tools.lab.etcd import Etcd
 from tools.lab.product import PORT
 from tools.rig import VM, Rig
 
@@ -39,6 +41,8 @@ class Scene:
     rig: Rig
     primary: str
     backup: str
+    killed: bool = False  # the primary's host was killed besides the fault
+    cleanup: ExitStack = field(default_factory=ExitStack)
 
 
 @dataclass
@@ -89,13 +93,16 @@ def _pids(scene: Scene, what: str) -> list[int]:
 
 def _killing(what: str) -> Callable[[Scene], Armed]:
     def arm(scene: Scene) -> Armed:
-        rig, heal = scene.rig, {
-            "primary host": lambda: rig.product.reboot(scene.primary),
-            "backup host": lambda: rig.product.reboot(scene.backup),
-            "host daemon": lambda: rig.product.start_host(scene.primary),
-            "agent": lambda: rig.product.start_agent(scene.backup),
-            "etcd": lambda: (rig.etcd.kill(), rig.etcd.start()),
-        }.get(what, lambda: None)
+        rig, heal = (
+            scene.rig,
+            {
+                "primary host": lambda: rig.product.reboot(scene.primary),
+                "backup host": lambda: rig.product.reboot(scene.backup),
+                "host daemon": lambda: rig.product.start_host(scene.primary),
+                "agent": lambda: rig.product.start_agent(scene.backup),
+                "etcd": lambda: _restart(rig.etcd),
+            }.get(what, lambda: None),
+        )
         if what in ("primary host", "backup host"):
             host = rig.host(scene.primary if what == "primary host" else scene.backup)
             return Armed(host.kill, heal)
@@ -103,6 +110,11 @@ def _killing(what: str) -> Callable[[Scene], Armed]:
         return Armed(lambda: kill(pids), heal)
 
     return arm
+
+
+def _restart(etcd: Etcd) -> None:
+    etcd.kill()
+    etcd.start()
 
 
 def _stopping(what: str) -> Callable[[Scene], Armed]:

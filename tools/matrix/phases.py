@@ -9,20 +9,21 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum
+from pathlib import Path
 
 from remusdb.errors import RemusError
 from tools.lab import Lab, domains
 from tools.load import sql, wait_for
-from tools.matrix.faults import Armed, Hits, Scene
+from tools.matrix.faults import Armed, Fault, Hits, Scene
 from tools.rig import VM
 
 _SETTLE_S = 2.0
 _SEEDING_S = 30.0
 _PROMOTING_S = 15.0
 _APPLY_S = 3.0
-_PAUSE_S = 0.002
+_LOOK_S = 0.002
 
 
 class Phase(Enum):
@@ -35,38 +36,115 @@ class Phase(Enum):
     PROMOTION = "promotion"
 
 
-def strike(phase: Phase, scene: Scene, hits: Hits, armed: Armed, chance: random.Random) -> int:
-    """Brings the scene there and strikes; time.monotonic_ns() of the first blow. RuntimeError if it cannot."""
-    return {
+def strike(phase: Phase, scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed]:
+    """Brings the scene there and strikes: time.monotonic_ns() of the first blow, and how to heal it.
+
+    RuntimeError or TimeoutError if it cannot be brought there; what was armed is healed then.
+    """
+    scripts = {
         Phase.IDLE: _idle,
         Phase.LOAD: _load,
         Phase.SYNC: _sync,
         Phase.APPLY: _apply,
         Phase.PROMOTION: _promotion,
-    }[phase](scene, hits, armed, chance)
+    }
+    return scripts[phase](scene, fault, chance)
 
 
-def _struck(armed: Armed) -> int:
+def _blow(fault: Fault, scene: Scene) -> tuple[int, Armed]:
+    armed = fault.arm(scene)
     at = time.monotonic_ns()
     armed.strike()
-    return at
+    return at, armed
 
 
-def _idle(scene: Scene, _hits: Hits, armed: Armed, chance: random.Random) -> int:
+def _idle(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed]:
     """The clients rest until `cell.py` lets them go on."""
     scene.rig.load.pause()
     time.sleep(chance.uniform(0.5, 1.0))
-    return _struck(armed)
+    return _blow(fault, scene)
 
 
-def _load(scene: Scene, _hits: Hits, armed: Armed, chance: random.Random) -> int:
+def _load(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed]:
     time.sleep(_SETTLE_S + chance.uniform(0.0, 0.5))
-    return _struck(armed)
+    return _blow(fault, scene)
 
 
-def _sync(scene: Scene, _hits: Hits, armed: Armed, chance: random.Random) -> int:
-    """While the CLI's `protect` waits for the initial copy; the CLI is left to end as it may."""
+def _sync(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed]:
+    """While `remusdb protect` waits for the initial copy; the command is left to end as it may."""
     rig = scene.rig
+    rig.product.cli(scene.primary, "unprotect", VM)
     command = ["remusdb", "protect", VM, "--to", scene.backup]
-    asked = rig.host(scene.primary).popen(command, stdout=subprocess.DEVNULL, log=os.devnull_path)
-    return at
+    asked = rig.host(scene.primary).popen(command, log=Path(os.devnull))
+    scene.cleanup.callback(_end, asked)
+
+    def under_way() -> bool:
+        return rig.state(scene.backup) == "seeding" and rig.product.vm_runs(scene.backup, VM)
+
+    wait_for(under_way, _SEEDING_S, "the initial copy does not begin", 0.02)
+    time.sleep(chance.uniform(0.0, 0.5))
+    return _blow(fault, scene)
+
+
+def _apply(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed]:
+    """Under heavy writes, when the backup holds an epoch that it has not applied, if that is seen at all."""
+    rig = scene.rig
+    with _heavy_writes(rig.lab):
+        time.sleep(_SETTLE_S + chance.uniform(0.0, 0.5))
+        armed = fault.arm(scene)
+        deadline = time.monotonic() + _APPLY_S
+        while time.monotonic() < deadline:
+            told = rig.product.view(scene.backup, VM).agent
+            if told.get("committed", 0) > told.get("applied", 0):
+                break
+        at = time.monotonic_ns()
+        armed.strike()
+        return at, armed
+
+
+def _promotion(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed]:
+    """The primary dies first, and the fault strikes as soon as the backup decides or promotes.
+
+    Of a fault on the primary's side its QEMU dies first, so that there is something left to strike.
+    """
+    rig = scene.rig
+    armed = fault.arm(scene)
+    time.sleep(_SETTLE_S + chance.uniform(0.0, 0.5))
+    host = rig.host(scene.primary)
+    if fault.hits is Hits.PRIMARY:
+        at = host.kill_qemu(VM).monotonic_ns
+    else:
+        at = host.kill().monotonic_ns
+        scene.killed = True
+    deadline = time.monotonic() + _PROMOTING_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(RemusError, LookupError):
+            if rig.product.ask("agent", scene.backup, vm=VM)["vms"][0]["state"] in ("deciding", "promoted"):
+                break
+        time.sleep(_LOOK_S)
+    else:
+        armed.heal()
+        raise TimeoutError(f"no promotion begins in {_PROMOTING_S:.0f} s")
+    armed.strike()
+    return at, armed
+
+
+@contextlib.contextmanager
+def _heavy_writes(lab: Lab) -> Iterator[None]:
+    """Memory and disk of the VM change fast, without a lock that the clients wait for."""
+    sql(lab, "CREATE TABLE IF NOT EXISTS scratch (n int, filler text)")
+    statements = "INSERT INTO scratch SELECT n, repeat('x', 100) FROM generate_series(1, 5000) n; TRUNCATE scratch;"
+    command = f'yes "{statements}" | psql -q -h {domains.PG_IP4} -U postgres bank'
+    writer = lab.client.popen(["sh", "-c", command], log=Path(os.devnull))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(writer.pid, signal.SIGKILL)
+        writer.wait()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()

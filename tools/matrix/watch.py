@@ -62,8 +62,7 @@ class Speakers:
         first, wrong = changes[0][1], changes[moves][1]
         late_ms = (wrong.at_ns - first.at_ns) / 1e6
         return [
-            f"two speakers: a frame of the VM came out of {wrong.host} {late_ms:.1f} ms after {first.host} had begun "
-            f"to speak ({len(changes)} changes, {moves} allowed)"
+            f"two speakers: {wrong.host} sent a frame of the VM {late_ms:.1f} ms after {first.host} had begun to speak"
         ]
 
     def close(self) -> None:
@@ -78,7 +77,7 @@ class Speakers:
                 self._take(sock, self._sockets[sock])
 
     def _take(self, sock: socket.socket, host: str) -> None:
-        found = []
+        found: list[Frame] = []
         try:
             while len(found) < 256:
                 _data, extra, _flags, _address = sock.recvmsg(_SNAP, socket.CMSG_SPACE(16))
