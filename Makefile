@@ -4,12 +4,18 @@ PYTEST := $(PYTHON) -m pytest
 SEED ?= 1
 RUNS ?= 1
 KILL ?= host
+ROUNDS ?= 10
+CELLS ?= all
 
-.PHONY: help setup demo test check lint bench clean
+.PHONY: help setup demo soak matrix test check lint bench clean
 
 help:
 	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link]'
 	@echo '             kill the host of a protected PostgreSQL VM under load; see that no client noticed'
+	@echo 'make soak [ROUNDS=n]'
+	@echo '             fail over, rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
+	@echo 'make matrix [CELLS=all|ci|FAULT/PHASE,...]'
+	@echo '             every fault in every phase (hours); writes docs/fault-matrix.md'
 	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root)'
 	@echo 'make check   ruff, mypy, and the tests that need nothing'
 	@echo 'make bench   what is timed, apart from the tests: figures of a shared machine prove nothing'
@@ -21,6 +27,12 @@ setup:
 
 demo: setup
 	@$(PYTHON) -m tools.demo --seed $(SEED) --runs $(RUNS) --kill $(KILL)
+
+soak: setup
+	@$(PYTHON) -m tools.soak --rounds $(ROUNDS)
+
+matrix: setup
+	@$(PYTHON) -m tools.matrix --cells '$(CELLS)'
 
 test: check
 	$(PYTEST) tests/host

@@ -76,7 +76,8 @@ class Replica:
             if self._machine is None and not self._taking_over.is_set():
                 self._state = self._store.load(self.vm)
                 if self._core.state is not StandbyState.SEEDING:
-                    self._core = self._remembered()
+                    committed, self._core = self._core.committed, self._remembered()
+                    self._core.committed = committed  # a figure of what was, for status
                     self._reason = self._state.reason or self._reason
 
     def standing(self) -> Standing:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 FILE_MAX_BYTES = 4 << 20
 QUEUE_MAX_EVENTS = 1024
-LOCK_S = 2.0  # for whoever replaces the file; if it hangs, a line that may be lost is better than all the next ones
+LOCK_S = 2.0  # for another writer; if that one hangs (a stopped process), we append all the same: one line never mixes
 
 Author = Literal["agent", "worker", "host", "operator"]
 EventName = Literal[
@@ -139,7 +139,7 @@ def append(folder: Path, event: Event) -> None:
     """Put one line at the end, and on the disk. OSError when it may not be there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = _path(folder, event.vm)
-    with _locked(path, fcntl.LOCK_SH, LOCK_S):
+    with _locked(path) as alone:
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             before = os.fstat(fd).st_size
@@ -152,27 +152,24 @@ def append(folder: Path, event: Event) -> None:
             os.close(fd)
         if before == 0:
             _sync(folder)
-    if before > FILE_MAX_BYTES:
-        _halve(path)
+        if alone and before + len(line) > FILE_MAX_BYTES:
+            _halve(path)
 
 
 def _halve(path: Path) -> None:
-    """Keep the newest half, from the beginning of a line. Left to the next writer while somebody is writing."""
-    with _locked(path, fcntl.LOCK_EX, 0) as alone:
-        text = path.read_bytes() if alone else b""
-        if len(text) <= FILE_MAX_BYTES:
-            return
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                file.write(text[text.find(b"\n", len(text) // 2) + 1 :])
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            _sync(path.parent)
-        except OSError as exc:  # the event itself is on the disk
-            log.warning("%s: cannot be shortened: %s", path, exc)
-            partial.unlink(missing_ok=True)
+    """Keep the newest half, from the beginning of a line."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        text = path.read_bytes()
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(text[text.find(b"\n", len(text) // 2) + 1 :])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync(path.parent)
+    except OSError as exc:  # the event itself is on the disk
+        log.warning("%s: cannot be shortened: %s", path, exc)
+        partial.unlink(missing_ok=True)
 
 
 def _path(folder: Path, vm: str) -> Path:
@@ -180,24 +177,24 @@ def _path(folder: Path, vm: str) -> Path:
 
 
 @contextmanager
-def _locked(path: Path, kind: int, timeout_s: float) -> Iterator[bool]:
-    """Shared by those who append, exclusive for who replaces the file. Whether it was had in time."""
+def _locked(path: Path) -> Iterator[bool]:
+    """One writer at a time, of any process: they must not replace the file under each other. False: not had in time."""
     fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        yield _lock(fd, kind, time.monotonic() + timeout_s)
+        yield _lock(fd, time.monotonic() + LOCK_S)
     finally:
         os.close(fd)
 
 
-def _lock(fd: int, kind: int, until: float) -> bool:
+def _lock(fd: int, until: float) -> bool:
     while True:
         try:
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if time.monotonic() >= until:
                 return False
-            time.sleep(0.01)
+            time.sleep(0.005)
 
 
 def _sync(folder: Path) -> None:

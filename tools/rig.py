@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tools.faults import find
 from tools.lab import Host, Lab, domains, image
 from tools.lab.etcd import Etcd
 from tools.lab.product import HOSTS, Product, Settings, other_host
@@ -51,8 +52,9 @@ class Rig:
 
     def start_parts(self) -> None:
         """Starts what does not run: hosts whose libvirt is gone are booted, daemons and etcd are started."""
-        self.etcd.stop()  # as it may be stopped, or dead without anybody's having noticed
-        self.etcd.start()
+        if not find(self.lab.witness, "etcd"):
+            self.etcd.kill()  # it is dead; now its object knows
+            self.etcd.start()
         for name in HOSTS:
             if not self._libvirt_answers(name):
                 self.host(name).kill()
@@ -82,7 +84,7 @@ class Rig:
 
     def protect(self, owner: str) -> str:
         """`reprotect` to the other host, or `protect` where it was never protected; what the CLI said if it failed."""
-        verb = "reprotect" if self.product.view(owner, VM).term else "protect"
+        verb = "protect" if self.state(owner) == "unprotected" else "reprotect"
         try:
             done = self.product.cli(owner, verb, VM, "--to", other_host(owner), check=False, timeout_s=_PROTECT_S)
         except subprocess.TimeoutExpired:
@@ -91,18 +93,23 @@ class Rig:
 
     def boot_vm(self) -> str:
         """Boots the VM where it is defined and not fenced, as an operator would; what virsh said."""
-        said = ""
-        for name in HOSTS:
-            view = self.product.view(name, VM)
-            defined = self.host(name).run(["virsh", "list", "--all", "--name"], check=False).stdout.split()
-            if VM in defined and view.state != "fenced" and not view.backup:
-                said = self.host(name).run(["virsh", "start", VM], check=False).stderr
-                break
-        else:
-            return said
+        views = {name: self.product.view(name, VM, 5.0) for name in HOSTS}
+        able = [
+            name
+            for name in HOSTS
+            if views[name].state != "fenced" and not views[name].backup and VM in self._defined(name)
+        ]
+        if not able:
+            return "no host may start the VM"
+        # Where its newest state is: an older one would lose what was acknowledged since.
+        best = max(able, key=lambda name: (views[name].told.get("owner") == name, views[name].term))
+        said = self.host(best).run(["virsh", "start", VM], check=False).stderr
         with contextlib.suppress(TimeoutError):
             wait_for(lambda: accepts(self.lab), _BOOT_S, "PostgreSQL does not accept connections", 0.5)
         return said
+
+    def _defined(self, name: str) -> list[str]:
+        return self.host(name).run(["virsh", "list", "--all", "--name"], check=False).stdout.split()
 
     def reset_clients(self) -> None:
         """Breaks the clients' connections: their server has rebooted, and they would wait for it for ever."""

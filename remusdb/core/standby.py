@@ -92,7 +92,8 @@ class Standby:
             return Offer(self.term, True, self.committed)
         reason = "no standby of that session is here"
         if term < self.term and self.state is not StandbyState.EMPTY:
-            return Refusal(reason + ", but one of a newer session", self.term, fenced=True)
+            # Of the same host: its own late HELLO may have begun that one, so it is no reason to fence it.
+            return Refusal(reason + ", but one of a newer session", self.term)
         if term >= self.term:
             self.renounce()
         # An older term of a host that is not known to own the VM gets no word: another host may.

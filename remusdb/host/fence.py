@@ -100,7 +100,7 @@ def _end(libvirt_uri: str, vm: str, papers: Papers) -> None:
             deadline.call(f"undefine VM {vm}", _if_there, _undefine, handle)
         kill_qemu(vm, END_S)  # one that libvirt has lost sight of
     except VmError as exc:
-        pass
+        papers.save_without_libvirt()
         kill_qemu(vm, END_S)
         raise VmError(f"{exc}; its QEMU is dead, its definition is still there", hint=exc.hint) from exc
     finally:
@@ -161,7 +161,7 @@ def _remove_gates(gates: list[dict[str, str]]) -> None:
             log.warning("a gate that is not understood is left alone: %s", gate)
             continue
         try:
-            if True:
+            if _tap_goes(tap, gate.get("mac", "")):
                 make_gate("plug" if kind == "plug" else "tap", tap).remove()
             else:
                 log.warning("interface %s is there, another VM's perhaps: what a gate may have left there stays", tap)

@@ -18,6 +18,7 @@ import pytest
 from tools.faults import LinkFault, find, kill, stop
 from tools.lab import Host, Lab
 from tools.lab.links import socket_in
+from tools.matrix.watch import Speakers
 
 ECHO = """
 import socket, sys, threading
@@ -245,3 +246,29 @@ def test_a_host_boots_again_after_a_power_failure(lab: Lab) -> None:
     assert not b.path("/run/stale").exists()
     assert b.run(["virsh", "list", "--all", "--name"]).stdout.strip() == ""
     assert datagrams(lab.host("a"), b) == 20
+
+
+def test_two_speakers_are_seen(lab: Lab) -> None:
+    """One that moves is no complaint; one that speaks again after the other began is, also with its cable cut."""
+    mac = "52:54:00:77:00:99"
+    speakers = Speakers(lab, mac)
+    try:
+        with LinkFault(lab.host("a")) as fault:
+            fault.cut()
+            for name in ("a", "a", "b", "b"):
+                _speak(lab.host(name), mac)
+            time.sleep(0.3)
+            assert [frame.host for frame in speakers.frames()] == ["a", "a", "b", "b"]
+            assert speakers.complaints(moves=1) == [] and speakers.complaints(moves=0) != []
+            _speak(lab.host("a"), mac)
+            time.sleep(0.3)
+            assert "two speakers: a sent" in speakers.complaints(moves=1)[0]
+    finally:
+        speakers.close()
+
+
+def _speak(host: Host, mac: str) -> None:
+    frame = b"\xff" * 6 + bytes.fromhex(mac.replace(":", "")) + b"\x88\xb5" + bytes(46)
+    with socket_in(host.netns, socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind(("eth0", 0))
+        sock.send(frame)

@@ -74,6 +74,7 @@ class Agent:
         message = connection.to_agent.pop(0)
         self.greeting.remove(connection)
         self._refresh()
+        self._settle(connection.primary)
         if self.promoting or self.returning:
             return self._answer(connection, Message("REFUSE", self.standby.term))  # not known yet: ask again
         if message.kind == "ASK":
@@ -81,6 +82,9 @@ class Agent:
             owner = self.standby.owner or store.owner
             return self._answer(connection, Message("STANDING", self.standby.term, owner=owner))
         self._supersede(message)
+        host = self._host
+        if host.store.role not in OWNING and not host.put_away_done:  # a VM that is not protected: not to be replaced
+            return self._answer(connection, Message("REFUSE", self.standby.term))
         answer = self.standby.hello(message.owner, message.term, message.resume)
         if isinstance(answer, Refusal):
             return self._refuse(connection, answer)
@@ -103,6 +107,8 @@ class Agent:
             try:
                 new = message.epoch > core.committed
                 if core.commit(message.term, message.epoch):
+                    store = self._host.store
+                    assert (store.term, store.role) == (message.term, "standby"), "acknowledged in an old term"
                     self.replica = message.state if new else self.replica
                     self._answer(stream, Message("ACK", message.term, message.epoch))
             except BadFrame:
@@ -185,6 +191,17 @@ class Agent:
         empty = self.state in (StandbyState.EMPTY, StandbyState.PROMOTED)
         if empty and not self.promoting and not self.returning:
             self.start()
+
+    def _settle(self, primary: str) -> None:
+        """The arbiter may have heard, or hear late, a claim of a daemon that died since: without a replica it is void."""
+        host, arbiter = self._host, self._host.world.arbiter
+        if arbiter is None or self.state is not StandbyState.EMPTY or not host.put_away_done:
+            return
+        record = arbiter.look(host.name).record
+        if record is not None and record.owner == host.name:
+            host.store.save(term=max(host.store.term, record.term))
+            self.standby.term = host.store.term
+            arbiter.claim(host.name, give_back(host.name, primary, record.term))
 
     def _supersede(self, hello: Message) -> None:
         """This host ran the VM, and a host with a newer term protects it to here: the old one is put away first."""

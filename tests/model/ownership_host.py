@@ -21,7 +21,7 @@ class Session:
         self.cuts: dict[int, int] = {}
         self.welcomed = self.ending = 0  # the term of the WELCOME; of the session of an earlier worker that is ended
         self.solo_asked = False  # the arbiter may have said yes
-        self.switching = self.final_cut = False
+        self.overruled = self.switching = self.final_cut = False
 
     @property
     def held(self) -> bool:
@@ -113,9 +113,7 @@ class Host:
         session, term = self.live, self.live.welcomed
         if self.world.arbiter is not None:
             claim = self.world.arbiter.claim(self.name, open_session(self.name, term))
-            if claim.verdict is Verdict.LOST:
-                return self.fence()
-            if claim.verdict is not Verdict.WON:
+            if claim.verdict is not Verdict.WON:  # also LOST: only a VM that runs elsewhere fences this one
                 return self._end()
         self.store.save(role="seeding", term=term, owner=self.name, armed=False)
         session.pipeline.begin(term)
@@ -159,7 +157,7 @@ class Host:
             self._end()
             self._open()
         elif claim.verdict is Verdict.LOST:
-            self.fence()
+            session.overruled, session.solo_asked = True, False  # held, until the peer says what became of it
         elif claim.verdict is Verdict.UNKNOWN:
             session.solo_asked = True
             self._drop()
@@ -213,6 +211,7 @@ class Host:
 
     def _connect(self, message: Message) -> None:
         connection = self.live.connection = Connection(self.name, self.peer)
+        self.world.hellos.append((self.name, self.peer, message))
         self.world.hosts[self.peer].agent.accept(connection)
         self.world.send(connection.to_agent, connection, message)
 
@@ -227,7 +226,7 @@ class Host:
                 return self._end()
             record = found.record
             if record is not None and record.owner not in ("", self.name) and record.term > self.store.term:
-                return self.fence(record.owner, record.term)
+                return self._end()
         self._drop()
         self.live.phase = "hello"
         if self.vm is None and self.store.wanted:
@@ -270,6 +269,7 @@ class Host:
         vm = self.vm
         if release is None or vm is None or vm.held is None:
             return
+        assert self.live.pipeline.term == self.store.term and self.store.role == "protected", "released in an old term"
         going = [state for state, marked in vm.held if marked is not None and marked <= release.epoch]
         vm.held = vm.held[len(going) :]
         for state in going:

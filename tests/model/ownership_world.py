@@ -146,6 +146,7 @@ class World:
         self.newest: Vm | None = None
         self.link_down = False
         self.fuse: int | None = None  # so many instants around durable writes and claims from now, the process dies
+        self.hellos: list[tuple[str, str, Message]] = []  # all that were ever sent: from, to
         self.log: list[str] = []
         self.hosts = {name: make(self, name) for name in HOSTS}
 

@@ -199,9 +199,13 @@ def test_a_refused_resume_means_that_this_side_cannot_take_over() -> None:
 
 
 def test_a_resume_of_an_older_session_leaves_the_replica_alone() -> None:
+    """It gets no word: a HELLO of its own that came late may have begun the newer one, which then breaks off."""
     agent = standby(committed=4)
-    assert refused(agent, "alpha", 2, resume=True).fenced
+    answer = refused(agent, "alpha", 2, resume=True)
+    assert not answer.fenced and not answer.renounced
     assert agent.promotable() is None and agent.commit(3, 5)
+    agent.renounce()
+    assert refused(agent, "alpha", 2, resume=True).renounced
 
 
 def test_an_older_session_of_the_owner_is_told_that_its_replica_is_gone_of_a_stranger_nothing() -> None:

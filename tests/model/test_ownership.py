@@ -62,7 +62,7 @@ class Run:
                 found.append(("hand_over", host.hand_over))
             if not store.wanted and pipeline.state is PrimaryState.PROTECTED:
                 found.append(("bye", host.bye))
-            if self.world.arbiter is not None and session.held and (session.solo_asked or not self.quiet):
+            if self.world.arbiter is not None and session.held and (session.solo_asked or not (self.quiet or session.overruled)):
                 found.append(("ask_solo", host.ask_solo))
         return found
 
@@ -120,6 +120,8 @@ class Run:
         session = host.session
         if session is not None and session.connection is not None:
             found += [("cut", lambda: self.cut(session.connection))] * 3
+        if self.world.hellos:
+            found += [("an old HELLO comes", self.old_hello)] * 2
         found.append(("link", self.link))
         found.append(("fuse", lambda: setattr(self.world, "fuse", self.world.dice(5))))
         arbiter = self.world.arbiter
@@ -140,11 +142,23 @@ class Run:
         for queue in (connection.to_agent, connection.to_primary):
             del queue[self.world.dice(4) :]
 
+    def old_hello(self) -> None:
+        """Of any time before, with nobody behind it any more."""
+        hellos = self.world.hellos
+        primary, agent, message = hellos[-1 - self.world.dice(len(hellos))]
+        self.world.hosts[agent].agent.accept(Connection(primary, agent, [message], cut=True))
+
     def link(self) -> None:
         self.world.link_down = not self.world.link_down
 
     def deliver(self, queue: list[Message], to: Callable[[Message], None]) -> None:
-        to(queue.pop(0))
+        """The next message; in bad times another one first, or not for the last time."""
+        if not queue:
+            return None  # an earlier step of this round emptied it
+        fate = 9 if self.quiet else self.world.dice(10)
+        if fate == 0:
+            return to(queue.pop(self.world.dice(len(queue))))
+        to(queue[0] if fate == 1 else queue.pop(0))
 
     def guest(self, host: Host) -> None:
         """The VM executes an event, and says it."""

@@ -117,29 +117,22 @@ def test_a_file_that_grew_too_large_keeps_its_newest_half(tmp_path: Path, monkey
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_the_file_is_not_replaced_under_another_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_writer_that_hangs_silences_nobody_and_keeps_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOCK_S", 0.1)
     monkeypatch.setattr(module, "FILE_MAX_BYTES", 1000)
     append(tmp_path / "history", event(0))
     path = tmp_path / "history" / "db1.jsonl"
-    with module._locked(path, module.fcntl.LOCK_SH, 0):
-        inode = path.stat().st_ino
-        for term in range(1, 10):
-            append(tmp_path / "history", event(term))
-        assert path.stat().st_ino == inode
-    append(tmp_path / "history", event(10))
-    assert path.stat().st_ino != inode
-    assert terms(tmp_path)[-1] == 10
-
-
-def test_who_replaces_the_file_and_hangs_does_not_silence_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "LOCK_S", 0.2)
-    append(tmp_path / "history", event(0))
-    with module._locked(tmp_path / "history" / "db1.jsonl", module.fcntl.LOCK_EX, 0) as alone:
+    with module._locked(path) as alone:
         assert alone
-        record(tmp_path, event(1))
-        assert terms(tmp_path) == [0, 1]
+        inode = path.stat().st_ino
+        record(tmp_path, *(event(term) for term in range(1, 8)))
+        assert terms(tmp_path) == [*range(8)]
+        assert path.stat().st_ino == inode, "it is not replaced under whoever may be writing"
+    append(tmp_path / "history", event(8))
+    assert path.stat().st_ino != inode
+    assert terms(tmp_path)[-1] == 8
 
 
 def test_more_events_than_the_disk_takes_are_counted_and_said(

@@ -64,8 +64,8 @@ def run_cell(rig: Rig, speakers: Speakers, fault: Fault, phase: Phase, chance: r
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             result.complaints.append(f"{type(error).__name__}: {error}")
         finally:
-            if armed:
-                armed.heal() if fault.ends not in (Ends.STAYS, Ends.RESTARTS) else None
+            if armed and fault.ends in (Ends.ITSELF, Ends.ONCE):
+                armed.heal()
             if phase is Phase.IDLE:
                 _let_go_on(rig)
         if armed and not result.complaints:
