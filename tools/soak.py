@@ -31,6 +31,7 @@ _FOLDER = BUILD / "soak"
 _WORK_S = 6.0  # under load and protected, before each kill
 _TAKEOVER_S = 30.0
 _REJOIN_S = 30.0
+_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Round:
     resync_s: float
     resync_bytes: int
     kept: bool  # status names the disks that the old primary put aside
+    refused: str  # what `reprotect` said if it failed, after which the daemon came to it by itself
 
 
 def one_round(rig: Rig) -> Round:
@@ -63,11 +65,12 @@ def one_round(rig: Rig) -> Round:
         kept = bool(rig.product.status(VM, old).get("kept"))
     with step(f"remusdb reprotect {VM} --to {old}"):
         began, before = time.monotonic(), rig.wire_bytes(new)
-        rig.product.cli(new, "reprotect", VM, "--to", old, timeout_s=180.0)
-        wait_for(lambda: rig.protected(new), 30.0, f"{new} is not protected: {rig.product.view(new, VM)}")
+        done = rig.product.cli(new, "reprotect", VM, "--to", old, check=False, timeout_s=180.0)
+        wait_for(lambda: rig.protected(new), _AGAIN_S, f"not protected, though it was asked for: {done.stderr}")
         resync_s, resync_bytes = time.monotonic() - began, rig.wire_bytes(new) - before
     outage = rig.load.outage_ms(killed.monotonic_ns)
-    return Round(old, outage, round(rejoin_s, 1), round(resync_s, 1), resync_bytes, kept)
+    refused = done.stderr.strip().splitlines()[-1] if done.returncode else ""
+    return Round(old, outage, round(rejoin_s, 1), round(resync_s, 1), resync_bytes, kept, refused)
 
 
 def _rejoined(rig: Rig, name: str) -> bool:

@@ -29,8 +29,8 @@ class Verdict(Enum):
 
     WON = "won"
     LOST = "lost"  # the record does not allow it
-    UNREACHED = "unreached"  # the arbiter was not reached, and never will see this claim
-    UNKNOWN = "unknown"  # the arbiter may have seen it: ask again until it is known
+    UNREACHED = "unreached"  # the arbiter was not reached, and never will see this claim (an earlier one, it still may)
+    UNKNOWN = "unknown"  # the arbiter may have seen it: ask again until WON or LOST; UNREACHED settles nothing then
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ class Host:
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
-        self.peer = "b" if name == "a" else "a"
         self.store = Store(world)
         self.agent = Agent(self)
         self.up = True
@@ -51,6 +50,10 @@ class Host:
         """The VM is off, and an operator may start it: nobody else can."""
         off = self.up and self.image is not None and not self.store.armed
         return off and self.store.role not in ("fenced", "standby", "promoting")
+
+    @property
+    def peer(self) -> str:
+        return self.store.peer
 
     @property
     def put_away_done(self) -> bool:
@@ -83,8 +86,9 @@ class Host:
         assert self.image is not None
         self.vm, self.image = self.world.start(self.image), None
 
-    def protect(self) -> None:
-        self.store.save(wanted=True, peer=self.peer)
+    def protect(self, peer: str) -> None:
+        """Protection, or another try at it: to another host only when no older one may take over."""
+        self.store.save(wanted=True, peer=peer)
 
     def unprotect(self) -> None:
         self.store.save(wanted=False)
@@ -217,9 +221,8 @@ class Host:
 
     def _standing(self, standing: Message) -> None:
         """Before anything else after a restart: has somebody taken the VM over?"""
-        newer = standing.term > self.store.term and standing.owner not in ("", self.name)
-        if newer:
-            return self.fence(standing.owner, standing.term)
+        if standing.term > self.store.term and standing.owner != self.name:
+            return self.fence(standing.owner, standing.term) if standing.owner else self._end()
         if self.world.arbiter is not None:
             found = self.world.arbiter.look(self.name)
             if found.verdict is not Verdict.WON:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small world for the whole life of one VM on two hosts that take turns: its clients, the network, the arbiter.
+"""A small world for the whole life of one VM on hosts that take turns: its clients, the network, the arbiter.
 
 The decisions are made by the real `Pipeline`, `Standby`, `ownership` rules and `register.claim`; `Host`
 (ownership_host) and `Agent` (ownership_agent) are what the daemons do around them, one step at a time.
@@ -20,8 +20,6 @@ from remusdb.errors import ArbiterSilent, ArbiterUnreachable
 
 if TYPE_CHECKING:
     from ownership_host import Host
-
-HOSTS = ("a", "b")
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class Arbiter:
 class World:
     """Everything, and the rules that must hold whatever happens."""
 
-    def __init__(self, make: Callable[[World, str], Host], arbiter: bool, dice: Iterator[int]) -> None:
+    def __init__(self, make: Callable[[World, str], Host], names: str, arbiter: bool, dice: Iterator[int]) -> None:
         self._dice = dice
         self.arbiter = Arbiter(self) if arbiter else None
         self.seen = 0  # everything that a packet which left any host depended on
@@ -148,7 +146,7 @@ class World:
         self.fuse: int | None = None  # so many instants around durable writes and claims from now, the process dies
         self.hellos: list[tuple[str, str, Message]] = []  # all that were ever sent: from, to
         self.log: list[str] = []
-        self.hosts = {name: make(self, name) for name in HOSTS}
+        self.hosts = {name: make(self, name) for name in names}
 
     def dice(self, sides: int) -> int:
         return next(self._dice, sides - 1) % sides

@@ -36,6 +36,7 @@ class Host:
     offered: int = 0
     has: int = 0
     gone: bool = False  # its VM was destroyed
+    unsure: bool = False  # a claim of its role was made, and is neither won nor lost
     busy: bool = False
 
 
@@ -109,11 +110,15 @@ class World:
         self.check()
 
     def check(self) -> None:
-        """At most one speaker, and it knows all that was ever said."""
+        """At most one speaker; it knows all that was ever said, and the record allows what it believes."""
         speakers = [one for one in self.hosts if self.speaks(one)]
         assert len(speakers) <= 1, f"two speak: {speakers}, {self.register.record}"
         for one in speakers:
             assert one.has == self.said, f"{one} lost what was said"
+            record = self.register.record
+            assert record is None or record.owner == one.name, f"{one} speaks, {record}"
+            # Else its backup could not take over, and "protected" would be a lie.
+            assert one.role != "session" or record == Ownership(one.name, one.term), f"{one} is not protected, {record}"
 
     def speaks(self, one: Host) -> bool:
         """Whether its output may leave: freely, or because its backup acknowledges."""
@@ -146,7 +151,7 @@ class World:
         }[one.role]
 
     def _become(self, one: Host, role: Role) -> None:
-        one.role = role
+        one.role, one.unsure = role, False
 
     def _speak(self, one: Host) -> None:
         if one.role == "session" and not self._acknowledged(one):
@@ -163,7 +168,7 @@ class World:
         peer.role, peer.other, peer.term, peer.newest, peer.gone = "seed", one.name, term, term, True
 
     def _open(self, one: Host) -> None:
-        verdict = self._claim(open_session(one.name, one.offered))
+        verdict = self._claim(one, open_session(one.name, one.offered))
         assert verdict is not Verdict.LOST, f"{one} owns the VM and was refused: {self.register.record}"
         if verdict is Verdict.WON:
             backup = self._named(one.other)
@@ -174,7 +179,7 @@ class World:
                 one.role = "alone"
 
     def _take_over(self, one: Host) -> None:
-        verdict = self._claim(take_over(one.name, one.other, one.term))
+        verdict = self._claim(one, take_over(one.name, one.other, one.term))
         if verdict is Verdict.WON:
             one.role, one.term, one.gone = "taken", one.term + 1, False
             one.newest = max(one.newest, one.term)
@@ -182,11 +187,11 @@ class World:
             one.role = "idle" if verdict is Verdict.LOST else "standby"
 
     def _give_back(self, one: Host) -> None:
-        if self._claim(give_back(one.name, one.other, one.term)) in (Verdict.WON, Verdict.LOST):
+        if self._claim(one, give_back(one.name, one.other, one.term)) in (Verdict.WON, Verdict.LOST):
             one.role = "idle"
 
     def _go_solo(self, one: Host) -> None:
-        verdict = self._claim(go_solo(one.name, one.term))
+        verdict = self._claim(one, go_solo(one.name, one.term))
         if verdict is Verdict.WON:
             one.role, one.term = "alone", one.term + 1
             one.newest = max(one.newest, one.term)
@@ -200,7 +205,7 @@ class World:
             return
         one.newest = max(one.newest, record.term) + 1
         term = one.newest
-        if self._claim(open_session(one.name, term)) is Verdict.WON:
+        if self._claim(one, open_session(one.name, term)) is Verdict.WON:
             one.role, one.term = "alone", term
 
     def _destroy(self, one: Host) -> None:
@@ -215,11 +220,14 @@ class World:
         except ArbiterUnreachable:
             pass
 
-    def _claim(self, rule: Rule) -> Verdict:
+    def _claim(self, one: Host, rule: Rule) -> Verdict:
+        before, one.unsure = one.unsure, True  # durable before the claim: who dies in it finds it so
         with self._no_memory():
             verdict = register.claim(self.register, rule).verdict
-        # A host that dies now learns nothing: to it the claim stays open.
-        return Verdict.UNKNOWN if self.forgetful else verdict
+        if self.forgetful or verdict is Verdict.UNKNOWN or (verdict is Verdict.UNREACHED and before):
+            return Verdict.UNKNOWN
+        one.unsure = False
+        return verdict
 
     @contextmanager
     def _no_memory(self) -> Iterator[None]:

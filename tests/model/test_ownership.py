@@ -10,7 +10,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from ownership_host import Host
-from ownership_world import HOSTS, Connection, Died, Message, World
+from ownership_world import Connection, Died, Message, World
 
 from remusdb.core.pipeline import PrimaryState
 from remusdb.core.standby import StandbyState
@@ -22,9 +22,9 @@ Step = Callable[[], None]
 class Run:
     """A schedule: numbers, of which each chooses what happens next."""
 
-    def __init__(self, numbers: list[int], arbiter: bool) -> None:
+    def __init__(self, numbers: list[int], names: str, arbiter: bool) -> None:
         self._dice: Iterator[int] = iter(numbers)
-        self.world = World(Host, arbiter, self._dice)
+        self.world = World(Host, names, arbiter, self._dice)
         self.world.hosts["a"].vm = self.world.start(0)
         self.connections: list[Connection] = []
         self.quiet = False
@@ -85,17 +85,23 @@ class Run:
             found.append(("resume", agent.resume))
         if agent.returning:
             found.append(("hand_back", agent.hand_back))
-        silent = stream is None and self.world.hosts[host.peer].vm is None
-        if agent.state is StandbyState.READY and (silent or not self.quiet):
+        if agent.state is StandbyState.READY and (not self.quiet or self.silent(host)):
             found.append(("take_over", agent.take_over))
         return found
+
+    def silent(self, host: Host) -> bool:
+        """Whether the primary of the replica here says nothing for long."""
+        return host.agent.stream is None and self.world.hosts[host.peer].vm is None
 
     def operator(self, host: Host) -> list[tuple[str, Step]]:
         found: list[tuple[str, Step]] = []
         if not host.up:
             return found
         if host.vm is not None and host.store.role != "fenced":
-            found.append(("protect", host.protect))
+            free = not host.store.armed and host.session is None
+            for peer in self.world.hosts:
+                if peer != host.name and (free or peer == host.peer):
+                    found.append((f"protect to {peer}", lambda peer=peer: host.protect(peer)))
             if host.store.wanted:
                 found.append(("unprotect", host.unprotect))
         elif host.store.armed:
@@ -196,9 +202,10 @@ class Run:
                             self.do(host, name, step, kind)
 
     def run(self) -> None:
+        hosts = list(self.world.hosts.values())
         for number in self._dice:
-            host = self.world.hosts[HOSTS[number % 2]]
-            number //= 2
+            host = hosts[number % len(hosts)]
+            number //= len(hosts)
             kind, number = number % 16, number // 16
             if kind < 9:
                 steps = [("agent", *s) for s in self.agent_steps(host)] + [("host", *s) for s in self.host_steps(host)]
@@ -243,7 +250,7 @@ class Run:
         if any(host.vm for host in hosts) or any(host.agent.promoting for host in hosts):
             for host in hosts:
                 if host.vm is not None and host.store.role != "fenced" and not host.store.wanted:
-                    self.do(host, "protect", host.protect)
+                    self.do(host, "protect", lambda: host.protect(host.peer or ("b" if host.name == "a" else "a")))
             return
         for host in hosts:
             if host.startable:
@@ -256,8 +263,9 @@ class Run:
         hosts = list(self.world.hosts.values())
         for host in hosts:
             if host.vm is not None and host.session and host.session.pipeline.state is PrimaryState.PROTECTED:
-                other = self.world.hosts[host.peer]
-                return other.vm is None and self.world.seen >> max(0, self.world.events - 8) > 0 and host.store.wanted
+                others = [other.vm for other in hosts if other is not host and other.vm is not None]
+                fenced = not others or (len(hosts) > 2 and all(vm.held is not None for vm in others))
+                return fenced and self.world.seen >> max(0, self.world.events - 8) > 0 and host.store.wanted
         return False
 
     def __str__(self) -> str:
@@ -274,8 +282,8 @@ class Run:
         return "\n".join([*lines, *self.world.log])
 
 
-def check(numbers: list[int], arbiter: bool) -> None:
-    run = Run(numbers, arbiter)
+def check(numbers: list[int], names: str, arbiter: bool) -> None:
+    run = Run(numbers, names, arbiter)
     try:
         run.run()
     except AssertionError as exc:

@@ -15,46 +15,64 @@ Liveness, asserted at the end: when faults cease, one host's output may leave.
 
 from __future__ import annotations
 
-from hypothesis import settings
+from collections.abc import Iterator
+
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
-from register_world import World
+from register_world import Fault, Script, World
 
-HOST, CHOICE = st.integers(0, 2), st.integers(0, 3)
-FAULT = st.sampled_from(["none", "none", "none", "unsent", "lost", "late", "mute"])
-SCRIPT = st.lists(st.tuples(FAULT, st.none() | st.tuples(HOST, CHOICE)), max_size=6)
+# Of each question to the register; half of the steps go without faults altogether.
+FAULTS: list[Fault] = ["none", "none", "none", "unsent", "lost", "late", "late", "mute"]
+SCHEDULE = st.lists(st.integers(0, 239), min_size=60, max_size=400)
 
 
-class RegisterMachine(RuleBasedStateMachine):
-    """Rules: a host's step, with what goes wrong in it; a swap that arrives late."""
+class Run:
+    """A schedule: numbers, of which each decides what comes next."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, numbers: list[int]) -> None:
+        self._numbers: Iterator[int] = iter(numbers)
         self.world = World()
 
-    @rule(host=HOST, choice=CHOICE, script=SCRIPT, forgetful=st.booleans())
-    def step_with_faults(self, host: int, choice: int, script: list, forgetful: bool) -> None:
-        self.world.register.script = list(script)
-        self.world.forgetful = forgetful
-        self.world.step(host, choice)
-        self.world.register.script = []
-        self.world.forgetful = False
+    def go(self) -> None:
+        """Until the numbers end, and then until nothing is under way any more."""
+        try:
+            while True:
+                self._move()
+        except StopIteration:
+            pass
+        self._settle()
 
-    @rule(host=HOST, choice=CHOICE)
-    def step(self, host: int, choice: int) -> None:
-        self.world.step(host, choice)
+    def _one_of(self, count: int) -> int:
+        return next(self._numbers) % count
 
-    @rule(which=st.integers(0, 5))
-    def a_late_swap_arrives(self, which: int) -> None:
-        register = self.world.register
-        if register.late:
-            register.apply(*register.late.pop(which % len(register.late)))
+    def _move(self) -> None:
+        world = self.world
+        if world.register.late and self._one_of(4) == 0:
+            self._late_swap_arrives(self._one_of(len(world.register.late)))
+            return
+        able = [number for number, one in enumerate(world.hosts) if world.steps(one)]
+        host, choice, troubled = able[self._one_of(len(able))], self._one_of(4), self._one_of(2)
+        world.register.script = self._script() if troubled else []
+        world.forgetful = bool(troubled and self._one_of(4) == 0)
+        event(f"{world.hosts[host].role}, {'troubled' if troubled else 'untroubled'}")
+        world.step(host, choice)
+        world.register.script, world.forgetful = [], False
+
+    def _script(self) -> Script:
+        return [
+            (FAULTS[self._one_of(len(FAULTS))], (self._one_of(3), self._one_of(4)) if self._one_of(3) == 0 else None)
+            for _ in range(1 + self._one_of(5))
+        ]
+
+    def _late_swap_arrives(self, which: int) -> None:
+        self.world.register.apply(*self.world.register.late.pop(which))
         self.world.check()
 
-    def teardown(self) -> None:
+    def _settle(self) -> None:
         world = self.world
+        world.register.script, world.forgetful = [], False
         while world.register.late:
-            self.a_late_swap_arrives(0)
+            self._late_swap_arrives(0)
         for _ in range(6):
             for number, one in enumerate(world.hosts):
                 # A session that nobody acknowledges is given up; all else goes on with what it was about to do.
@@ -64,5 +82,7 @@ class RegisterMachine(RuleBasedStateMachine):
         assert any(world.speaks(one) for one in world.hosts), f"stuck: {world.hosts}, {world.register.record}"
 
 
-class TestRegister(RegisterMachine.TestCase):
-    settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+@given(SCHEDULE)
+@settings(max_examples=1500, deadline=None)
+def test_at_most_one_host_speaks_and_in_the_end_one_does(numbers: list[int]) -> None:
+    Run(numbers).go()

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -13,19 +11,19 @@ from typing import Any
 
 from remusdb.control.lines import LineChannel
 from remusdb.errors import CannotProtect, Fenced, PeerUnreachable, RefusedForSafety, RemusError
-
-PR_SET_PDEATHSIG = 1
+from remusdb.state import StateStore
 
 
 def protect(channel: LineChannel, order: dict[str, Any]) -> None:
     """Answer `start` as the VM's name says."""
     vm: str = order["vm"]
-    Path(order["state_dir"], f"{vm}.order").write_text(repr(order["previous"]))
+    store = StateStore(Path(order["state_dir"]))
+    before = store.load(vm)
+    Path(order["state_dir"], f"{vm}.order").write_text(f"{before.role} {before.term}")
     channel.send({"progress": {"step": "memory", "done": 1, "total": 2, "unit": "MiB"}})
     channel.send({"status": {"vm": vm, "state": "seeding", "reason": "copying memory", "unknown": 1}})
     errors: dict[str, RemusError] = {
         "unfit": CannotProtect("vhost-user", hint="take it out"),
-        "fenced": Fenced("term 3 exists"),
     }
     if vm in errors:
         channel.send({"error": errors[vm].to_dict()})
@@ -34,27 +32,26 @@ def protect(channel: LineChannel, order: dict[str, Any]) -> None:
         os._exit(3)
     if vm == "slow":
         return  # and never answers
-    if vm == "flaky" and order["previous"] and not Path(order["state_dir"], "peer-is-back").exists():
+    if vm == "flaky" and before.role == "protected" and not Path(order["state_dir"], "peer-is-back").exists():
         channel.send({"error": PeerUnreachable("no route").to_dict()})
         return
-    channel.send({"save": {"role": "protected", "term": 7}})
-    if channel.receive() != {"saved": True}:
-        channel.send({"error": RemusError("not saved").to_dict()})
+    if vm == "unlucky":
+        store.update(vm, role="fenced", term=9, owner=order["peer"]["name"], reason="term 9", put_away=True)
+        channel.send({"error": Fenced("term 9 exists").to_dict()})
         return
+    peer = order["peer"]["name"]
+    store.update(vm, role="protected", term=max(7, before.term), peer=peer, wanted=True, armed=True, reason="protected")
     status = {"vm": vm, "state": "protected", "reason": "", "term": 7, "committed": 5, "committed_age_ms": 40.0}
     channel.send({"status": status})
     channel.send({"result": status})
     if vm == "renounced":
-        channel.send({"save": {"role": "none", "term": 7}})
-        channel.receive()
-        channel.send({"status": {"vm": vm, "state": "failed", "reason": "the agent gave up"}})
+        store.update(vm, role="none", wanted=False, armed=False, reason="the agent gave up")
+        channel.send({"status": {"vm": vm, "state": "unprotected", "reason": "the agent gave up"}})
 
 
-def main() -> None:
-    """Speak the worker's protocol until the daemon hangs up."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    channel = LineChannel(socket.socket(fileno=int(sys.argv[1])))
-    vm, starting = "", False
+def serve(channel: LineChannel, vm: str) -> bool:
+    """Speak the worker's protocol until the daemon hangs up; False when it said stop."""
+    starting = False
     while (message := channel.receive()) is not None:
         match message:
             case {"op": "start", "args": order}:
@@ -70,12 +67,36 @@ def main() -> None:
                     continue
                 if "start" in args:
                     order = args["start"]
-                    Path(order["state_dir"], f"{order['vm']}.taken-out").write_text(repr(order["previous"]))
+                    vm = order["vm"]
+                    before = StateStore(Path(order["state_dir"])).load(vm)
+                    Path(order["state_dir"], f"{vm}.taken-out").write_text(f"{before.role} {before.term}")
                 channel.send({"result": {}})
             case {"op": "stop"}:
-                if vm == "deaf":
-                    continue
-                break
+                if vm != "deaf":
+                    return False
+    return True
+
+
+def main() -> None:
+    """Serve the daemon that made this process, then the one after it, but no test that has ended."""
+    tester = os.getppid()
+    listener = socket.socket(socket.AF_UNIX)
+    Path(sys.argv[2]).unlink(missing_ok=True)
+    listener.bind(sys.argv[2])
+    listener.listen(1)
+    listener.settimeout(0.2)
+    if not serve(LineChannel(socket.socket(fileno=int(sys.argv[1]))), ""):
+        return
+    while os.getppid() == tester:
+        try:
+            sock = listener.accept()[0]
+        except TimeoutError:
+            continue
+        sock.settimeout(None)
+        channel = LineChannel(sock)
+        channel.send({"status": {"state": "protected", "reason": "it went on", "term": 7, "committed": 9}})
+        if not serve(channel, ""):
+            return
 
 
 main()

@@ -19,21 +19,26 @@ import pytest
 
 from remusdb.config import Host, HostConfig, Peer, Protection
 from remusdb.control import call
+from remusdb.core.messages import Standing
 from remusdb.errors import (
     CannotProtect,
     ConfigError,
     Fenced,
     NotProtected,
+    PeerUnreachable,
     RefusedForSafety,
     RemusError,
     UsageError,
     VmError,
 )
-from remusdb.host import keeper as keeper_module
+from remusdb.history import read as read_history
+from remusdb.host import tender as tender_module
 from remusdb.host import worker_link, worker_lock
 from remusdb.host.daemon import HostDaemon
+from remusdb.host.fence import PutAway
+from remusdb.host.order import Order
 from remusdb.host.record import VmRecord
-from remusdb.host.state import SavedVm, StateStore
+from remusdb.state import StateStore, VmState
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
@@ -61,10 +66,22 @@ class DeadLibvirt(NoLibvirt):
         raise VmError("libvirt at qemu:///system: no socket")
 
 
+def ask_standing(order: Order, term: int) -> Standing:
+    """The other host's word: it owns what is called `taken`, and keeps a standby of all else."""
+    if order.vm == "taken":
+        return Standing(order.vm, term + 1, order.peer.name, "promoted", "it took over")
+    if order.vm == "quiet":
+        raise PeerUnreachable("no route")
+    return Standing(order.vm, term, order.host, "standby", "follows")
+
+
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostConfig:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    monkeypatch.setattr(keeper_module, "RETRY_S", (0.05,))
+    monkeypatch.setattr(tender_module, "RETRY_S", (0.05,))
+    monkeypatch.setattr(tender_module, "ASK_S", (0.05,))
+    monkeypatch.setattr(tender_module, "LOOK_S", 0.02)
+    monkeypatch.setattr(tender_module, "ask_standing", ask_standing)
     return HostConfig(
         host=Host(name="alpha", run_dir=tmp_path / "run", state_dir=tmp_path / "state"),
         peers={"beta": Peer(address="192.0.2.2"), "gamma": Peer(address="192.0.2.3")},
@@ -92,7 +109,7 @@ class Running:
         return found
 
     def worker_pid(self, vm: str) -> int:
-        link = self.daemon._keeper._records[vm].link
+        link = self.daemon._keeper.record(vm).link
         assert link is not None
         return link.pid
 
@@ -122,15 +139,14 @@ def test_protect_tells_progress_and_keeps_state(daemon: Running, config: HostCon
     assert (status["state"], status["peer"], status["term"]) == ("protected", "beta", 7)
     assert "unknown" not in status
     kept = StateStore(config.host.state_dir).load("db1")
-    assert kept == SavedVm("db1", "beta", {"role": "protected", "term": 7})
+    assert (kept.role, kept.peer, kept.term, kept.wanted) == ("protected", "beta", 7, True)
 
 
 def test_the_order_carries_the_vms_own_settings(daemon: Running) -> None:
-    order = daemon.daemon._keeper._workers.order(daemon.daemon._keeper._record("db1"), "beta")
+    order = daemon.daemon._keeper.workers.order(daemon.daemon._keeper.record("db1"), "beta")
     assert order["protection"]["epoch_ms"] == 25
     assert order["peer"] == {"name": "beta", "address": "192.0.2.2", "port": 7473}
     assert order["tls"]["ca"] == "/etc/remusdb/tls/ca.pem"
-    assert order["previous"] is None
     msgspec.json.encode(order)
 
 
@@ -162,11 +178,13 @@ def test_the_age_of_the_last_commit_grows_without_news(daemon: Running) -> None:
     assert daemon.status("db1")["committed_age_ms"] >= first + 40
 
 
-def test_protecting_twice_is_refused(daemon: Running) -> None:
+def test_protecting_twice_is_once(daemon: Running) -> None:
     daemon.ask("protect", vm="db1", to="beta")
-    with pytest.raises(RemusError, match="db1 is already protected to beta"):
-        daemon.ask("protect", vm="db1", to="beta")
-    assert daemon.status("db1")["state"] == "protected"
+    pid = daemon.worker_pid("db1")
+    assert daemon.ask("protect", vm="db1", to="beta")["state"] == "protected"
+    assert daemon.worker_pid("db1") == pid
+    with pytest.raises(RefusedForSafety, match="which may have taken it over"):
+        daemon.ask("protect", vm="db1", to="gamma")
 
 
 def test_an_unknown_peer_names_the_known(daemon: Running) -> None:
@@ -185,7 +203,8 @@ def test_unprotect_forgets(daemon: Running, config: HostConfig) -> None:
     daemon.ask("protect", vm="db1", to="beta")
     pid = daemon.worker_pid("db1")
     assert daemon.ask("unprotect", vm="db1", peer_is_dead=False) == {}
-    assert StateStore(config.host.state_dir).names() == []
+    kept = StateStore(config.host.state_dir).load("db1")
+    assert (kept.role, kept.term, kept.wanted, kept.armed) == ("none", 7, False, False)
     assert daemon.status("db1")["state"] == "unprotected"
     wait_for(lambda: gone(pid))
     with pytest.raises(NotProtected):
@@ -219,17 +238,23 @@ def test_a_vm_is_not_forgotten_when_libvirt_does_not_know(config: HostConfig) ->
     running.daemon.stop()
 
 
-def test_a_fenced_vm_goes_to_no_other_peer(config: HostConfig) -> None:
-    StateStore(config.host.state_dir).save(SavedVm("db1", "beta", {"role": "fenced", "term": 8}))
+def put(config: HostConfig, vm: str, **state: Any) -> None:
+    """What an earlier daemon left."""
+    StateStore(config.host.state_dir).update(vm, **state)
+
+
+def test_a_fenced_vm_is_protected_to_nobody(config: HostConfig) -> None:
+    put(config, "db1", role="fenced", term=8, peer="beta", owner="beta", put_away=True)
     running = Running(config)
     assert running.status("db1")["term"] == 8
-    with pytest.raises(RefusedForSafety, match="which may have taken it over"):
-        running.ask("protect", vm="db1", to="gamma")
+    for peer in ("beta", "gamma"):
+        with pytest.raises(Fenced, match="host beta owns VM db1 since term 8"):
+            running.ask("protect", vm="db1", to=peer)
     running.daemon.stop()
 
 
 def test_an_initial_copy_that_was_broken_off_may_go_elsewhere(config: HostConfig) -> None:
-    StateStore(config.host.state_dir).save(SavedVm("db1", "beta", {"role": "seeding", "term": 8}))
+    put(config, "db1", role="seeding", term=8, peer="beta")
     running = Running(config)
     assert running.ask("protect", vm="db1", to="gamma")["state"] == "protected"
     running.daemon.stop()
@@ -260,16 +285,16 @@ def test_the_preflight_refuses_before_a_worker_is_started(config: HostConfig) ->
 
 
 def test_a_vm_with_the_gate_still_in_has_passed_the_preflight(config: HostConfig) -> None:
-    StateStore(config.host.state_dir).save(SavedVm("db1", "beta", {"role": "protected", "term": 7}))
+    put(config, "db1", role="protected", term=7, peer="beta", armed=True, wanted=True)
     running = Running(config, Picky())
     wait_for(lambda: running.status("db1")["state"] == "protected")
     running.daemon.stop()
 
 
-def test_a_fenced_vm_says_so(daemon: Running) -> None:
+def test_a_vm_that_turns_out_to_be_fenced_says_so(daemon: Running) -> None:
     with pytest.raises(Fenced):
-        daemon.ask("protect", vm="fenced", to="beta")
-    assert daemon.status("fenced")["state"] == "fenced"
+        daemon.ask("protect", vm="unlucky", to="beta")
+    assert (daemon.status("unlucky")["state"], daemon.status("unlucky")["term"]) == ("fenced", 9)
 
 
 def test_a_worker_that_dies_in_seeding(daemon: Running) -> None:
@@ -278,28 +303,57 @@ def test_a_worker_that_dies_in_seeding(daemon: Running) -> None:
     assert daemon.status("dies")["state"] == "failed"
 
 
-def test_a_worker_that_is_killed(daemon: Running) -> None:
+def test_a_worker_that_is_killed_is_followed_by_another(daemon: Running, config: HostConfig) -> None:
     daemon.ask("protect", vm="db1", to="beta")
     pid = daemon.worker_pid("db1")
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: daemon.status("db1")["state"] == "failed")
-    reason = daemon.status("db1")["reason"]
-    assert "killed by SIGKILL" in reason and "output stays held" in reason
     wait_for(lambda: gone(pid))  # reaped
+    wait_for(lambda: daemon.status("db1")["state"] == "protected" and daemon.worker_pid("db1") != pid)
+    assert "resync" in [event.event for event in history(daemon, config, "db1")]
+
+
+def history(daemon: Running, config: HostConfig, vm: str) -> list[Any]:
+    daemon.daemon._history.flush(5)
+    return read_history(config.host.state_dir, vm)
+
+
+def test_without_the_backups_answer_the_output_stays_held(daemon: Running) -> None:
+    daemon.libvirt.known["quiet"] = True
+    daemon.ask("protect", vm="quiet", to="beta")
+    os.kill(daemon.worker_pid("quiet"), signal.SIGKILL)
+    wait_for(lambda: "no route; output is held" in daemon.status("quiet")["reason"])
+    assert daemon.status("quiet")["state"] == "held"
     with pytest.raises(RefusedForSafety, match="protected to beta"):
-        daemon.ask("protect", vm="db1", to="gamma")
-    assert daemon.ask("protect", vm="db1", to="beta")["state"] == "protected"
+        daemon.ask("protect", vm="quiet", to="gamma")
+
+
+def test_what_another_host_owns_is_put_away(
+    daemon: Running, config: HostConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def put_away(_uri: str, state: VmState, policy: str, *_folders: Path) -> PutAway:
+        done.append(f"{state.vm} {state.role} {policy}")
+        return PutAway({"vda": "/kept/vda.raw"}, None, "disks kept: vda")
+
+    monkeypatch.setattr(tender_module, "put_away", put_away)
+    daemon.libvirt.known["taken"] = True
+    daemon.ask("protect", vm="taken", to="beta")
+    os.kill(daemon.worker_pid("taken"), signal.SIGKILL)
+    wait_for(lambda: bool(daemon.status("taken")["kept"]))
+    told = daemon.status("taken")
+    assert (told["state"], told["owner"], told["term"]) == ("fenced", "beta", 8)
+    assert "host beta owns the VM since term 8; disks kept: vda" in told["reason"]
+    assert done == ["taken fenced keep"]
+    assert [event.event for event in history(daemon, config, "taken")][-2:] == ["fenced", "kept"]
 
 
 def test_a_session_that_ended_by_itself_can_be_followed_by_another(daemon: Running) -> None:
+    daemon.libvirt.known["renounced"] = True
     for _ in range(2):
         daemon.ask("protect", vm="renounced", to="beta")
-        wait_for(lambda: daemon.status("renounced")["state"] == "failed")
+        wait_for(lambda: daemon.status("renounced")["state"] == "unprotected")
         assert daemon.status("renounced")["reason"] == "the agent gave up"
-    os.kill(daemon.worker_pid("renounced"), signal.SIGKILL)
-    wait_for(lambda: daemon.daemon._keeper._records["renounced"].link is None)
-    assert daemon.status("renounced")["reason"] == "the agent gave up"
-    assert daemon.ask("unprotect", vm="renounced", peer_is_dead=False) == {}
 
 
 def test_an_earlier_worker_is_not_heard(tmp_path: Path) -> None:
@@ -310,18 +364,17 @@ def test_an_earlier_worker_is_not_heard(tmp_path: Path) -> None:
     record.claim(new, "beta")
     record.on_status(old, {"state": "protected"})
     record.on_end(old, "ended")
-    with pytest.raises(RemusError, match="another worker"):
-        record.on_save(old, {"role": "protected"})
-    assert record.link is new and record.status()["state"] == "seeding" and record.kept is None
+    assert record.link is new and record.status()["state"] == "seeding"
 
 
 def test_unprotect_after_the_worker_died_takes_the_wiring_out(daemon: Running, config: HostConfig) -> None:
-    daemon.ask("protect", vm="db1", to="beta")
-    os.kill(daemon.worker_pid("db1"), signal.SIGKILL)
-    wait_for(lambda: daemon.status("db1")["state"] == "failed")
-    daemon.ask("unprotect", vm="db1", peer_is_dead=True)
-    assert (config.host.state_dir / "db1.taken-out").read_text() == "{'role': 'protected', 'term': 7}"
-    assert daemon.status("db1")["state"] == "unprotected"
+    daemon.libvirt.known["quiet"] = True
+    daemon.ask("protect", vm="quiet", to="beta")
+    os.kill(daemon.worker_pid("quiet"), signal.SIGKILL)
+    wait_for(lambda: daemon.status("quiet")["state"] == "held")
+    daemon.ask("unprotect", vm="quiet", peer_is_dead=True)
+    assert (config.host.state_dir / "quiet.taken-out").read_text() == "protected 7"
+    assert daemon.status("quiet")["state"] == "unprotected"
 
 
 def test_unprotect_while_seeding(daemon: Running) -> None:
@@ -336,41 +389,33 @@ def test_unprotect_while_seeding(daemon: Running) -> None:
     thread = threading.Thread(target=protect)
     thread.start()
     wait_for(lambda: bool(daemon.daemon._keeper.statuses().get("slow", {}).get("reason") == "copying memory"))
-    with pytest.raises(RemusError, match=r"is being protected \(seeding\)"):
-        daemon.ask("protect", vm="slow", to="beta")
     daemon.ask("unprotect", vm="slow", peer_is_dead=False)
     thread.join(10)
     assert str(failed[0]) == "given up"
 
 
-def test_state_that_cannot_be_saved_ends_the_protection(daemon: Running, config: HostConfig) -> None:
-    blocker = config.host.state_dir / "db1.json.partial"
-    blocker.mkdir()
-    with pytest.raises(RemusError, match="not saved"):
-        daemon.ask("protect", vm="db1", to="beta")
-    blocker.rmdir()
-    assert daemon.ask("protect", vm="db1", to="beta")["state"] == "protected"
-
-
-def test_a_restarted_daemon_takes_up_what_was_protected(config: HostConfig) -> None:
+def test_a_restarted_daemon_adopts_the_worker(config: HostConfig) -> None:
     first = Running(config)
     first.ask("protect", vm="db1", to="beta")
     pid = first.worker_pid("db1")
     first.daemon.stop()
-    assert gone(pid)
+    assert not gone(pid)
     second = Running(config)
-    wait_for(lambda: second.status("db1")["state"] == "protected")
-    assert (config.host.state_dir / "db1.order").read_text() == "{'role': 'protected', 'term': 7}"
+    wait_for(lambda: second.status("db1")["reason"] == "it went on")
+    assert second.worker_pid("db1") == pid and second.status("db1")["state"] == "protected"
+    assert second.ask("unprotect", vm="db1", peer_is_dead=False) == {}
     second.daemon.stop()
 
 
 def test_a_peer_that_is_away_is_tried_again(config: HostConfig) -> None:
-    StateStore(config.host.state_dir).save(SavedVm("flaky", "beta", {"role": "protected", "term": 7}))
-    running = Running(config)
+    put(config, "flaky", role="protected", term=7, peer="beta", armed=True, wanted=True)
+    inspection = NoLibvirt()
+    inspection.known["flaky"] = True
+    running = Running(config, inspection)
 
     def held_between_tries() -> bool:
         told = running.status("flaky")
-        return told["state"] == "held" and "last try: no route" in told["reason"]
+        return told["state"] == "held" and "no route" in told["reason"]
 
     wait_for(held_between_tries)
     (config.host.state_dir / "peer-is-back").touch()
@@ -378,28 +423,38 @@ def test_a_peer_that_is_away_is_tried_again(config: HostConfig) -> None:
     running.daemon.stop()
 
 
-@pytest.mark.parametrize(
-    ("vm", "peer", "state"), [("unfit", "beta", "failed"), ("fenced", "beta", "fenced"), ("db1", "gone", "failed")]
-)
+@pytest.mark.parametrize(("vm", "peer", "state"), [("unfit", "beta", "held"), ("unlucky", "beta", "fenced")])
 def test_what_cannot_be_taken_up_says_why(config: HostConfig, vm: str, peer: str, state: str) -> None:
-    StateStore(config.host.state_dir).save(SavedVm(vm, peer, {"role": "protected"}))
-    running = Running(config)
-    wait_for(lambda: running.status(vm)["state"] == state)
-    assert "output stays held" in running.status(vm)["reason"]
+    put(config, vm, role="protected", term=7, peer=peer, armed=True, wanted=True)
+    inspection = NoLibvirt()
+    inspection.known[vm] = True
+    running = Running(config, inspection)
+    wait_for(lambda: running.status(vm)["state"] == state and running.status(vm)["reason"] != "protected")
     running.daemon.stop()
 
 
-def test_state_of_a_fenced_vm_is_shown_again(config: HostConfig) -> None:
-    StateStore(config.host.state_dir).save(SavedVm("db1", "beta", {"role": "fenced", "reason": "term 9"}))
+def test_a_vm_that_was_taken_over_here_says_what_to_do(config: HostConfig) -> None:
+    put(config, "db1", role="promoted", term=4, owner="alpha", peer="beta", reason="beta was silent", resumed_at_ns=1)
     running = Running(config)
-    assert (running.status("db1")["state"], running.status("db1")["reason"]) == ("fenced", "term 9")
+    told = running.status("db1")
+    assert told["state"] == "unprotected" and "remusdb reprotect db1 --to HOST" in told["reason"]
+    assert running.ask("reprotect", vm="db1", to="beta")["state"] == "protected"
+    with pytest.raises(NotProtected, match="was not taken over here"):
+        running.ask("reprotect", vm="web", to="beta")
     running.daemon.stop()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 1, "vm": "db1", "peer": 3, "saved": {}}'])
+def test_a_vm_that_was_taken_over_here_is_protected_back_by_itself(config: HostConfig) -> None:
+    put(config, "db1", role="promoted", term=4, owner="alpha", peer="beta", resumed_at_ns=1)
+    running = Running(msgspec.structs.replace(config, vms={"db1": Protection(auto_reprotect=True)}))
+    wait_for(lambda: running.status("db1")["state"] == "protected")
+    running.daemon.stop()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 2, "vm": "db1", "peer": 3}'])
 def test_unreadable_state_is_shown_and_not_overwritten(config: HostConfig, text: str) -> None:
-    config.host.state_dir.mkdir()
-    file = config.host.state_dir / "db1.json"
+    file = config.host.state_dir / "vms" / "db1.json"
+    file.parent.mkdir(parents=True)
     file.write_text(text)
     running = Running(config)
     assert running.status("db1")["state"] == "failed"
@@ -416,8 +471,9 @@ def test_a_worker_that_does_not_stop_is_killed(config: HostConfig, monkeypatch: 
     running = Running(config)
     running.ask("protect", vm="deaf", to="beta")
     pid = running.worker_pid("deaf")
-    running.daemon.stop()
+    running.ask("unprotect", vm="deaf", peer_is_dead=True)
     assert gone(pid)
+    running.daemon.stop()
 
 
 def test_a_vm_has_one_worker_whatever_became_of_earlier_daemons(
