@@ -86,6 +86,7 @@ class Replica:
                 if self._core.state is StandbyState.PROMOTED:  # silence, or an operator, came first
                     return Refuse(reason="this host took the VM over just now", term=self._core.term, fenced=True)
                 self._stream, self._last_heard = stream, time.monotonic()
+                bases = None if answer.resumed or self._machine is None else self._machine.bases
                 return Welcome(
                     version=__version__,
                     agent=self._config.agent.name,
@@ -93,7 +94,15 @@ class Replica:
                     committed=self._core.committed,
                     resumed=answer.resumed,
                     silence_ms=self._config.failover.silence_ms,
+                    bases=bases.counts if bases else [],
+                    base_seed=bases.seed if bases else 0,
                 )
+
+    def welcomed(self, stream: FrameStream, welcome: Welcome) -> None:
+        """WELCOME went out: in a new session the primary now waits to hear what the images hold already."""
+        with self._lock:
+            if stream is self._stream and self._machine is not None and any(welcome.bases):
+                self._machine.bases.tell(stream, welcome.term)
 
     def _refuse(self, answer: Refusal) -> Refuse:
         """Say no; a replica that the core renounced with it goes."""
@@ -152,14 +161,14 @@ class Replica:
             self._core.renounce()
             old, self._machine = self._machine, None
         if old is not None:
-            old.close()
+            old.close(keep_images=True)
         with self._lock:
             self._peer = hello.primary
             self._save("standby", term, "the initial copy runs")
             self._core.begin(term)
             self._session_term = term
             self._owed, self._times = None, {}
-        machine = Machine(self._config, hello, self._moved, lambda exc: self._broken(exc, term))
+        machine = Machine(self._config, hello, self._moved, lambda exc: self._broken(exc, term), {})
         with self._lock:
             self._machine = machine
 
@@ -195,7 +204,8 @@ class Replica:
             stream.send(FrameType.ACK, whole.term, owed)
 
     def _bye(self, stream: FrameStream, frame: Frame) -> None:
-        self._give_up(f"the primary ended protection: {unpack(Notice, frame.payload).reason}", stream)
+        notice = unpack(Notice, frame.payload)
+        self._give_up(f"the primary ended protection: {notice.reason}", stream, forget=notice.forget)
 
     def _broken(self, exc: Exception, term: int) -> None:
         """The applier failed: the replica is torn, and the primary must know before anything else happens."""
@@ -295,11 +305,14 @@ class Replica:
         if self._core.state in (StandbyState.SEEDING, StandbyState.READY):
             self._give_up("the agent was stopped", self._stream)
 
-    def _give_up(self, reason: str, stream: FrameStream | None = None, of: Machine | None = None) -> None:
+    def _give_up(
+        self, reason: str, stream: FrameStream | None = None, of: Machine | None = None, forget: bool = False
+    ) -> None:
         """This side can no longer take over: that is durable before the primary is told, then the replica goes.
 
         The replica goes without the lock, for the applier, which is waited for, takes it; a new session waits.
-        A replica that was promoted is the VM and stays; with `of`, only that machine's session is given up.
+        A replica that was promoted is the VM and stays; with `of`, only that machine's session is given up. Its disks
+        stay as the next session's base, unless `forget`.
         """
         with self._greeting:
             with self._lock:
@@ -314,7 +327,7 @@ class Replica:
                         stream.send(FrameType.RENOUNCE, self._core.term, 0, pack(Notice(reason)))
                 self._stream = None
             if machine is not None:
-                machine.close()
+                machine.close(keep_images=not forget)
 
     def _drop_stream(self) -> None:
         stream, self._stream = self._stream, None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from remusdb.config import check_silence
-from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack, unpack
+from remusdb.core.messages import Base, Hello, Notice, Refuse, Welcome, pack, unpack
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, CannotProtect, Fenced, NoStandby, PeerRefused, PeerUnreachable, RemusError
 from remusdb.host.order import Order
@@ -36,6 +36,9 @@ class Listener(Protocol):
 
     def on_ack(self, term: int, epoch: int) -> None:
         """The agent holds everything up to `epoch`."""
+
+    def on_base(self, message: Base) -> None:
+        """A part of what the agent's images hold already; only in a new session."""
 
     def on_lost(self, reason: str) -> None:
         """The connection is gone; it is being tried anew."""
@@ -173,6 +176,8 @@ class Peer:
     def _act(self, frame: Frame) -> None:
         if frame.type is FrameType.ACK:
             self._listener.on_ack(frame.term, frame.epoch)
+        elif frame.type is FrameType.BASE:
+            self._listener.on_base(unpack(Base, frame.payload))
         elif frame.type is FrameType.RENOUNCE:
             self._ended.set()
             self._listener.on_renounced(unpack(Notice, frame.payload).reason)

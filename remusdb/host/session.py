@@ -20,10 +20,11 @@ from collections.abc import Callable
 from typing import Any
 
 from remusdb import __version__
-from remusdb.core.messages import Hello, Notice, RamBlock, Welcome, pack
+from remusdb.core.messages import Base, Hello, Notice, RamBlock, Welcome, pack
 from remusdb.core.pipeline import Pipeline, PrimaryState, Release
 from remusdb.core.wire import FrameType
-from remusdb.errors import Fenced, GateError, NoStandby, PeerRefused, PeerUnreachable, RefusedForSafety
+from remusdb.disk.base import Bases
+from remusdb.errors import BadFrame, Fenced, GateError, NoStandby, PeerRefused, PeerUnreachable, RefusedForSafety
 from remusdb.host.epochs import EpochLoop
 from remusdb.host.figures import Figures, vm_status
 from remusdb.host.order import Order
@@ -68,6 +69,7 @@ class Session:
         self._greeted = False
         self._was_protected = (order.previous or {}).get("role") == "protected"
         self._failure: Exception | None = None
+        self._bases: Bases | None = None  # while the initial copy runs
         self.figures = Figures()
         self.ended = threading.Event()
         self._epochs = EpochLoop(self._pipeline, self._outbox, self.figures, self._lock, self._gate_lock, self._fail)
@@ -92,7 +94,7 @@ class Session:
                 return self._close_parts(remove_gates=True)
             raise Fenced("the other host runs this VM now; its output stays shut here", hint="destroy the VM here")
         self._leaving = True
-        self._outbox.say(FrameType.BYE, pack(Notice("unprotect was asked")))
+        self._outbox.say(FrameType.BYE, pack(Notice("unprotect was asked", forget=True)))
         heard = self._renounced.wait(RENOUNCE_S)
         if self._fenced():
             raise Fenced("the other host took this VM over meanwhile", hint="destroy the VM here")
@@ -118,7 +120,8 @@ class Session:
             raise Fenced("the other host runs this VM now; its output stays shut here", hint="destroy the VM here")
         try:
             greeting = greet(self._order, self._hello(True))
-            greeting.stream.send(FrameType.BYE, greeting.welcome.term, 0, pack(Notice("unprotect was asked")))
+            bye = pack(Notice("unprotect was asked", forget=True))
+            greeting.stream.send(FrameType.BYE, greeting.welcome.term, 0, bye)
             self._await_renounce(greeting.stream)
         except NoStandby:
             log.info("the agent has no standby of that session")
@@ -151,9 +154,11 @@ class Session:
         self._save({"role": role, "term": greeting.welcome.term, "reason": "the initial copy was under way"})
         self._pipeline.begin(greeting.welcome.term)
         self._outbox.attach(greeting.stream, greeting.welcome.term, 0)
+        self._bases = bases = Bases(greeting.welcome, [disk.size for disk in parts.replicas])
         self._peer.start(greeting)
+        bases.wait(self._over, self._progress)
         parts.build()
-        pump = DiskPump(parts.logs, self._outbox)
+        pump = DiskPump(parts.logs, self._outbox, bases)
         start_mirrors(parts.domain, parts.logs, parts.mirrors)
         pump.start()
         try:
@@ -161,6 +166,8 @@ class Session:
             copy_memory(parts.domain, parts.capture, parts.encoder, self._outbox, self._progress)
         finally:
             pump.finish()
+        self._bases = None  # its tables may take some memory
+        self.figures.disks(pump.sent_bytes, bases.same_bytes)
         self._progress("first epoch", 0, 1, "epoch")
         parts.measure_pauses(self.figures.paused)
         self._save({"role": "protected", "term": greeting.welcome.term, "reason": "protected"})
@@ -243,6 +250,13 @@ class Session:
         if release is not None:
             self._outbox.acked(release.epoch)
             self.figures.committed(release.epoch)
+
+    def on_base(self, message: Base) -> None:
+        """The initial copy waits for these."""
+        bases = self._bases
+        if bases is None:
+            raise BadFrame("hashes of disks came when nobody asked")
+        bases.take(message)
 
     def _release(self, release: Release | None) -> None:
         """Open the gates up to an epoch. A gate that died releases nothing more, and protection ends."""
