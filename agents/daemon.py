@@ -101,6 +101,7 @@ class AgentDaemon:
     def _follow(self, replica: Replica, stream: FrameStream, welcome: Welcome) -> None:
         try:
             stream.send(FrameType.WELCOME, welcome.term, 0, pack(welcome))
+            replica.welcomed(stream, welcome)
             log.info("%s: session of term %d with %s", replica.vm, welcome.term, stream.peer_name)
             while True:
                 frame = stream.receive(0.5)

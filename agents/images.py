@@ -4,6 +4,8 @@
 Owns one file a disk in `folder`. Invariant: after `apply` of whole epochs in order, each file reads like the
 primary's disk at the last epoch's cut. Records are applied in order and never beyond a disk's end; an error
 leaves the images between two epochs, so whoever gets it must not promote from them.
+
+Files that are kept after a session are the *base* of the next: what is alike in them is not sent again.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+import stat
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,36 +31,50 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 
 class ReplicaImages:
-    """The raw images of one replica VM. For one thread."""
+    """The raw images of one replica VM. One thread applies; any may close: once that returns, nothing is written."""
 
     def __init__(self, folder: Path, sizes: list[int], names: list[str]) -> None:
-        """Create folder/NAME.raw, sparse, of exactly `sizes` bytes; what was there before is thrown away."""
+        """Open folder/NAME.raw of exactly `sizes` bytes: a file of that size stays as it is (see `reused`), anything
+        else gives way to a sparse one."""
         if len(sizes) != len(names) or len(set(names)) != len(names):
             raise DiskError(f"{len(sizes)} disk sizes for the names {names}")
         self.folder = folder
         self.sizes = list(sizes)
         self.paths = [folder / f"{_plain(name)}.raw" for name in names]
+        self.reused: list[bool] = []
+        self.spoiled = False  # an image could not be read or written: none of them is a base
         self._files: list[int] = []
+        self._lock = threading.Lock()  # between a record and `close`
         with _explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         try:
             for path, size in zip(self.paths, sizes, strict=True):
-                self._files.append(_create(path, size))
+                file, reused = _open(path, size)
+                self._files.append(file)
+                self.reused.append(reused)
         except DiskError:
             self.close()
             raise
 
     def apply(self, raw_records: bytes) -> None:
         """Apply the records of one epoch (or a part of the initial copy), in order."""
-        if not self._files:
-            raise DiskError("replica images are closed")
         for record in iter_records(raw_records):
             self._check(record)
+            with self._lock:
+                self._apply(record)
+
+    def _apply(self, record: Record) -> None:
+        if not self._files:
+            raise DiskError("replica images are closed")
+        try:
             with _explained(self.paths[record.disk]):
                 if record.kind is Kind.WRITE:
                     _write(self._files[record.disk], record.data, record.offset)
                 else:
                     _clear(self._files[record.disk], record.offset, record.length)
+        except DiskError:
+            self.spoiled = True
+            raise
 
     def _check(self, record: Record) -> None:
         if record.disk >= len(self.sizes):
@@ -65,11 +83,17 @@ class ReplicaImages:
         if end > self.sizes[record.disk]:
             raise DiskError(f"write log goes to byte {end} of {self.paths[record.disk].name}, beyond its end")
 
-    def free_check(self, needed: int) -> None:
-        """Raise unless the folder's file system has `needed` bytes free."""
+    def room(self) -> int:
+        """Bytes that are free on the folder's file system."""
         with _explained(self.folder):
             stats = os.statvfs(self.folder)
-        free = stats.f_bavail * stats.f_frsize
+        return stats.f_bavail * stats.f_frsize
+
+    def free_check(self, allocated: Sequence[int]) -> None:
+        """Raise unless there is room for disks that take so many bytes each; what the images take already counts."""
+        taken = [os.fstat(file).st_blocks * 512 for file in self._files]
+        needed = sum(max(0, wanted - had) for wanted, had in zip(allocated, taken, strict=True))
+        free = self.room()
         if free < needed:
             raise DiskError(
                 f"not enough room for the replica disks in {self.folder}: {needed} bytes needed, {free} free",
@@ -78,14 +102,25 @@ class ReplicaImages:
 
     def close(self) -> None:
         """Close the files; the images stay. Idempotent."""
-        while self._files:
-            os.close(self._files.pop())
+        with self._lock:
+            while self._files:
+                os.close(self._files.pop())
+
+    def keep(self) -> None:
+        """Close, and leave the images as a base. Those with nothing in them go, and all if one failed: the next session
+        then starts from nothing, rather than fail in the same way. Idempotent."""
+        empty = [os.fstat(file).st_blocks == 0 for file in self._files]
+        self.close()
+        self._delete([path for path, nothing in zip(self.paths, empty, strict=False) if nothing or self.spoiled])
 
     def remove(self) -> None:
         """Close and delete the images, and the folder if nothing else is in it. Idempotent."""
         self.close()
+        self._delete(self.paths)
+
+    def _delete(self, paths: list[Path]) -> None:
         with _explained(self.folder):
-            for path in self.paths:
+            for path in paths:
                 path.unlink(missing_ok=True)
         with suppress(OSError):  # something else is in it, or it is a mount point
             self.folder.rmdir()
@@ -98,17 +133,22 @@ def _plain(name: str) -> str:
     return name
 
 
-def _create(path: Path, size: int) -> int:
+def _open(path: Path, size: int) -> tuple[int, bool]:
+    """The file, and whether it was there already."""
     if size < 0:
         raise DiskError(f"disk {path.name} cannot have {size} bytes")
     with _explained(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            found = os.fstat(fd)
+            if stat.S_ISREG(found.st_mode) and found.st_size == size and found.st_blocks:
+                return fd, True
+            os.ftruncate(fd, 0)
             os.ftruncate(fd, size)
         except OSError:
             os.close(fd)
             raise
-    return fd
+    return fd, False
 
 
 def _write(fd: int, data: memoryview | bytes, offset: int) -> None:

@@ -17,6 +17,7 @@ from remusdb.net.announce import announce
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import connect, nics_of
 from remusdb_agents.applier import Applier
+from remusdb_agents.bases import Bases
 from remusdb_agents.context import Context
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.inbox import WholeEpoch
@@ -37,14 +38,15 @@ class Machine:
         hello: Hello,
         moved: Callable[[WholeEpoch], None],
         broken: Callable[[Exception], None],
-        bases: Mapping[str, Path],
+        kept: Mapping[str, Path],
     ) -> None:
-        """Start it; on an error nothing is left behind. `bases`: older disks of this VM that are here, by target."""
+        """Start it; on an error nothing is left behind. `kept`: disks of the VM that this host keeps, by target."""
         self._undo = contextlib.ExitStack()
+        self._keep_images = True
         promise = context.admission.admit(hello.vm, sum(block.size for block in hello.blocks))
         self._undo.callback(context.admission.release, hello.vm)
         try:
-            self._build(context, hello, moved, broken)
+            self._build(context, hello, moved, broken, kept)
             promise.pid = self._standby.domain.pid
         except BaseException:
             self._undo.close()
@@ -56,6 +58,7 @@ class Machine:
         hello: Hello,
         moved: Callable[[WholeEpoch], None],
         broken: Callable[[Exception], None],
+        kept: Mapping[str, Path],
     ) -> None:
         config = context.config
         deadline = Deadline(CALL_S)
@@ -65,8 +68,11 @@ class Machine:
         self._folder: Path = config.agent.image_dir / hello.vm
         names = [disk.target for disk in hello.disks]
         self._images = ReplicaImages(self._folder, [disk.size for disk in hello.disks], names)
-        self._undo.callback(self._images.remove)
-        self._images.free_check(sum(disk.allocated for disk in hello.disks))
+        self._undo.callback(self._leave_images)
+        self._images.free_check([disk.allocated for disk in hello.disks])
+        by_index = {index: kept[name] for index, name in enumerate(names) if name in kept}
+        self.bases = Bases(self._images, by_index, broken)
+        self._undo.callback(self.bases.close)
         images = dict(zip(names, self._images.paths, strict=True))
         bridges = config.network.bridges  # one that is not named keeps its name
         self._survivor_xml = survivor_xml(hello.domain_xml, images, bridges)
@@ -100,12 +106,16 @@ class Machine:
         except RemusError as exc:
             log.warning("announcement: %s", exc)
 
-    def close(self, keep_images: bool) -> None:
-        """Take the standby and its images away."""
+    def close(self, *, keep_images: bool) -> None:
+        """Take the standby away. Its images stay as the next session's base with `keep_images`, else they go, too."""
+        self._keep_images = keep_images
         self._undo.close()
 
-    def cold_start(self) -> None:
-        raise RemusError("not yet")
+    def _leave_images(self) -> None:
+        if self._keep_images:
+            self._images.keep()
+        else:
+            self._images.remove()
 
 
 def reap_leftover(connection: libvirt.virConnect, deadline: Deadline, name: str) -> None:

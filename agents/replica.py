@@ -113,6 +113,7 @@ class Replica:
                 if self._core.state is StandbyState.PROMOTED:  # silence, or an operator, came first
                     return Refuse(reason="this host took the VM over just now", term=self._core.term, fenced=True)
                 self._stream, self._last_heard = stream, time.monotonic()
+                bases = None if answer.resumed or self._machine is None else self._machine.bases
                 return Welcome(
                     version=__version__,
                     agent=self._config.agent.name,
@@ -120,7 +121,15 @@ class Replica:
                     committed=self._core.committed,
                     resumed=answer.resumed,
                     silence_ms=self._config.failover.silence_ms,
+                    bases=bases.counts if bases else [],
+                    base_seed=bases.seed if bases else 0,
                 )
+
+    def welcomed(self, stream: FrameStream, welcome: Welcome) -> None:
+        """WELCOME went out: in a new session the primary now waits to hear what the images hold already."""
+        with self._lock:
+            if stream is self._stream and self._machine is not None and any(welcome.bases):
+                self._machine.bases.tell(stream, welcome.term)
 
     def _refuse(self, answer: Refusal) -> Refuse:
         """Say no; a replica that the core renounced with it goes."""
@@ -215,8 +224,8 @@ class Replica:
             self._session_term = term
             self._owed = None
         self._tell("protect", "empty", f"host {hello.primary} protects it to here")
-        bases = {target: Path(path) for target, path in self._state.kept.items()}
-        machine = Machine(self._context, hello, self._moved, lambda exc: self._broken(exc, term), bases)
+        kept = {target: Path(path) for target, path in self._state.kept.items()}
+        machine = Machine(self._context, hello, self._moved, lambda exc: self._broken(exc, term), kept)
         with self._lock:
             self._machine = machine
 
@@ -326,7 +335,7 @@ class Replica:
         log.warning("%s: taking over in term %d at epoch %d: %s", self.vm, term, epoch, why)
         self._tell("takeover", "ready", why, epoch=epoch, heard_ms_ago=silent_ms, by=by)
         try:
-            how = takeover.run(machine, self.vm)
+            how = takeover.run(machine, self.vm, lambda: self._core.applied == epoch)
         except Exception as exc:
             self._cannot_run(owner, term, exc)
             raise

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from remusdb.core.ownership import Ownership, Rule, Verdict, give_back, take_over
 from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError
@@ -58,10 +59,15 @@ def win(context: Context, vm: str, owner: str, term: int) -> bool:
     return claim.verdict is Verdict.WON
 
 
-def run(machine: Machine, vm: str) -> str:
-    """Make the replica the VM; how it came up. RemusError when it cannot be run here at all."""
+def run(machine: Machine, vm: str, applied: Callable[[], bool]) -> str:
+    """Make the replica the VM; how it came up. RemusError when it cannot be run here at all.
+
+    `applied`: whether the replica is exactly the last committed epoch; a torn one must not run.
+    """
     while not machine.wait_applied(APPLY_S):
         log.warning("%s: epochs are still being applied", vm)
+    if not applied():
+        raise RemusError(f"{vm}: the last epoch could not be applied")
     try:
         machine.resume()
         return WARM

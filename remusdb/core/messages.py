@@ -50,7 +50,8 @@ class Hello(msgspec.Struct, frozen=True):
 class Welcome(msgspec.Struct, frozen=True):
     """WELCOME, agent to primary. With `resumed`, `committed` is the last epoch the agent holds whole.
 
-    `bases`: for each disk, how many blocks of an older image are there already; their hashes follow in BASE frames.
+    `bases`: for each disk, how many blocks of an older image are there already; their hashes, made with `base_seed`,
+    follow in BASE frames.
     """
 
     version: str
@@ -60,6 +61,7 @@ class Welcome(msgspec.Struct, frozen=True):
     resumed: bool
     silence_ms: int
     bases: list[int] = []
+    base_seed: int = 0
 
 
 class Base(msgspec.Struct, frozen=True):

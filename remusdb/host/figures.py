@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from remusdb.core.pipeline import Pipeline
 from remusdb.host.order import Order
 from remusdb.host.parts import Parts
 from remusdb.net.gate import GateFigures
+
+log = logging.getLogger(__name__)
 
 KEPT_EPOCHS = 2000  # the window of the percentiles: 100 s at 50 ms
 
@@ -30,12 +33,20 @@ class Figures:
     dirty_pages: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     cut_at: dict[int, float] = field(default_factory=dict)
     committed_cut_at: float | None = None
+    seeded_bytes: int | None = None
+    same_bytes: int | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def set(self, state: str, reason: str) -> None:
         """Enter a state, with why."""
         with self.lock:
             self.state, self.reason = state, reason
+
+    def disks(self, seeded_bytes: int, same_bytes: int) -> None:
+        """The initial copy of the disks took so many bytes on the wire; so many of their data were there already."""
+        log.info("disks: %d bytes sent, %d bytes were there already", seeded_bytes, same_bytes)
+        with self.lock:
+            self.seeded_bytes, self.same_bytes = seeded_bytes, same_bytes
 
     def paused(self, pause_ms: float) -> None:
         """The VM stood still for so long."""
@@ -71,6 +82,8 @@ class Figures:
                 "pause_ms_p99": _percentile(self.pause_ms, 99),
                 "bytes_per_epoch": _percentile(self.epoch_bytes, 50),
                 "dirty_pages": _percentile(self.dirty_pages, 50),
+                "seeded_bytes": self.seeded_bytes,
+                "same_bytes": self.same_bytes,
             }
 
 

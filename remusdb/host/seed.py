@@ -2,7 +2,7 @@
 """The initial copy: disks through their mirrors, memory in rounds, both while the VM runs.
 
 What is sent here is epoch 0: the agent applies it as it comes, and can promote nothing before epoch 1 made the
-replica consistent.
+replica consistent. Of the disks, only what differs from the images that the agent has goes out (remusdb/disk/base.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from remusdb.core.wire import FrameType
 from remusdb.core.writes import encode_writes
+from remusdb.disk.base import Bases
 from remusdb.disk.mirror import Mirror
 from remusdb.disk.writelog import WriteLog
 from remusdb.errors import DiskError
@@ -36,10 +37,12 @@ PUMP_S = 0.02
 class DiskPump(threading.Thread):
     """Sends the disks' write logs as epoch 0 until it is stopped; the rest then belongs to epoch 1."""
 
-    def __init__(self, logs: list[WriteLog], outbox: Outbox) -> None:
+    def __init__(self, logs: list[WriteLog], outbox: Outbox, bases: Bases) -> None:
         super().__init__(name="disk-pump", daemon=True)
         self._logs = logs
         self._outbox = outbox
+        self._bases = bases
+        self.sent_bytes = 0  # payload
         self._quit = threading.Event()
         self.error: Exception | None = None
 
@@ -53,18 +56,23 @@ class DiskPump(threading.Thread):
             self.error = exc
 
     def finish(self) -> None:
-        """Stop, and raise what went wrong."""
+        """Stop, and raise what went wrong; else the agent's images are now what the logs made so far."""
         self._quit.set()
         self.join()
         if self.error is not None:
             raise self.error
+        self._send(self._bases.rest())
 
     def _move(self, log: WriteLog) -> None:
         if log.failed is not None:
             raise DiskError(f"disk {log.disk}: {log.failed}")
-        raw = log.take(log.position(), 10.0)
-        if raw:
-            self._outbox.seed([(FrameType.WRITES, payload) for payload in encode_writes(raw)])
+        self._send(self._bases.reduce(log.disk, log.take(log.position(), 10.0)))
+
+    def _send(self, raw: bytes) -> None:
+        payloads = encode_writes(raw)
+        if payloads:
+            self.sent_bytes += sum(len(payload) for payload in payloads)
+            self._outbox.seed([(FrameType.WRITES, payload) for payload in payloads])
 
 
 def wait_for_disks(domain: Domain, mirrors: list[Mirror], pump: DiskPump, progress: Progress) -> None:

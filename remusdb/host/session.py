@@ -26,7 +26,8 @@ from remusdb.arbiter.arbiter import Arbiter
 from remusdb.core.messages import Base, Hello, Notice, RamBlock, Welcome, pack
 from remusdb.core.pipeline import Pipeline, PrimaryState, Release
 from remusdb.core.wire import FrameType
-from remusdb.errors import Fenced, GateError, PeerRefused, PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.disk.base import Bases
+from remusdb.errors import BadFrame, Fenced, GateError, PeerRefused, PeerUnreachable, RefusedForSafety, RemusError
 from remusdb.history import Event, EventName, History
 from remusdb.host.ending import DEAD_HINT, RENOUNCE_S, Ending
 from remusdb.host.epochs import EpochLoop
@@ -71,6 +72,7 @@ class Session:
         self.greeted = False
         self.was_armed = self.state.armed
         self.failure: Exception | None = None
+        self._bases: Bases | None = None  # while the initial copy runs
         self._store = store
         self._history = history
         self._progress = progress
@@ -168,9 +170,11 @@ class Session:
             parts.gates.open_all()
         self.handover.undo_old()
         self.outbox.attach(greeting.stream, term, 0)
-        parts.build()
-        pump = DiskPump(parts.logs, self.outbox)
+        self._bases = bases = Bases(greeting.welcome, [disk.size for disk in parts.replicas])
         self.peer.start(greeting)
+        bases.wait(self.over, self._progress)
+        parts.build()
+        pump = DiskPump(parts.logs, self.outbox, bases)
         start_mirrors(parts.domain, parts.logs, parts.mirrors)
         pump.start()
         try:
@@ -178,6 +182,8 @@ class Session:
             copy_memory(parts.domain, parts.capture, parts.encoder, self.outbox, self._progress)
         finally:
             pump.finish()
+        self._bases = None  # its tables may take some memory
+        self.figures.disks(pump.sent_bytes, bases.same_bytes)
         self._progress("first epoch", 0, 1, "epoch")
         parts.measure_pauses(self.figures.paused)
         self._arm(parts)
@@ -259,7 +265,11 @@ class Session:
     # --- what the agent says (called from the peer's thread) ---
 
     def on_base(self, base: Base) -> None:
-        """Hashes of an older image that the agent has."""
+        """Hashes of an older image that the agent has: the initial copy waits for these."""
+        bases = self._bases
+        if bases is None:
+            raise BadFrame("hashes of disks came when nobody asked")
+        bases.take(base)
 
     def on_ack(self, term: int, epoch: int) -> None:
         """Release what the agent holds."""

@@ -71,9 +71,9 @@ def test_room_made_by_zeroes_is_used_again(small: Path) -> None:
 
 def test_free_check_knows_the_file_system(small: Path) -> None:
     images = ReplicaImages(small, [SIZE], ["vda"])
-    images.free_check(512 << 10)
+    images.free_check([512 << 10])
     with pytest.raises(DiskError, match="not enough room"):
-        images.free_check(2 << 20)
+        images.free_check([2 << 20])
     images.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ownership_world import Connection, Message
+from ownership_world import Connection, Message, following
 
 from remusdb.core.ownership import Verdict, give_back, take_over
 from remusdb.core.standby import Refusal, Standby, StandbyState
@@ -180,7 +180,7 @@ class Agent:
     def _become(self) -> None:
         core, host = self.standby, self._host
         self.asked = False
-        host.store.save(role="promoting", term=core.term + 1, owner=host.name)
+        host.store.save(role="promoting", term=following(core.term), owner=host.name)
         core.promote(host.store.term)
         core.owner = host.name
         self.promoting = True

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ownership_agent import Agent
-from ownership_world import Connection, Message, Store, Vm, World
+from ownership_world import Connection, Message, Store, Vm, World, following
 
 from remusdb.core.ownership import Verdict, go_solo, open_session
 from remusdb.core.pipeline import Pipeline, PrimaryState, Release
@@ -156,8 +156,8 @@ class Host:
         term = session.pipeline.term
         claim = arbiter.claim(self.name, go_solo(self.name, term))
         if claim.verdict is Verdict.WON:
-            self.store.save(role="solo", term=term + 1, armed=False)
-            session.pipeline.solo(term + 1)
+            self.store.save(role="solo", term=following(term), armed=False)
+            session.pipeline.solo(following(term))
             self._end()
             self._open()
         elif claim.verdict is Verdict.LOST:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from ownership_host import Host
 
 
+def following(term: int) -> int:
+    """The term of an owner who did not ask the one before."""
+    return term + 1
+
+
 @dataclass(frozen=True)
 class Message:
     """One frame; `state` is an epoch's content, `flag` what the kind makes of it."""

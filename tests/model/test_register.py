@@ -17,9 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from register_world import Fault, Script, World
+
+from remusdb.arbiter import register
+from remusdb.core.ownership import Ownership, Verdict, open_session, take_over
 
 # Of each question to the register; half of the steps go without faults altogether.
 FAULTS: list[Fault] = ["none", "none", "none", "unsent", "lost", "late", "late", "mute"]
@@ -86,3 +90,28 @@ class Run:
 @settings(max_examples=1500, deadline=None)
 def test_at_most_one_host_speaks_and_in_the_end_one_does(numbers: list[int]) -> None:
     Run(numbers).go()
+
+
+@pytest.mark.parametrize(
+    ("faults", "verdict"),  # of read, swap, read, swap, ...
+    [
+        ("", Verdict.WON),
+        ("unsent", Verdict.UNREACHED),
+        ("none unsent", Verdict.UNREACHED),
+        ("none mute", Verdict.WON),
+        ("none mute unsent", Verdict.UNKNOWN),
+        ("none lost unsent", Verdict.UNKNOWN),
+        ("none lost none none", Verdict.WON),
+        ("none late none unsent", Verdict.UNKNOWN),
+        ("none lost none lost none lost none lost none lost", Verdict.UNKNOWN),
+    ],
+)
+def test_what_is_known_of_a_claim_after_each_fault(faults: str, verdict: Verdict) -> None:
+    record = World().register
+    register.claim(record, open_session("a", 5))
+    record.script = [(fault, None) for fault in faults.split()]  # type: ignore[misc]
+    assert register.claim(record, take_over("b", "a", 5)).verdict is verdict
+    record.script = []
+    assert register.claim(record, take_over("b", "a", 5)).verdict is Verdict.WON
+    assert record.record == Ownership("b", 6)
+    assert not any(record.apply(*late) for late in record.late)  # a swap that comes late does nothing

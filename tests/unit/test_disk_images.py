@@ -118,9 +118,9 @@ def test_a_link_in_the_folder_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_free_check(images: ReplicaImages) -> None:
-    images.free_check(0)
+    images.free_check([0, 0])
     with pytest.raises(DiskError, match="not enough room") as caught:
-        images.free_check(1 << 62)
+        images.free_check([1 << 62, 0])
     assert caught.value.hint
 
 

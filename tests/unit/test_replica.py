@@ -42,7 +42,9 @@ class FakeMachine:
     made: list[FakeMachine] = []
     gate = threading.Event()
 
-    def __init__(self, _config: Any, _hello: Any, moved: Callable[[WholeEpoch], None], broken: Any) -> None:
+    bases = None
+
+    def __init__(self, _config: Any, _hello: Any, moved: Callable[[WholeEpoch], None], broken: Any, _kept: Any) -> None:
         self.applier = FakeApplier(moved)
         self.broken = broken
         self.closed = self.resumed = False
@@ -60,8 +62,8 @@ class FakeMachine:
     def announce(self, _addresses: list[str]) -> None:
         return
 
-    def close(self) -> None:
-        self.closed = True
+    def close(self, *, keep_images: bool) -> None:
+        self.closed, self.kept = True, keep_images
 
 
 class FakeStream:
