@@ -9,6 +9,7 @@ it is fed a stream of device state alone; what a save of device state omits (the
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import struct
 import time
@@ -20,7 +21,7 @@ import numpy as np
 
 from remusdb.core.messages import RamBlock
 from remusdb.core.pages import PagesDecoded, resolve
-from remusdb.errors import BadFrame, CannotProtect, VmError
+from remusdb.errors import BadFrame, CannotProtect, LibvirtAway, VmError
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain
 from remusdb.vm.memory import ProcessMemory
@@ -32,6 +33,7 @@ VMDESCRIPTION = b"\x06" + struct.pack(">I", 2) + b"{}"  # QEMU waits for one aft
 SMALL_BLOCK_BYTES = 64 << 20  # blocks up to this size are blanked: the copy counts on a replica of zeros
 STEP_PAGES = 4096
 LOAD_S = 20.0
+DESTROY_S = 5.0
 POLL_S = 0.002
 
 
@@ -42,12 +44,16 @@ def device_stream(devices: bytes, machine: str) -> bytes:
     return devices[:FILE_HEADER_BYTES] + section + devices[FILE_HEADER_BYTES:] + VMDESCRIPTION
 
 
+def announce_self(domain: Domain) -> None:
+    """Have QEMU announce the VM's MAC addresses, and the guest (virtio-net) its own IP addresses."""
+    domain.qmp("announce-self", initial=50, max=1000, rounds=6, step=150)
+
+
 class StandbyVm:
-    """One standby domain on this host."""
+    """One standby domain on this host. After its start libvirt is needed only where QEMU has no private monitor."""
 
     def __init__(self, connection: libvirt.virConnect, deadline: Deadline, name: str, xml: str) -> None:
         """Start it paused; VmError when libvirt or QEMU refuses the XML."""
-        self._connection = connection
         self._deadline = deadline
         self.name = name
         handle = deadline.call(f"start standby {name}", connection.createXML, xml, libvirt.VIR_DOMAIN_START_PAUSED)
@@ -99,21 +105,20 @@ class StandbyVm:
             socket_path.unlink()
 
     def resume(self) -> None:
-        """Let the VM run."""
-        self._deadline.call(f"resume {self.name}", self._handle.resume)
-
-    def announce(self) -> None:
-        """Have QEMU announce the VM's MAC addresses, and the guest (virtio-net) its own IP addresses."""
-        self.domain.qmp("announce-self", initial=50, max=1000, rounds=6, step=150)
-
-    def persist(self, xml: str) -> None:
-        """Define the running domain, so that it outlives a stop."""
-        self._deadline.call(f"define {self.name}", self._connection.defineXML, xml)
+        """Let the VM run. libvirt hears of it by QEMU's RESUME event, sooner or later."""
+        self.domain.qmp("cont")
 
     def destroy(self) -> None:
-        """End the standby. Quiet when it is gone already."""
-        with contextlib.suppress(VmError):
-            self._deadline.call(f"destroy standby {self.name}", self._handle.destroy)
+        """End the standby. Quiet when it is gone already; where libvirt is away, QEMU is killed without it."""
+        try:
+            handle = self._deadline.start(self._handle.destroy)
+            self._deadline.finish(handle, f"destroy standby {self.name}", DESTROY_S)
+        except LibvirtAway:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.domain.pidfd, signal.SIGKILL)
+            self.domain.ends_within(DESTROY_S)
+        except VmError:
+            return
 
     def _await_load(self) -> None:
         end = time.monotonic() + LOAD_S
