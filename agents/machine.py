@@ -15,7 +15,7 @@ import psutil
 
 from remusdb.config import AgentConfig
 from remusdb.core.messages import Hello
-from remusdb.errors import CannotProtect, RemusError, VmError
+from remusdb.errors import CannotProtect, LibvirtAway, RemusError, VmError
 from remusdb.net.announce import announce
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain, connect, nics_of
@@ -30,7 +30,8 @@ from remusdb_agents.standby_xml import ARGUMENT, COMMAND_LINE, standby_xml, surv
 log = logging.getLogger(__name__)
 
 CALL_S = 20.0  # starting a QEMU takes seconds
-GONE_S = 5.0
+GONE_S = 5.0  # until libvirt has seen the end of a QEMU
+COLD_PATIENCE_S = 120.0
 QEMU_OVERHEAD_BYTES = 256 << 20  # a QEMU beside its guest's RAM, and the epochs in flight
 
 
@@ -79,6 +80,7 @@ class Machine:
         self._standby = StandbyVm(connection, deadline, hello.vm, xml)
         self._undo.callback(self._standby.destroy)
         self._domain = self._standby.domain  # what is the VM, once promoted
+        self._standby_id = self._domain.handle.ID()
         self._standby.match(hello.blocks)
         self.applier = Applier(self._standby, self._images, moved, broken)
         self._undo.callback(self.applier.close)
@@ -91,8 +93,7 @@ class Machine:
         """Load the last epoch's device state and let the VM run: from here on this is the VM. VmError: it does not."""
         self.applier.close()
         self._undo.pop_all()
-        folder = self._standby.domain.state_folder()
-        self._standby.load(self.applier.devices, folder / "remusdb-load")
+        self._standby.load(self.applier.devices)
         self._standby.resume()
         Definition(self._uri, self._vm, self._survivor_xml).keep()
 
@@ -103,14 +104,25 @@ class Machine:
         """
         self._standby.destroy()
         deadline = Deadline(CALL_S)
-        connection = connect(self._uri, deadline)
-        deadline.call(f"start {self._vm}", self._start_cold, connection)
-        self._domain = Domain(connection, self._vm, deadline)
+        end = time.monotonic() + COLD_PATIENCE_S
+        while True:
+            try:
+                connection = connect(self._uri, deadline)
+                deadline.call(f"start {self._vm}", self._start_cold, connection)
+                self._domain = Domain(connection, self._vm, deadline)
+                return
+            except LibvirtAway as exc:
+                if time.monotonic() > end:
+                    raise
+                log.warning("%s waits for libvirtd to be started: %s", self._vm, exc)
+                time.sleep(1)
 
     def _start_cold(self, connection: libvirt.virConnect) -> None:
         handle = connection.defineXML(self._survivor_xml)
+        if handle.isActive() and handle.ID() != self._standby_id:
+            return  # an earlier try, whose answer was lost
         end = time.monotonic() + GONE_S
-        while handle.isActive() and time.monotonic() < end:  # libvirt has yet to see the end of a QEMU that died
+        while handle.isActive() and time.monotonic() < end:
             time.sleep(0.05)
         handle.create()
 

@@ -22,7 +22,7 @@ from remusdb.config import AgentConfig
 from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError, VmError
 from remusdb.host.state import SavedVm, StateStore
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
@@ -231,7 +231,11 @@ class Replica:
             log.warning("%s: epochs are still being applied", self.vm)
         if self._core.applied != epoch:
             raise RemusError(f"{self.vm}: epoch {epoch} could not be applied, the VM was not resumed: {self._reason}")
-        machine.resume()
+        try:
+            machine.resume()
+        except VmError as exc:
+            log.error("%s: cannot be resumed, it is started from its disks: %s", self.vm, exc)
+            machine.cold_start()
         self._times["resumed_at_ns"] = time.time_ns()
         machine.announce(self._addresses)
         with self._lock, contextlib.suppress(RemusError):  # "promoting" on the disk means the same

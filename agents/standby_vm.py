@@ -59,6 +59,7 @@ class StandbyVm:
         handle = deadline.call(f"start standby {name}", connection.createXML, xml, libvirt.VIR_DOMAIN_START_PAUSED)
         self._handle: libvirt.virDomain = handle
         self.domain = Domain(connection, name, deadline)
+        self._folder: Path = self.domain.state_folder()
         self._memory = ProcessMemory(self.domain.pid)
         self._blocks: list[Block] = []
 
@@ -90,8 +91,9 @@ class StandbyVm:
             part = pages.zero[low : low + STEP_PAGES]
             self._memory.write(block.address, part, np.zeros((len(part), PAGE_BYTES), dtype=np.uint8))
 
-    def load(self, devices: bytes, socket_path: Path) -> None:
+    def load(self, devices: bytes) -> None:
         """Feed the device state: QEMU then is the machine of that epoch, still paused."""
+        socket_path = self._folder / "remusdb-load"
         self.domain.qmp("migrate-incoming", uri=f"unix:{socket_path}")
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(LOAD_S)

@@ -180,4 +180,4 @@ def connect(uri: str, deadline: Deadline) -> libvirt.virConnect:
     try:
         return deadline.call(f"libvirt at {uri}", libvirt.open, uri)
     except VmError as exc:
-        raise VmError(str(exc), hint="is libvirtd running on this host?") from exc
+        raise LibvirtAway(str(exc), hint="is libvirtd running on this host?") from exc
