@@ -135,6 +135,7 @@ class Machine:
             announce_self(self._domain)
         except RemusError as exc:
             log.warning("announcement: %s", exc)
+        self._domain.release_monitor()  # the next to protect the VM, from here, wants it
 
     def close(self) -> None:
         """Take the standby and its images away."""

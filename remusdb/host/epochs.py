@@ -18,7 +18,7 @@ from contextlib import ExitStack
 
 from remusdb.core.pipeline import Pipeline
 from remusdb.disk.mirror import unsynced
-from remusdb.errors import DiskError
+from remusdb.errors import DiskError, VmError
 from remusdb.host.encoder import EpochFrames
 from remusdb.host.figures import Figures
 from remusdb.host.outbox import Outbox
@@ -28,16 +28,18 @@ from remusdb.vm.capture import Cut
 log = logging.getLogger(__name__)
 
 WRITES_S = 5.0
+LEND_S = 0.05
 PRESSED_LOOK_S = 0.02  # how often a full disk log is looked for while an epoch is not yet due
 
 CutEpoch = tuple[int, Cut, list[int]]  # number, what was cut, the position of every disk's write log
 
 
 class _Lent:
-    """A lock that is held for a while and may be lent out in between."""
+    """A lock that is held for a while and may be lent out in between; it is not waited for once all is over."""
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: threading.Lock, over: threading.Event) -> None:
         self._lock = lock
+        self._over = over
         self._held = False
 
     def __enter__(self) -> _Lent:
@@ -49,9 +51,10 @@ class _Lent:
 
     def take(self) -> None:
         """Have it, if it was lent out."""
-        if not self._held:
-            self._lock.acquire()
-            self._held = True
+        while not self._held:
+            self._held = self._lock.acquire(timeout=LEND_S)
+            if not self._held and self._over.is_set():
+                raise VmError("the cut was called off")  # whoever takes the parts down has it, and waits for the cut
 
     def lend(self) -> None:
         """Let others have it, if it is held."""
@@ -138,7 +141,9 @@ class EpochLoop:
         parts = self._parts
         positions: list[int] = []
         with ExitStack() as stack:
-            gates = stack.enter_context(_Lent(self._gate_lock))  # before the VM stops: nobody is waited for then
+            gates = stack.enter_context(
+                _Lent(self._gate_lock, self._over)
+            )  # before the VM stops: nobody is waited for then
             for writes in parts.logs:
                 stack.enter_context(writes.cutting())
 

@@ -62,8 +62,13 @@ class Domain:
     def close(self) -> None:
         """Let go of the process's descriptor and of its private monitor. Once."""
         os.close(self.pidfd)
-        if self._private is not None:
-            self._private.close()
+        self.release_monitor()
+
+    def release_monitor(self) -> None:
+        """Leave the private monitor to somebody else: QEMU serves one at a time. From here on libvirt's is used."""
+        private, self._private = self._private, None
+        if private is not None:
+            private.close()
 
     @property
     def monitor(self) -> str:

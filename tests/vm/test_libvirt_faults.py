@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -82,6 +83,24 @@ def test_libvirtd_of_the_primary(pair: Pair, fault: str, seconds: float, private
         time.sleep(seconds / 2)
         assert not private or pair.product.status(vm.name)["committed"] > status["committed"]
     assert pair.product.standby(vm.name)["state"] == "ready"
+    goes_on(pair, vm)
+
+
+def test_libvirtd_of_the_primary_is_restarted_at_any_moment(pair: Pair) -> None:
+    """Also in the middle of a cut, when QEMU's answer dies with it."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    chance = random.Random(1)
+    for _ in range(6):
+        with killed(pair, pair.a):
+            pass
+        committed = int(pair.product.status(vm.name)["committed"])
+        eventually(lambda low=committed: pair.product.status(vm.name)["committed"] > low, 15, "epochs do not go on")
+        time.sleep(chance.uniform(0.0, 0.2))
+    for _ in range(10):
+        with stopped(pair, pair.a):
+            time.sleep(0.3)
+        time.sleep(chance.uniform(0.1, 0.3))
     goes_on(pair, vm)
 
 
