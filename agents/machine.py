@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,21 +13,25 @@ from pathlib import Path
 import libvirt
 
 from remusdb.core.messages import Hello
-from remusdb.errors import CannotProtect, RemusError, VmError
+from remusdb.errors import CannotProtect, LibvirtAway, RemusError, VmError
 from remusdb.net.announce import announce
 from remusdb.vm.deadline import Deadline
-from remusdb.vm.domain import connect, nics_of
+from remusdb.vm.domain import Domain, connect, nics_of
+from remusdb.vm.prepare import confined_without_rule, qmp_socket
 from remusdb_agents.applier import Applier
 from remusdb_agents.bases import Bases
 from remusdb_agents.context import Context
+from remusdb_agents.definition import Definition
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.inbox import WholeEpoch
-from remusdb_agents.standby_vm import StandbyVm
-from remusdb_agents.standby_xml import QEMU_NS, standby_xml, survivor_xml
+from remusdb_agents.standby_vm import StandbyVm, announce_self
+from remusdb_agents.standby_xml import ARGUMENT, COMMAND_LINE, standby_xml, survivor_xml
 
 log = logging.getLogger(__name__)
 
 CALL_S = 20.0  # starting a QEMU takes seconds
+GONE_S = 5.0  # until libvirt has seen the end of a QEMU
+COLD_PATIENCE_S = 120.0
 
 
 class Machine:
@@ -65,6 +70,7 @@ class Machine:
         self._undo.callback(deadline.close)
         connection = connect(config.agent.libvirt_uri, deadline)
         reap_leftover(connection, deadline, hello.vm)
+        self._uri, self._vm = config.agent.libvirt_uri, hello.vm
         self._folder: Path = config.agent.image_dir / hello.vm
         names = [disk.target for disk in hello.disks]
         self._images = ReplicaImages(self._folder, [disk.size for disk in hello.disks], names)
@@ -75,10 +81,14 @@ class Machine:
         self._undo.callback(self.bases.close)
         images = dict(zip(names, self._images.paths, strict=True))
         bridges = config.network.bridges  # one that is not named keeps its name
-        self._survivor_xml = survivor_xml(hello.domain_xml, images, bridges)
-        xml = standby_xml(hello.domain_xml, images, bridges)
+        confined = confined_without_rule(deadline.call("libvirt", connection.getCapabilities))
+        monitor = None if confined else qmp_socket(hello.vm)
+        self._survivor_xml = survivor_xml(hello.domain_xml, images, bridges, keep_monitor=not confined)
+        xml = standby_xml(hello.domain_xml, images, bridges, monitor)
         self._standby = StandbyVm(connection, deadline, hello.vm, xml)
         self._undo.callback(self._standby.destroy)
+        self._domain = self._standby.domain  # what is the VM, once promoted
+        self._standby_id = self._domain.handle.ID()
         self._standby.match(hello.blocks)
         self.applier = Applier(self._standby, self._images, moved, broken)
         self._undo.callback(self.applier.close)
@@ -88,23 +98,52 @@ class Machine:
         return self.applier.wait_empty(timeout_s)
 
     def resume(self) -> None:
-        """Load the last epoch's device state and let the VM run. From here on this is the VM."""
+        """Load the last epoch's device state and let the VM run: from here on this is the VM. VmError: it does not."""
         self.applier.close()
         self._undo.pop_all()
-        folder = self._standby.domain.state_folder()
-        self._standby.load(self.applier.devices, folder / "remusdb-load")
+        self._standby.load(self.applier.devices)
         self._standby.resume()
+        Definition(self._uri, self._vm, self._survivor_xml).keep()
+
+    def cold_start(self) -> None:
+        """Where `resume` failed: start the VM from the replica's disks, as after a power cut. VmError: no luck.
+
+        All that the database had on its disks at the committed epoch is there; connections and memory are not.
+        """
+        self._standby.destroy()
+        deadline = Deadline(CALL_S)
+        end = time.monotonic() + COLD_PATIENCE_S
+        while True:
+            try:
+                connection = connect(self._uri, deadline)
+                deadline.call(f"start {self._vm}", self._start_cold, connection)
+                self._domain = Domain(connection, self._vm, deadline)
+                return
+            except LibvirtAway as exc:
+                if time.monotonic() > end:
+                    raise
+                log.warning("%s waits for libvirtd to be started: %s", self._vm, exc)
+                time.sleep(1)
+
+    def _start_cold(self, connection: libvirt.virConnect) -> None:
+        handle = connection.defineXML(self._survivor_xml)
+        if handle.isActive() and handle.ID() != self._standby_id:
+            return  # an earlier try, whose answer was lost
+        end = time.monotonic() + GONE_S
+        while handle.isActive() and time.monotonic() < end:
+            time.sleep(0.05)
+        handle.create()
 
     def announce(self, addresses: list[str]) -> None:
         """Tell the network where the VM is now. A failure is logged: the guest's own traffic says it too."""
         try:
-            nics = nics_of(self._standby.domain.tree)
+            nics = nics_of(self._domain.tree)
             for nic in nics:  # with several, nobody here knows whose address is whose: the MACs alone
                 announce(nic.tap, nic.mac, tuple(addresses) if len(nics) == 1 else ())
-            self._standby.announce()
-            self._standby.persist(self._survivor_xml)
+            announce_self(self._domain)
         except RemusError as exc:
             log.warning("announcement: %s", exc)
+        self._domain.release_monitor()  # the next to protect the VM, from here, wants it
 
     def close(self, *, keep_images: bool) -> None:
         """Take the standby away. Its images stay as the next session's base with `keep_images`, else they go, too."""
@@ -128,7 +167,7 @@ def reap_leftover(connection: libvirt.virConnect, deadline: Deadline, name: str)
         state, _ = deadline.call(f"VM {name}", handle.state)
     except VmError:
         return  # it is not there, or went just now
-    words = [arg.get("value") for arg in tree.iterfind(f"./{{{QEMU_NS}}}commandline/{{{QEMU_NS}}}arg")]
+    words = [arg.get("value") for arg in tree.iterfind(f"./{COMMAND_LINE}/{ARGUMENT}")]
     if "-incoming" not in words or state != libvirt.VIR_DOMAIN_PAUSED:
         raise CannotProtect(
             f"a domain named {name} already runs on the backup host", hint="is the VM already running there?"

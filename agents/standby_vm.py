@@ -9,6 +9,7 @@ it is fed a stream of device state alone; what a save of device state omits (the
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import struct
 import time
@@ -20,7 +21,7 @@ import numpy as np
 
 from remusdb.core.messages import RamBlock
 from remusdb.core.pages import PagesDecoded, resolve
-from remusdb.errors import BadFrame, CannotProtect, VmError
+from remusdb.errors import BadFrame, CannotProtect, LibvirtAway, VmError
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain
 from remusdb.vm.memory import ProcessMemory
@@ -32,6 +33,7 @@ VMDESCRIPTION = b"\x06" + struct.pack(">I", 2) + b"{}"  # QEMU waits for one aft
 SMALL_BLOCK_BYTES = 64 << 20  # blocks up to this size are blanked: the copy counts on a replica of zeros
 STEP_PAGES = 4096
 LOAD_S = 20.0
+DESTROY_S = 5.0
 POLL_S = 0.002
 
 
@@ -42,17 +44,22 @@ def device_stream(devices: bytes, machine: str) -> bytes:
     return devices[:FILE_HEADER_BYTES] + section + devices[FILE_HEADER_BYTES:] + VMDESCRIPTION
 
 
+def announce_self(domain: Domain) -> None:
+    """Have QEMU announce the VM's MAC addresses, and the guest (virtio-net) its own IP addresses."""
+    domain.qmp("announce-self", initial=50, max=1000, rounds=6, step=150)
+
+
 class StandbyVm:
-    """One standby domain on this host."""
+    """One standby domain on this host. After its start libvirt is needed only where QEMU has no private monitor."""
 
     def __init__(self, connection: libvirt.virConnect, deadline: Deadline, name: str, xml: str) -> None:
         """Start it paused; VmError when libvirt or QEMU refuses the XML."""
-        self._connection = connection
         self._deadline = deadline
         self.name = name
         handle = deadline.call(f"start standby {name}", connection.createXML, xml, libvirt.VIR_DOMAIN_START_PAUSED)
         self._handle: libvirt.virDomain = handle
         self.domain = Domain(connection, name, deadline)
+        self._folder: Path = self.domain.state_folder()
         self._memory = ProcessMemory(self.domain.pid)
         self._blocks: list[Block] = []
 
@@ -84,8 +91,9 @@ class StandbyVm:
             part = pages.zero[low : low + STEP_PAGES]
             self._memory.write(block.address, part, np.zeros((len(part), PAGE_BYTES), dtype=np.uint8))
 
-    def load(self, devices: bytes, socket_path: Path) -> None:
+    def load(self, devices: bytes) -> None:
         """Feed the device state: QEMU then is the machine of that epoch, still paused."""
+        socket_path = self._folder / "remusdb-load"
         self.domain.qmp("migrate-incoming", uri=f"unix:{socket_path}")
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(LOAD_S)
@@ -99,21 +107,20 @@ class StandbyVm:
             socket_path.unlink()
 
     def resume(self) -> None:
-        """Let the VM run."""
-        self._deadline.call(f"resume {self.name}", self._handle.resume)
-
-    def announce(self) -> None:
-        """Have QEMU announce the VM's MAC addresses, and the guest (virtio-net) its own IP addresses."""
-        self.domain.qmp("announce-self", initial=50, max=1000, rounds=6, step=150)
-
-    def persist(self, xml: str) -> None:
-        """Define the running domain, so that it outlives a stop."""
-        self._deadline.call(f"define {self.name}", self._connection.defineXML, xml)
+        """Let the VM run. libvirt hears of it by QEMU's RESUME event, sooner or later."""
+        self.domain.qmp("cont")
 
     def destroy(self) -> None:
-        """End the standby. Quiet when it is gone already."""
-        with contextlib.suppress(VmError):
-            self._deadline.call(f"destroy standby {self.name}", self._handle.destroy)
+        """End the standby. Quiet when it is gone already; where libvirt is away, QEMU is killed without it."""
+        try:
+            handle = self._deadline.start(self._handle.destroy)
+            self._deadline.finish(handle, f"destroy standby {self.name}", DESTROY_S)
+        except LibvirtAway:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.domain.pidfd, signal.SIGKILL)
+            self.domain.ends_within(DESTROY_S)
+        except VmError:
+            return
 
     def _await_load(self) -> None:
         end = time.monotonic() + LOAD_S

@@ -3,6 +3,10 @@
 
 Pure. The guest must find the very same devices at the very same addresses, so nothing is left out that QEMU
 would give an address to; only what names things of the primary host is replaced.
+
+A VM that was promoted once still has in its live XML what made it a standby: `-incoming` on QEMU's command line and, if
+it needed one, a private monitor *behind* it. So whatever stands from `-incoming` on is ours and is left out; a private
+monitor before it is the operator's (`remusdb prepare`) and stays.
 """
 
 from __future__ import annotations
@@ -11,33 +15,44 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
 
-QEMU_NS = "http://libvirt.org/schemas/domain/qemu/1.0"
-ET.register_namespace("qemu", QEMU_NS)
+from remusdb.vm.prepare import CHARDEV, QEMU_NS, monitor_words, remove_monitor
+
+COMMAND_LINE, ARGUMENT = f"{{{QEMU_NS}}}commandline", f"{{{QEMU_NS}}}arg"
 
 # Libvirt writes these into live XML; on another host it must choose them anew, or they name the primary's files.
 RUNTIME_CHILDREN = ("seclabel", "resource", "genid")
 DISK_RUNTIME = ("mirror", "backingStore", "backenddomain", "snapshot")
 
 
-def standby_xml(live: str, images: Mapping[str, Path], bridges: Mapping[str, str]) -> str:
-    """The standby's XML: disk targets on the raw `images`, bridges mapped, QEMU waiting for a migration stream."""
-    root = _portable(live, images, bridges)
-    line = root.find(f"{{{QEMU_NS}}}commandline")
+def standby_xml(live: str, images: Mapping[str, Path], bridges: Mapping[str, str], monitor: Path | None) -> str:
+    """The standby's XML: disk targets on the raw `images`, bridges mapped, QEMU waiting for a migration stream.
+
+    `monitor`: where its private QMP socket is to be; None where QEMU may not have one here.
+    """
+    root = _portable(live, images, bridges, monitor is not None)
+    line = root.find(COMMAND_LINE)
     if line is None:
-        line = ET.SubElement(root, f"{{{QEMU_NS}}}commandline")
-    for word in ("-incoming", "defer"):
-        ET.SubElement(line, f"{{{QEMU_NS}}}arg", {"value": word})
+        line = ET.SubElement(root, COMMAND_LINE)
+    words = ["-incoming", "defer"]
+    if monitor is not None and not _has_monitor(line):
+        words += monitor_words(monitor)
+    for word in words:
+        ET.SubElement(line, ARGUMENT, {"value": word})
     return ET.tostring(root, encoding="unicode")
 
 
-def survivor_xml(live: str, images: Mapping[str, Path], bridges: Mapping[str, str]) -> str:
-    """The definition under which the promoted VM starts next time: the standby's without the waiting."""
-    return ET.tostring(_portable(live, images, bridges), encoding="unicode")
+def survivor_xml(live: str, images: Mapping[str, Path], bridges: Mapping[str, str], keep_monitor: bool) -> str:
+    """The definition under which the promoted VM starts next time: the primary's, on this host's files.
+
+    `keep_monitor`: whether the private QMP socket of a prepared VM may stay.
+    """
+    return ET.tostring(_portable(live, images, bridges, keep_monitor), encoding="unicode")
 
 
-def _portable(live: str, images: Mapping[str, Path], bridges: Mapping[str, str]) -> ET.Element:
+def _portable(live: str, images: Mapping[str, Path], bridges: Mapping[str, str], keep_monitor: bool) -> ET.Element:
     root = ET.fromstring(live)
     root.attrib.pop("id", None)
+    _command_line(root, keep_monitor)
     for name in RUNTIME_CHILDREN:
         for child in root.findall(name):
             root.remove(child)
@@ -50,6 +65,25 @@ def _portable(live: str, images: Mapping[str, Path], bridges: Mapping[str, str])
     for channel in root.iterfind("./devices/channel"):
         _channel(channel)
     return root
+
+
+def _command_line(root: ET.Element, keep_monitor: bool) -> None:
+    line = root.find(COMMAND_LINE)
+    if line is None:
+        return
+    arguments = line.findall(ARGUMENT)
+    words = [argument.get("value") for argument in arguments]
+    if "-incoming" in words:
+        for argument in arguments[words.index("-incoming") :]:
+            line.remove(argument)
+    if not keep_monitor:
+        remove_monitor(line)
+    if not len(line):
+        root.remove(line)
+
+
+def _has_monitor(line: ET.Element) -> bool:
+    return any(CHARDEV in argument.get("value", "") for argument in line)
 
 
 def _disk(disk: ET.Element, images: Mapping[str, Path]) -> None:

@@ -62,6 +62,7 @@ class Protection(Struct, frozen=True, kw_only=True):
     heartbeat_ms: Annotated[int, Meta(ge=10, le=10_000)] = 100
     connect_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 3000
     vm_call_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 5000
+    libvirt_patience_ms: Annotated[int, Meta(ge=100, le=600_000)] = 15_000  # so long output waits for a libvirtd
     sync_bandwidth_mib_s: Annotated[int, Meta(ge=0, le=1 << 20)] = 0  # 0 = no limit
     on_backup_loss: Literal["auto", "hold", "solo"] = "auto"  # auto: solo where there is an arbiter, else hold
     solo_after_ms: Annotated[int, Meta(ge=0, le=600_000)] = 2000  # after the backup was lost
@@ -203,6 +204,11 @@ def _protection(file: Path, table: dict[str, Any], path: str) -> Protection:
     for small, low, large, high in rules:
         if low >= high:
             raise ConfigError(f"{file}: {path}.{small}: {low} must be less than {path}.{large} = {high}")
+    if found.libvirt_patience_ms < found.vm_call_timeout_ms:
+        raise ConfigError(
+            f"{file}: {path}.libvirt_patience_ms: {found.libvirt_patience_ms} must be at least "
+            f"{path}.vm_call_timeout_ms = {found.vm_call_timeout_ms}"
+        )
     return found
 
 

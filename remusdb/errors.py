@@ -15,6 +15,7 @@
     ├── Fenced                 7  E-FENCED         a newer term exists: this side must stay silent
     ├── CannotProtect          8  E-PREFLIGHT      this VM or host cannot be protected
     ├── VmError                1  E-VM             QEMU or libvirt said no
+    │   └── LibvirtAway        1  E-LIBVIRT        libvirtd is gone, or does not answer in time
     ├── GateError              1  E-GATE
     └── DiskError              1  E-DISK
 
@@ -126,6 +127,12 @@ class VmError(RemusError):
     """QEMU or libvirt refused a step."""
 
     id = "E-VM"
+
+
+class LibvirtAway(VmError):
+    """libvirtd is gone or does not answer: nothing is known of the VM by that, QEMU runs on without it."""
+
+    id = "E-LIBVIRT"
 
 
 class GateError(RemusError):

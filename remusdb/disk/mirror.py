@@ -73,6 +73,10 @@ class Mirror:
         self._socket = nbd_socket
         self._export = export
 
+    def renew(self, domain: libvirt.virDomain) -> None:
+        """Use this handle from now on: libvirtd came back. The job itself is QEMU's and went on."""
+        self._domain = domain
+
     def start(self) -> None:
         """Begin the copy. A leftover of ours (a worker that was killed) is ended first."""
         if self._socket_of_active_job() == str(self._socket):

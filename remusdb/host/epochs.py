@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 
 from remusdb.core.pipeline import Pipeline
-from remusdb.disk.mirror import query_block_jobs, unsynced
+from remusdb.disk.mirror import unsynced
 from remusdb.errors import DiskError, VmError
 from remusdb.host.encoder import EpochFrames
 from remusdb.host.figures import Figures
@@ -29,9 +29,39 @@ from remusdb.vm.capture import Cut
 log = logging.getLogger(__name__)
 
 WRITES_S = 5.0
+LEND_S = 0.05
 PRESSED_LOOK_S = 0.02  # how often a full disk log is looked for while an epoch is not yet due
 
 CutEpoch = tuple[int, Cut, list[int]]  # number, what was cut, the position of every disk's write log
+
+
+class _Lent:
+    """A lock that is held for a while and may be lent out in between; it is not waited for once all is over."""
+
+    def __init__(self, lock: threading.Lock, over: threading.Event) -> None:
+        self._lock = lock
+        self._over = over
+        self._held = False
+
+    def __enter__(self) -> _Lent:
+        self.take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lend()
+
+    def take(self) -> None:
+        """Have it, if it was lent out."""
+        while not self._held:
+            self._held = self._lock.acquire(timeout=LEND_S)
+            if not self._held and self._over.is_set():
+                raise VmError("the cut was called off")  # whoever takes the parts down has it, and waits for the cut
+
+    def lend(self) -> None:
+        """Let others have it, if it is held."""
+        if self._held:
+            self._held = False
+            self._lock.release()
 
 
 class EpochLoop:
@@ -141,15 +171,24 @@ class EpochLoop:
     def _cut(self, epoch: int) -> None:
         parts = self._parts
         positions: list[int] = []
-
-        def at_stop() -> None:
-            parts.gates.mark_begin(epoch)
-            positions.extend(writes.position() for writes in parts.logs)
-
-        with ExitStack() as stack, self._gate_lock:
+        with ExitStack() as stack:
+            gates = stack.enter_context(
+                _Lent(self._gate_lock, self._over)
+            )  # before the VM stops: nobody is waited for then
             for writes in parts.logs:
                 stack.enter_context(writes.cutting())
-            cut = parts.capture.cut(at_stop, parts.gates.mark_wait)
+
+            def at_stop() -> None:
+                gates.take()
+                parts.gates.mark_begin(epoch)
+                positions.extend(writes.position() for writes in parts.logs)
+
+            def waiting(seconds: float) -> None:
+                gates.lend()  # what was committed before must still go out
+                self._figures.wait(f"libvirt does not answer since {seconds:.1f} s; output waits")
+
+            cut = parts.capture.cut(at_stop, parts.gates.mark_wait, waiting)
+        self._figures.wait("")
         with self._lock:
             self._pipeline.cut(epoch)
         self._figures.cut(epoch, cut.pages)
@@ -172,7 +211,7 @@ class EpochLoop:
         mirrors = self._parts.mirrors
         if not mirrors:
             return
-        jobs = self._parts.deadline.call("block jobs", query_block_jobs, self._parts.domain.handle)
+        jobs = self._parts.domain.qmp_patiently("query-block-jobs", self._parts.patience_s, self._over.is_set)
         gone = unsynced(jobs, [mirror.target for mirror in mirrors])
         if gone:
             raise DiskError(f"the mirror of disk {', '.join(gone)} ended", hint="see QEMU's log of this VM")

@@ -28,6 +28,7 @@ class Figures:
 
     state: str = "seeding"
     reason: str = "starting"
+    waits_for: str = ""  # what keeps epochs from being cut just now; told instead of the reason while protected
     pause_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     epoch_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     dirty_pages: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
@@ -47,6 +48,11 @@ class Figures:
         log.info("disks: %d bytes sent, %d bytes were there already", seeded_bytes, same_bytes)
         with self.lock:
             self.seeded_bytes, self.same_bytes = seeded_bytes, same_bytes
+
+    def wait(self, reason: str) -> None:
+        """Epochs are not cut for now, with why; they are again: empty."""
+        with self.lock:
+            self.waits_for = reason
 
     def paused(self, pause_ms: float) -> None:
         """The VM stood still for so long."""
@@ -76,7 +82,7 @@ class Figures:
             age = None if self.committed_cut_at is None else 1000 * (time.monotonic() - self.committed_cut_at)
             return {
                 "state": self.state,
-                "reason": self.reason,
+                "reason": self.waits_for if self.waits_for and self.state == "protected" else self.reason,
                 "committed_age_ms": None if age is None else round(age, 1),
                 "pause_ms_p50": _percentile(self.pause_ms, 50),
                 "pause_ms_p99": _percentile(self.pause_ms, 99),

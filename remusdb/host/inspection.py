@@ -10,7 +10,6 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, Protocol
 
 import libvirt
@@ -26,11 +25,10 @@ from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import connect
 from remusdb.vm.facts import Facts, PeerFacts, VmFacts, gather_host, gather_vm
 from remusdb.vm.preflight import decide
-from remusdb.vm.prepare import APPARMOR_RULE, prepare
+from remusdb.vm.prepare import APPARMOR_RULE, APPARMOR_SNIPPETS, confined_without_rule, prepare
 
 LIST_TIMEOUT_S = 2.0
 LOOK_TIMEOUT_S = 15.0
-APPARMOR_SNIPPETS = Path("/etc/apparmor.d/abstractions/libvirt-qemu.d")
 
 
 class Inspection(Protocol):
@@ -151,7 +149,7 @@ class LibvirtInspection:
 
 def _require_apparmor_rule(capabilities: str) -> None:
     """AppArmor would not let QEMU make the socket, and the VM would not start any more."""
-    if "<model>apparmor</model>" not in capabilities or any(APPARMOR_SNIPPETS.glob("remusdb*")):
+    if not confined_without_rule(capabilities):
         return
     raise CannotProtect(
         "AppArmor confines QEMU here: with a private QMP socket the VM would not start again",

@@ -8,8 +8,6 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import libvirt
-
 from remusdb.core.messages import Disk
 from remusdb.disk.mirror import DiskSpec, Mirror, disks_of
 from remusdb.disk.writelog import WriteLog
@@ -19,8 +17,9 @@ from remusdb.host.order import Order
 from remusdb.net.factory import GateGroup, make_gate, plug_works
 from remusdb.vm.capture import Capture
 from remusdb.vm.deadline import Deadline
-from remusdb.vm.domain import Domain, connect
+from remusdb.vm.domain import Domain
 from remusdb.vm.fifo import StateFifo
+from remusdb.vm.libvirt_link import LibvirtLink
 from remusdb.vm.pauses import PauseMeter, start_event_loop
 from remusdb.vm.tracker import Tracker
 
@@ -37,10 +36,12 @@ class Parts:
         self._undo.callback(self.deadline.close)
         start_event_loop()
         try:
-            self.connection: libvirt.virConnect = connect(order.libvirt_uri, self.deadline)
-            self.domain = Domain(self.connection, order.vm, self.deadline)
+            self.link = LibvirtLink(order.libvirt_uri, self.deadline)
+            self._undo.callback(self.link.close)
+            self.domain = Domain(self.link.connection, order.vm, self.deadline)
             self._undo.callback(self.domain.close)
-            self.qemu_version = str(self.deadline.call("QEMU's version", self.connection.getVersion))
+            self.link.on_renewed(self.domain.reconnect)
+            self.qemu_version = str(self.deadline.call("QEMU's version", self.link.connection.getVersion))
             self.disks: list[DiskSpec] = self.deadline.call("disks", disks_of, self.domain.handle)
             self.replicas = [self._replica(disk) for disk in self.disks if not disk.readonly]
             self.blocks = self.domain.blocks()
@@ -71,7 +72,8 @@ class Parts:
         self._undo.callback(self.tracker.close)
         fifo = StateFifo(self.domain.state_folder(), owner.st_uid, owner.st_gid)
         self._undo.callback(fifo.close)
-        self.capture = Capture(self.domain, self.tracker, fifo, self.deadline.timeout_s)
+        self.patience_s = self.order.protection.libvirt_patience_ms / 1000
+        self.capture = Capture(self.domain, self.tracker, fifo, self.link, self.patience_s)
         self._undo.callback(self.capture.close)
         self.encoder = Encoder(self.blocks, self.order.protection.encoding)
         self.tracker.protect_all()
@@ -84,10 +86,13 @@ class Parts:
             self.mirrors.append(mirror)
             self._undo.callback(writes.close)
             self._undo.callback(self._stop_mirror, mirror)
+            self.link.on_renewed(lambda _connection, mirror=mirror: mirror.renew(self.domain.handle))  # type: ignore[misc]
 
     def measure_pauses(self, note: Callable[[float], None]) -> None:
         """Have every pause of the VM told to `note`, in ms."""
-        self._undo.callback(PauseMeter(self.connection, self.domain, note).close)
+        meter = PauseMeter(self.link.connection, self.domain, note)
+        self._undo.callback(meter.close)
+        self.link.on_renewed(meter.renew)
 
     def close(self, *, remove_gates: bool) -> None:
         """Take everything down. With `remove_gates`, held output goes out and the network is as found."""

@@ -9,16 +9,20 @@ from typing import ParamSpec, TypeVar
 
 import libvirt
 
-from remusdb.errors import VmError
+from remusdb.errors import LibvirtAway, VmError
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
+THREADS = 8  # a few may hang in a libvirtd that is stopped, and calls to QEMU itself must still find one
+_CONNECTION_DOMAINS = (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)  # said by the client's side, not by libvirtd
+_CONNECTION_CODES = (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN)
+
 
 class Deadline:
-    """A few threads for blocking calls; a call that takes longer than `timeout_s` raises VmError."""
+    """A few threads for blocking calls; a call that takes longer than `timeout_s` raises LibvirtAway."""
 
-    def __init__(self, timeout_s: float, threads: int = 4) -> None:
+    def __init__(self, timeout_s: float, threads: int = THREADS) -> None:
         self.timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="libvirt")
 
@@ -27,14 +31,15 @@ class Deadline:
         return self._pool.submit(call, *args, **kwargs)
 
     def finish(self, future: Future[Result], what: str, timeout_s: float | None = None) -> Result:
-        """The result of a call that was begun; errors of libvirt as VmError."""
+        """The result of a call that was begun; errors of libvirt as VmError, LibvirtAway where it is not there."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         try:
             return future.result(limit)
         except TimeoutError as exc:
-            raise VmError(f"{what}: libvirt did not answer within {limit:g} s", hint="is libvirtd hung?") from exc
+            raise LibvirtAway(f"{what}: libvirt did not answer within {limit:g} s", hint="is libvirtd hung?") from exc
         except libvirt.libvirtError as exc:
-            raise VmError(f"{what}: {exc.get_error_message() or exc}") from exc
+            kind = LibvirtAway if connection_lost(exc) else VmError
+            raise kind(f"{what}: {exc.get_error_message() or exc}") from exc
 
     def call(self, what: str, call: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
         """Make a call and wait for it."""
@@ -43,3 +48,8 @@ class Deadline:
     def close(self) -> None:
         """Let go of the threads; one that hangs in libvirt is left behind."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def connection_lost(exc: libvirt.libvirtError) -> bool:
+    """Whether it is libvirtd that is not there, rather than something that libvirtd says of a VM."""
+    return exc.get_error_domain() in _CONNECTION_DOMAINS or exc.get_error_code() in _CONNECTION_CODES

@@ -10,6 +10,7 @@ import re
 import select
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
-from remusdb.errors import VmError
+from remusdb.errors import LibvirtAway, VmError
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.private import private_monitor
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 
+LOOK_S = 0.1  # how often a libvirt that is away is looked after
 SHUTOFF_S = 0.3  # less than the shortest sensible failover.silence_ms
 # -object {"qom-type":"secret",...,"file":"/var/lib/libvirt/qemu/domain-1-pg/master-key.aes"}
 MASTER_KEY = re.compile(r'"file":"([^"]*)/master-key\.aes"')
@@ -38,7 +40,7 @@ class Nic:
 
 
 class Domain:
-    """A running domain. All libvirt calls are made under `deadline`."""
+    """A running domain. All libvirt calls are made under `deadline`; `handle` is of the present connection."""
 
     def __init__(self, connection: libvirt.virConnect, name: str, deadline: Deadline) -> None:
         self.name = name
@@ -50,14 +52,23 @@ class Domain:
         self.xml = deadline.call(f"VM {name}", self.handle.XMLDesc, libvirt.VIR_DOMAIN_XML_SECURE)
         self.tree = ET.fromstring(self.xml)
         self.pid = _pid_of(name)
-        self._pidfd = os.pidfd_open(self.pid)
+        self.pidfd = os.pidfd_open(self.pid)  # readable once QEMU has ended
         self._private = private_monitor(name, self.pid)
+
+    def reconnect(self, connection: libvirt.virConnect) -> None:
+        """Use this connection from now on. Blocks as libvirt does; libvirtError when it does not know the VM."""
+        self.handle = connection.lookupByName(self.name)
 
     def close(self) -> None:
         """Let go of the process's descriptor and of its private monitor. Once."""
-        os.close(self._pidfd)
-        if self._private is not None:
-            self._private.close()
+        os.close(self.pidfd)
+        self.release_monitor()
+
+    def release_monitor(self) -> None:
+        """Leave the private monitor to somebody else: QEMU serves one at a time. From here on libvirt's is used."""
+        private, self._private = self._private, None
+        if private is not None:
+            private.close()
 
     @property
     def monitor(self) -> str:
@@ -91,6 +102,20 @@ class Domain:
         text = json.dumps({"execute": command, "arguments": arguments})
         return _answer(command, json.loads(libvirt_qemu.qemuMonitorCommand(self.handle, text, 0)))
 
+    def qmp_patiently(self, command: str, patience_s: float, given_up: Callable[[], bool]) -> Any:
+        """Like `qmp`, but LibvirtAway only after so long: one that hangs may go on, one that died may come back."""
+        what, end = f"{command} on {self.name}", time.monotonic() + patience_s
+        call = self.deadline.start(self.qmp_blocking, command)
+        while True:
+            try:
+                return self.deadline.finish(call, what, LOOK_S)
+            except LibvirtAway:
+                if time.monotonic() > end or given_up() or not self.alive():
+                    raise
+            if call.done():
+                time.sleep(LOOK_S)
+                call = self.deadline.start(self.qmp_blocking, command)
+
     def blocks(self) -> list[Block]:
         """The RAM blocks of QEMU."""
         text = self.qmp("human-monitor-command", **{"command-line": "info ramblock"})
@@ -102,7 +127,7 @@ class Domain:
 
     def ends_within(self, seconds: float) -> bool:
         """Whether QEMU has ended or ends within so long: a process that was killed takes a while to go."""
-        return bool(select.select([self._pidfd], [], [], seconds)[0])
+        return bool(select.select([self.pidfd], [], [], seconds)[0])
 
     def was_shut_down(self) -> bool:
         """After QEMU's end: whether somebody wanted the VM off (its guest, or `virsh`), as libvirt tells it.
@@ -160,4 +185,4 @@ def connect(uri: str, deadline: Deadline) -> libvirt.virConnect:
     try:
         return deadline.call(f"libvirt at {uri}", libvirt.open, uri)
     except VmError as exc:
-        raise VmError(str(exc), hint="is libvirtd running on this host?") from exc
+        raise LibvirtAway(str(exc), hint="is libvirtd running on this host?") from exc

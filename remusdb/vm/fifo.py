@@ -15,12 +15,14 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from remusdb.errors import VmError
 from remusdb.vm.kernel import F_SETPIPE_SZ
 
 NAME = "remusdb-state"
+HUNG_UP_S = 0.005
 PIPE_BYTES = 4096  # less than QEMUFile's buffer of 32 KiB (migration/qemu-file.c), so its first write blocks
 
 
@@ -68,15 +70,16 @@ class StateFifo:
             self.path.unlink()
 
 
-def wait_readable(fd: int, wake: int, timeout_s: float) -> bool:
-    """Wait for bytes on `fd`. False when `wake` became readable first; VmError when neither did."""
+def wait_any(descriptors: Sequence[int], timeout_s: float) -> set[int]:
+    """Wait until one of the descriptors is readable: those that are, none when time is up (or a writer just left)."""
     poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    poller.register(wake, select.POLLIN)
-    ready = dict(poller.poll(timeout_s * 1000))
-    if not ready:
-        raise VmError(f"QEMU did not hand its device state within {timeout_s:g} s")
-    return fd in ready
+    for fd in descriptors:
+        poller.register(fd, select.POLLIN)
+    found = poller.poll(timeout_s * 1000)
+    ready = {fd for fd, events in found if events & select.POLLIN}
+    if found and not ready:
+        time.sleep(HUNG_UP_S)  # poll would return at once again
+    return ready
 
 
 def drain(fd: int, timeout_s: float) -> bytes:

@@ -40,12 +40,17 @@ class PauseMeter:
     """Calls `note(pause_ms)` after every stop of the domain, from the event loop's thread."""
 
     def __init__(self, connection: libvirt.virConnect, domain: Domain, note: Callable[[float], None]) -> None:
-        self._connection = connection
+        self._domain = domain
         self._note = note
+        self.renew(connection)
+
+    def renew(self, connection: libvirt.virConnect) -> None:
+        """Watch over this connection from now on: a registration ends with its connection."""
+        self._connection = connection
         self._stopped_at: float | None = None
         try:
             self._ids = [
-                libvirt_qemu.qemuMonitorEventRegister(connection, domain.handle, name, self._on_event, None, 0)
+                libvirt_qemu.qemuMonitorEventRegister(connection, self._domain.handle, name, self._on_event, None, 0)
                 for name in ("STOP", "RESUME")
             ]
         except libvirt.libvirtError as exc:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes protection cheaper, written into a VM's persistent definition. Pure: XML in, XML and words out."""
+"""What makes protection cheaper, written into a VM's persistent definition: XML in, XML and words out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ CHARDEV = "remusdb-qmp"
 # libvirt's own folder for QEMU: QEMU's user may write there, and it is there before any daemon of ours has started.
 # A definition that names a folder which is not there, or not writable, is a VM that does not start.
 SOCKET_FOLDER = Path("/var/lib/libvirt/qemu")
+APPARMOR_SNIPPETS = Path("/etc/apparmor.d/abstractions/libvirt-qemu.d")
 APPARMOR_RULE = "owner /var/lib/libvirt/qemu/remusdb-*.sock rw,"
 
 ET.register_namespace("qemu", QEMU_NS)
@@ -25,22 +26,32 @@ def prepare(xml: str, vm: str, folder: Path = SOCKET_FOLDER) -> tuple[str, list[
     """The definition with all that helps, and what was changed in it (nothing, if it has all of it)."""
     root = ET.fromstring(xml)
     socket = qmp_socket(vm, folder)
-    words = ["-chardev", f"socket,id={CHARDEV},path={_escaped(socket)},server=on,wait=off"]
-    words += ["-mon", f"chardev={CHARDEV},mode=control"]
+    words = monitor_words(socket)
     line = root.find(f"{{{QEMU_NS}}}commandline")
     present = [arg.get("value", "") for arg in line] if line is not None else []
     if all(word in present for word in words):
         return xml, []
     if line is None:
         line = ET.SubElement(root, f"{{{QEMU_NS}}}commandline")
-    _remove_ours(line)
+    remove_monitor(line)
     for word in words:
         ET.SubElement(line, f"{{{QEMU_NS}}}arg", {"value": word})
     return ET.tostring(root, encoding="unicode"), [f"a private QMP socket at {socket}: 0.25 ms a call instead of 2.5"]
 
 
-def _remove_ours(line: ET.Element) -> None:
-    """Take out what an earlier `prepare` wrote with another path: an option and the word after it."""
+def monitor_words(socket: Path) -> list[str]:
+    """QEMU's options for a private QMP socket."""
+    chardev = f"socket,id={CHARDEV},path={_escaped(socket)},server=on,wait=off"
+    return ["-chardev", chardev, "-mon", f"chardev={CHARDEV},mode=control"]
+
+
+def confined_without_rule(capabilities: str) -> bool:
+    """Whether AppArmor would not let QEMU make the socket: a VM that has one would not start. Looks at this host."""
+    return "<model>apparmor</model>" in capabilities and not any(APPARMOR_SNIPPETS.glob("remusdb*"))
+
+
+def remove_monitor(line: ET.Element) -> None:
+    """Take the options of a private QMP socket, whatever its path, out of a `qemu:commandline`."""
     arguments = list(line)
     for option, value in zip(arguments, arguments[1:], strict=False):
         if option.get("value") in ("-chardev", "-mon") and CHARDEV in value.get("value", ""):

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,17 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 from remusdb.errors import VmError
 from remusdb.vm.prepare import CHARDEV, qmp_socket
 
+GREETING_S = 2.0
+
 
 class PrivateMonitor:
     """A connection to one VM's own QMP socket. Calls from any thread, one at a time."""
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
+        asyncio.set_event_loop(asyncio.new_event_loop())  # not shared with another monitor that this thread made
         try:
-            self._qmp = QEMUMonitorProtocol(str(path))
+            self._qmp = QEMUMonitorProtocol(_greeted(path))
             self._qmp.settimeout(None)
             self._qmp.connect()
         except (OSError, QMPError) as exc:
@@ -41,6 +46,21 @@ class PrivateMonitor:
         """End the connection; QEMU then listens again."""
         with contextlib.suppress(OSError, QMPError, RuntimeError):  # RuntimeError: a command still hangs
             self._qmp.close()
+
+
+def _greeted(path: Path) -> socket.socket:
+    """A connection that QEMU has taken up: it serves one at a time, a second one would wait for ever."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(GREETING_S)
+        sock.connect(str(path))
+        if not sock.recv(1, socket.MSG_PEEK):
+            raise OSError("closed at once")
+        sock.settimeout(None)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def private_monitor(vm: str, pid: int) -> PrivateMonitor | None:

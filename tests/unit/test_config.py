@@ -75,6 +75,7 @@ def test_an_agent_file(tmp_path: Path) -> None:
         (HOST + "[tls]\nca = 3", "tls.ca", "path"),
         (HOST.replace("window = 2", "heartbeat_ms = 200\nconnect_timeout_ms = 150"), "protection.heartbeat_ms", "less"),
         (HOST.replace("epoch_ms = 40", "vm_call_timeout_ms = 100\nepoch_ms = 100"), "protection.epoch_ms", "less"),
+        (HOST.replace("epoch_ms = 40", "libvirt_patience_ms = 4000"), "protection.libvirt_patience_ms", "at least"),
     ],
 )
 def test_a_mistake_names_file_and_key(tmp_path: Path, text: str, key: str, why: str) -> None:

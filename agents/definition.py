@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The persistent definition of a promoted VM: kept as soon as libvirt can take it, while the VM runs already."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import libvirt
+
+log = logging.getLogger(__name__)
+
+TRIES = 120
+PAUSE_S = 1.0  # between two tries; one that hangs in a stopped libvirtd goes on with it
+
+
+class Definition:
+    """One VM's definition, on its way into libvirt."""
+
+    def __init__(self, uri: str, vm: str, xml: str) -> None:
+        self._uri = uri
+        self._vm = vm
+        self._xml = xml
+
+    def keep(self) -> None:
+        """Define the VM, so that it outlives a stop; in a thread of its own, for libvirt may be away."""
+        threading.Thread(target=self._try_often, name=f"define-{self._vm}", daemon=True).start()
+
+    def _try_often(self) -> None:
+        for _ in range(TRIES):
+            try:
+                connection = libvirt.open(self._uri)
+                try:
+                    connection.defineXML(self._xml)
+                finally:
+                    connection.close()
+            except libvirt.libvirtError as exc:
+                log.warning("%s is not defined yet: %s", self._vm, exc)
+                time.sleep(PAUSE_S)
+            else:
+                log.info("%s is defined here", self._vm)
+                return
+        log.error("%s could not be defined: it will be gone when it stops; see virsh dumpxml, virsh define", self._vm)
