@@ -129,4 +129,4 @@ class AgentDaemon:
         if vm not in self._replicas:
             raise NotProtected(f"no replica of VM {vm} is on this host", hint="ask the agent of the backup host")
         word = args.get("primary_is_dead") is True
-        return self._replicas[vm].promote("asked for with `remusdb failover`", word=word, by="operator")
+        return self._replicas[vm].takeover.promote("asked for with `remusdb failover`", word=word, by="operator")

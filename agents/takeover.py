@@ -6,29 +6,171 @@
                    ▼                                                            ▼ that fails too: give the VM back
               renounce                                                     nobody runs it here
 
-Pure of the replica's threads and locks: `Replica.promote` calls these in order.
+Invariant: while it is under way no other host is told that this one has the VM; only one that runs it says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+from remusdb.core.messages import Notice, pack
 from remusdb.core.ownership import Ownership, Rule, Verdict, give_back, take_over
+from remusdb.core.standby import StandbyState
+from remusdb.core.wire import FrameType
 from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.history import Author
+from remusdb.transport.stream import FrameStream
 from remusdb_agents.context import Context
 from remusdb_agents.machine import Machine
+from remusdb_agents.silence import SilenceWatch
+
+if TYPE_CHECKING:
+    from remusdb_agents.replica import Replica
 
 log = logging.getLogger(__name__)
 
 APPLY_S = 30.0
+LOOK_S = 0.02
+LOOK_AGAIN_S = 0.25  # after a takeover that was refused
 ASK_AGAIN_S = 0.1
 WARM, COLD = "resumed where it was", "booted from its disks, the warm standby was lost"
 
 
 class Overruled(RefusedForSafety):
     """The arbiter gave the VM to somebody else: this replica is worth nothing any more."""
+
+
+class Takeover:
+    """The takeover of one replica."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self.under_way = threading.Event()
+
+    def promote(
+        self, why: str, heard: float | None = None, *, word: bool = False, by: Author = "agent"
+    ) -> dict[str, Any]:
+        """Take over: who may, term, last epoch applied, device state, resume, announcement. What was measured.
+
+        `heard`: the last sign of life on which silence was judged; a newer one calls it off. `word`: an operator's
+        word that the primary is dead stands for the arbiter's.
+        """
+        replica = self._replica
+        decided = time.time_ns()
+        silent_ms = 1000 * (time.monotonic() - replica.heard())
+        owner, term = replica.core.owner, replica.core.term
+        if not word:
+            self._ask(owner, term)
+        with replica.lock:
+            if heard is not None and replica.heard() > heard:
+                raise RefusedForSafety(f"{owner} was heard again")
+            if replica.machine is None or (replica.core.owner, replica.core.term) != (owner, term):
+                raise RefusedForSafety(f"{replica.vm} cannot be resumed here: {replica.core.promotable() or 'changed'}")
+            replica.core.decide()
+            self.under_way.set()
+        try:
+            if not word and not self._won(owner, term):
+                raise RefusedForSafety("the arbiter does not answer any more")
+            return self._become(why, owner, term + 1, decided, silent_ms, by)
+        finally:
+            with replica.lock:
+                replica.core.stay()  # where the term could not be written: it is tried again
+            self.under_way.clear()
+
+    def _ask(self, owner: str, term: int) -> None:
+        """Refuse before anything is at stake; a replica that the arbiter overruled is given up."""
+        replica = self._replica
+        if replica.core.state is StandbyState.READY:
+            try:
+                require_arbiter(replica.context, replica.vm, owner, term)
+            except Overruled as exc:
+                replica.give_up(str(exc), replica.stream)
+                raise
+
+    def _won(self, owner: str, term: int) -> bool:
+        replica = self._replica
+        try:
+            return win(replica.context, replica.vm, owner, term)
+        except Overruled as exc:
+            replica.give_up(str(exc), replica.stream)
+            raise
+
+    def _become(self, why: str, owner: str, term: int, decided: int, silent_ms: float, by: Author) -> dict[str, Any]:
+        """This host has the VM: make it run."""
+        replica = self._replica
+        with replica.lock:
+            times = {"decided_at_ns": decided, "resumed_at_ns": None}
+            replica.save("promoting", why, term=term, owner=replica.context.name, **times)
+            epoch = replica.core.promote(term)
+            replica.core.owner = replica.context.name
+            machine = replica.machine
+            assert machine is not None
+            replica.drop_stream()
+        log.warning("%s: taking over in term %d at epoch %d: %s", replica.vm, term, epoch, why)
+        replica.tell("takeover", "ready", why, epoch=epoch, heard_ms_ago=silent_ms, by=by)
+        try:
+            how = run(machine, replica.vm, lambda: replica.core.applied == epoch)
+        except Exception as exc:
+            self._cannot_run(owner, term, exc)
+            raise
+        resumed = time.time_ns()
+        machine.announce(replica.addresses)
+        with replica.lock:
+            replica.machine = None
+            with contextlib.suppress(RemusError):  # "promoting" on the disk means the same
+                replica.save("promoted", f"{why}; {how}", resumed_at_ns=resumed)
+        replica.context.admission.release(replica.vm)
+        replica.tell("promoted", "promoting", f"{why}; {how}", epoch=epoch, by=by)
+        return {"term": term, "epoch": epoch, "resume_ms": (resumed - decided) / 1e6, "how": how}
+
+    def _cannot_run(self, owner: str, term: int, exc: Exception) -> None:
+        """Neither resumed nor booted: the old owner may have the VM again, if it is still there."""
+        replica = self._replica
+        log.error("%s: cannot be run here: %s", replica.vm, exc)
+        with replica.lock:
+            machine, replica.machine = replica.machine, None
+            replica.core.give_back(owner)
+            replica.save("none", f"takeover failed, the VM was not started: {exc}", owner=owner)
+        replica.tell("failed", "promoting", replica.reason)
+        if machine is not None:
+            machine.close(keep_images=True)
+        replica.context.admission.release(replica.vm)
+        hand = threading.Thread(target=hand_back, args=(replica.context, replica.vm, owner, term), daemon=True)
+        hand.start()
+
+    def switch(self, stream: FrameStream, reason: str) -> None:
+        """The primary stopped its VM and asks this side to go on; without a yes it goes on itself."""
+        replica = self._replica
+        try:
+            self.promote(f"switchover: {reason}", by="operator")
+        except Exception as exc:  # task boundary
+            log.exception("%s: switchover declined", replica.vm)
+            with contextlib.suppress(PeerUnreachable):
+                stream.send(FrameType.DECLINE, replica.session_term, 0, pack(Notice(str(exc))))
+
+    def watch(self) -> None:
+        """Look for a silent primary, for as long as the daemon lives."""
+        replica = self._replica
+        failover = replica.context.config.failover
+        watch = SilenceWatch(failover.silence_ms / 1000)
+        while True:
+            time.sleep(LOOK_S)
+            heard = replica.heard()
+            silent = watch.look(time.monotonic(), heard)
+            if silent and failover.automatic and replica.core.state is StandbyState.READY:
+                try:
+                    self.promote(f"{replica.state.peer} was silent for {failover.silence_ms} ms", heard)
+                except RefusedForSafety as exc:
+                    replica.reason = f"{replica.state.peer} is silent, but this host does not take over: {exc}"
+                    time.sleep(LOOK_AGAIN_S)
+                except Exception as exc:  # task boundary: this thread is the only one that sees the silence
+                    log.exception("%s: takeover failed", replica.vm)
+                    replica.reason = f"takeover failed: {exc}"
 
 
 def require_arbiter(context: Context, vm: str, owner: str, term: int) -> None:
@@ -42,7 +184,8 @@ def require_arbiter(context: Context, vm: str, owner: str, term: int) -> None:
             f"the arbiter does not answer, so nobody can know whether {owner} went on alone: {exc}",
             hint="bring etcd back; or, if you are sure that the VM does not run there, say --primary-is-dead",
         ) from exc
-    if record != Ownership(owner, term):
+    # The second: our own claim of before, which we could not follow up.
+    if record not in (Ownership(owner, term), Ownership(context.name, term + 1)):
         raise Overruled(f"by the arbiter {_owner(record)} owns {vm}, not {owner} in term {term}")
 
 

@@ -149,7 +149,9 @@ class DiskError(RemusError):
 
 def from_dict(data: dict[str, object]) -> RemusError:
     """The error a control socket carried, as an exception of its own class again."""
-    known = {cls.id: cls for cls in _tree(RemusError)}
+    known: dict[str, type[RemusError]] = {}
+    for kind in _tree(RemusError):  # a subclass without an id of its own is told as its base
+        known.setdefault(kind.id, kind)
     cls = known.get(str(data.get("id")), RemusError)
     return cls(str(data.get("message", "failed")), hint=str(data.get("hint", "")))
 

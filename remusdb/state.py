@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from remusdb import durable
 from remusdb.errors import Fenced, RemusError
 
 FORMAT = 2
@@ -104,17 +105,7 @@ class StateStore:
     def _write(self, state: VmState) -> None:
         path = self._path(state.vm)
         text = msgspec.json.format(msgspec.json.encode({"format": FORMAT, **msgspec.to_builtins(state)}))
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        durable.write_file(path, text)
 
     @contextmanager
     def _locked(self, vm: str) -> Iterator[None]:

@@ -41,11 +41,6 @@ class Rig:
         """The VM's state on that host."""
         return self.product.view(name, VM).state
 
-    def runs_alone(self, name: str) -> bool:
-        """Whether the VM is that host's, and the other host has none and has learned so."""
-        there = self.product.view(other_host(name), VM)
-        return self.product.owner(VM) == name and (there.state == "fenced" or there.backup)
-
     def protected(self, name: str) -> bool:
         """Whether the VM of that host is protected by the other one."""
         return self.state(name) == "protected" and self.state(other_host(name)) == "ready"
@@ -84,7 +79,7 @@ class Rig:
 
     def protect(self, owner: str) -> str:
         """`reprotect` to the other host, or `protect` where it was never protected; what the CLI said if it failed."""
-        verb = "protect" if self.state(owner) == "unprotected" else "reprotect"
+        verb = "protect" if self.product.durable(owner, VM).role == "none" else "reprotect"
         try:
             done = self.product.cli(owner, verb, VM, "--to", other_host(owner), check=False, timeout_s=_PROTECT_S)
         except subprocess.TimeoutExpired:
@@ -93,16 +88,12 @@ class Rig:
 
     def boot_vm(self) -> str:
         """Boots the VM where it is defined and not fenced, as an operator would; what virsh said."""
-        views = {name: self.product.view(name, VM, 5.0) for name in HOSTS}
-        able = [
-            name
-            for name in HOSTS
-            if views[name].state != "fenced" and not views[name].backup and VM in self._defined(name)
-        ]
+        states = {name: self.product.durable(name, VM) for name in HOSTS}
+        able = [name for name in HOSTS if states[name].role not in ("fenced", "standby") and VM in self._defined(name)]
         if not able:
             return "no host may start the VM"
         # Where its newest state is: an older one would lose what was acknowledged since.
-        best = max(able, key=lambda name: (views[name].told.get("owner") == name, views[name].term))
+        best = max(able, key=lambda name: (states[name].owner == name, states[name].term))
         said = self.host(best).run(["virsh", "start", VM], check=False).stderr
         with contextlib.suppress(TimeoutError):
             wait_for(lambda: accepts(self.lab), _BOOT_S, "PostgreSQL does not accept connections", 0.5)

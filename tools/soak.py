@@ -74,7 +74,8 @@ def one_round(rig: Rig) -> Round:
 
 
 def _rejoined(rig: Rig, name: str) -> bool:
-    return rig.state(name) == "fenced" and not rig.product.vm_runs(name, VM)
+    fenced = rig.product.durable(name, VM).role == "fenced" and rig.state(name) == "fenced"
+    return fenced and not rig.product.vm_runs(name, VM)
 
 
 def soak(rounds: int) -> tuple[dict[str, Any], list[str]]:

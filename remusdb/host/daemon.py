@@ -16,7 +16,7 @@ from typing import Any
 from remusdb.config import HostConfig
 from remusdb.control import ControlServer, ProgressFn
 from remusdb.control.notify import notify
-from remusdb.errors import RefusedForSafety, UsageError, VmError
+from remusdb.errors import RefusedForSafety, RemusError, UsageError, VmError
 from remusdb.history import History
 from remusdb.hooks import Hooks
 from remusdb.host.inspection import Inspection, LibvirtInspection
@@ -41,6 +41,7 @@ class HostDaemon:
         inspection: Inspection | None = None,
     ) -> None:
         self._name = config.host.name
+        self._state_dir = config.host.state_dir
         self._inspection = inspection or LibvirtInspection(config)
         self._history = History(config.host.state_dir, Hooks(config.host.hooks_dir))
         self._keeper = Keeper(config, self._inspection, self._history, worker_argv)
@@ -75,7 +76,16 @@ class HostDaemon:
     def start(self) -> None:
         """Open the control socket (which refuses a second daemon) and take up what an earlier one protected."""
         self._server.start()
+        self._install_hook()
         self._tender.start()
+
+    def _install_hook(self) -> None:
+        """Have libvirt refuse to start a VM that another host owns. Protection does not depend on it."""
+        try:
+            if self._inspection.guard_starts(self._state_dir):
+                log.warning("libvirt asks our hook only after its next start: restart libvirtd, VMs run on")
+        except (RemusError, OSError) as exc:
+            log.warning("libvirt's hook is not installed: %s", exc)
 
     def stop(self) -> None:
         """End; workers go on by themselves, and the next daemon adopts them."""

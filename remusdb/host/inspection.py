@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Protocol
 
 import libvirt
@@ -19,6 +20,7 @@ from remusdb.config import HostConfig
 from remusdb.core.messages import AgentFacts, unpack
 from remusdb.core.wire import FrameType
 from remusdb.errors import CannotProtect, PeerUnreachable, RemusError, VmError
+from remusdb.host import libvirt_hook
 from remusdb.transport.tls import client_context
 from remusdb.transport.tls import connect as connect_peer
 from remusdb.vm.deadline import Deadline
@@ -42,6 +44,9 @@ class Inspection(Protocol):
 
     def prepare(self, vm: str) -> list[str]:
         """Edit the VM's persistent definition; what was changed."""
+
+    def guard_starts(self, state_dir: Path) -> bool:
+        """Have libvirt refuse to start what another host owns; whether libvirt must be restarted to know of it."""
 
 
 class LibvirtInspection:
@@ -96,6 +101,10 @@ class LibvirtInspection:
             return deadline.call(f"VM {vm}", self._prepare, vm)
         finally:
             deadline.close()
+
+    def guard_starts(self, state_dir: Path) -> bool:
+        """By a hook of libvirt's."""
+        return libvirt_hook.install(state_dir=state_dir)
 
     def _gather_vm(self, vm: str) -> VmFacts:
         with self._connected() as connection:

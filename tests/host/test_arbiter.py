@@ -20,9 +20,10 @@ from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import Arbiter as Config
 from remusdb.core.ownership import Claim, Ownership, Verdict, give_back, go_solo, open_session, take_over
 from remusdb.errors import ArbiterUnreachable, ConfigError
+from remusdb.transport.certs import make_ca_and_hosts
 from tools.lab.etcd import Etcd
 
-TIMEOUT_MS = 300
+TIMEOUT_MS = 1000  # a disk that others use may take this long
 Make = Callable[..., Arbiter]
 
 
@@ -229,7 +230,7 @@ def test_a_stopped_etcd_is_noticed_in_time_and_asked_again(arbiter: Arbiter, etc
         for _ in range(3):
             began = time.monotonic()
             claim = arbiter.claim("pg", go_solo("a", 5))
-            assert time.monotonic() - began < TIMEOUT_MS / 1000 + 0.3
+            assert time.monotonic() - began < TIMEOUT_MS / 1000 + 0.5
             assert claim.verdict is Verdict.UNREACHED and "no answer in time" in claim.why
         with pytest.raises(ArbiterUnreachable):
             arbiter.read("pg")
@@ -295,7 +296,7 @@ def test_an_answer_that_comes_drop_by_drop_does_not_outlast_the_timeout() -> Non
                 try:
                     for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000:
                         client.sendall(bytes([byte]))
-                        time.sleep(TIMEOUT_MS / 5000)
+                        time.sleep(TIMEOUT_MS / 20_000)
                 except OSError:
                     pass
 
@@ -303,7 +304,7 @@ def test_an_answer_that_comes_drop_by_drop_does_not_outlast_the_timeout() -> Non
         began = time.monotonic()
         with pytest.raises(ArbiterUnreachable, match="no answer in time"):
             arbiter_at(f"http://127.0.0.1:{server.getsockname()[1]}").read("pg")
-        assert time.monotonic() - began < TIMEOUT_MS / 1000 + 0.3
+        assert time.monotonic() - began < TIMEOUT_MS / 1000 + 0.5
 
 
 # --- what is not a record, or not this cluster ---
@@ -341,6 +342,34 @@ def test_endpoints_of_another_cluster_are_not_believed(etcd: Etcd, tmp_path: Pat
     finally:
         etcd.resume()
         other.kill()
+
+
+def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
+    make_ca_and_hosts(tmp_path, {"etcd": ["127.0.0.1"], "a": ["127.0.0.1"]})
+    make_ca_and_hosts(tmp_path / "stranger", {"a": ["127.0.0.1"]})
+    port, secure = free_port(), f"https://127.0.0.1:{free_port()}"
+    tls = {
+        "listen-client-urls": f"http://127.0.0.1:{port},{secure}",
+        "cert-file": str(tmp_path / "etcd" / "cert.pem"),
+        "key-file": str(tmp_path / "etcd" / "key.pem"),
+        "trusted-ca-file": str(tmp_path / "etcd" / "ca.pem"),
+        "client-cert-auth": "true",
+    }
+    etcd = Etcd(None, tmp_path, port, tls)
+
+    def claim(ca: Path, own: Path | None) -> Claim:
+        cert, key = (own / "cert.pem", own / "key.pem") if own else (None, None)
+        config = Config(endpoints=[secure], timeout_ms=2000, ca=ca / "ca.pem", cert=cert, key=key)
+        return Arbiter(config).claim("pg", open_session("a", 1))
+
+    good, bad = tmp_path / "a", tmp_path / "stranger" / "a"
+    etcd.start()
+    try:
+        for ca, own in ((bad, good), (good, bad), (good, None)):
+            assert claim(ca, own).verdict is Verdict.UNREACHED
+        assert claim(good, good).verdict is Verdict.WON
+    finally:
+        etcd.kill()
 
 
 @pytest.mark.parametrize(

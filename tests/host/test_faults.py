@@ -260,6 +260,8 @@ def test_two_speakers_are_seen(lab: Lab) -> None:
             time.sleep(0.3)
             assert [frame.host for frame in speakers.frames()] == ["a", "a", "b", "b"]
             assert speakers.complaints(moves=1) == [] and speakers.complaints(moves=0) != []
+            lab.host("a").cut_link()
+            lab.host("a").restore_link()
             _speak(lab.host("a"), mac)
             time.sleep(0.3)
             assert "two speakers: a sent" in speakers.complaints(moves=1)[0]

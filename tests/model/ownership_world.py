@@ -19,12 +19,7 @@ from remusdb.core.ownership import Claim, Ownership, Rule, Verdict
 from remusdb.errors import ArbiterSilent, ArbiterUnreachable
 
 if TYPE_CHECKING:
-    from ownership_host import Host
-
-
-def following(term: int) -> int:
-    """The term of an owner who did not ask the one before."""
-    return term + 1
+    from ownership_session import Host
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,9 @@ class NoLibvirt:
     def prepare(self, vm: str) -> list[str]:
         return [f"edited {vm}"]
 
+    def guard_starts(self, state_dir: Path) -> bool:
+        return False
+
 
 class DeadLibvirt(NoLibvirt):
     """An inspection whose libvirtd is down."""

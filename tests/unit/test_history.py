@@ -140,7 +140,12 @@ def test_more_events_than_the_disk_takes_are_counted_and_said(
 ) -> None:
     disk = threading.Event()
     monkeypatch.setattr(module, "QUEUE_MAX_EVENTS", 5)
-    monkeypatch.setattr(module, "append", lambda folder, one: disk.wait(WITHIN_S) and append(folder, one))
+
+    def slow(folder: Path, one: Event) -> None:
+        disk.wait(WITHIN_S)
+        append(folder, one)
+
+    monkeypatch.setattr(module, "append", slow)
     history = History(tmp_path, None)
     for term in range(20):
         begun = time.monotonic()

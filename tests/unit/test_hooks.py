@@ -110,12 +110,12 @@ def test_events_of_one_vm_reach_a_hook_in_order(folder: Path, tmp_path: Path) ->
         assert [json.loads(line)["term"] for line in (tmp_path / f"{vm}.seen").read_text().splitlines()] == [*range(12)]
 
 
-def test_hooks_start_in_the_order_of_their_names(folder: Path, tmp_path: Path) -> None:
+def test_hooks_start_in_the_order_of_their_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("30-c", "10-a", "20-b"):
         put(folder, name, f"touch {tmp_path}/{name}")
     seen: list[str] = []
     hooks = Hooks(folder)
-    hooks._add = lambda lane, _event: seen.append(lane[1].name)  # type: ignore[method-assign]
+    monkeypatch.setattr(hooks, "_add", lambda lane, _event: seen.append(lane[1].name))
     hooks.run(event())
     assert seen == ["10-a", "20-b", "30-c"]
 
@@ -125,16 +125,16 @@ def test_a_hook_that_hangs_is_killed_with_its_children_and_delays_no_other(
 ) -> None:
     put(folder, "10-hangs", f"sleep 1000 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/parent; echo wait; wait")
     put(folder, "20-works", f"echo $REMUSDB_EVENT >> {tmp_path}/seen")
-    hooks, begun = Hooks(folder, timeout_s=2.0), time.monotonic()
+    hooks, begun = Hooks(folder, timeout_s=3.0), time.monotonic()
     for _ in range(3):
         hooks.run(event())
     assert eventually(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").read_text().count("held") == 3)
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 3.0
     assert not hooks.wait_idle(0.1)
     assert hooks.wait_idle(WITHIN_S)
-    assert 6.0 <= time.monotonic() - begun < 12.0
+    assert 9.0 <= time.monotonic() - begun < 15.0
     assert gone(tmp_path / "parent") and eventually(lambda: dead(tmp_path / "child"))
-    assert caplog.text.count("was killed: it ran for more than 2 s") == 3
+    assert caplog.text.count("was killed: it ran for more than 3 s") == 3
     assert ": wait" in caplog.text
 
 

@@ -13,10 +13,15 @@ import pytest
 
 from remusdb.config import Agent, AgentConfig, Failover, Limits
 from remusdb.core.messages import Commit, Hello, Notice, Refuse, Welcome, pack
+from remusdb.core.ownership import Claim, Ownership, Rule, Verdict
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import RefusedForSafety
-from remusdb.host.state import StateStore
+from remusdb.errors import RefusedForSafety, VmError
+from remusdb.history import History
+from remusdb.state import StateStore
 from remusdb_agents import replica as module
+from remusdb_agents import takeover
+from remusdb_agents.admission import Admission
+from remusdb_agents.context import Context
 from remusdb_agents.inbox import EpochTooLarge, WholeEpoch
 from remusdb_agents.replica import Replica
 
@@ -41,13 +46,13 @@ class FakeMachine:
 
     made: list[FakeMachine] = []
     gate = threading.Event()
-
+    dead = ""  # what does not come up at a takeover: the "standby", or "both" it and its disks
     bases = None
 
     def __init__(self, _config: Any, _hello: Any, moved: Callable[[WholeEpoch], None], broken: Any, _kept: Any) -> None:
         self.applier = FakeApplier(moved)
         self.broken = broken
-        self.closed = self.resumed = False
+        self.closed = self.resumed = self.booted = False
         self.waiting = threading.Event()
         FakeMachine.made.append(self)
 
@@ -57,7 +62,14 @@ class FakeMachine:
 
     def resume(self) -> None:
         assert not self.closed, "a machine that was destroyed is resumed"
+        if FakeMachine.dead:
+            raise VmError("the standby is dead")
         self.resumed = True
+
+    def cold_start(self) -> None:
+        if FakeMachine.dead == "both":
+            raise VmError("no luck")
+        self.booted = True
 
     def announce(self, _addresses: list[str]) -> None:
         return
@@ -89,11 +101,14 @@ def hello(term: int = 0, resume: bool = False) -> Hello:
 @pytest.fixture
 def replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replica]:
     monkeypatch.setattr(module, "Machine", FakeMachine)
-    FakeMachine.made, FakeMachine.gate = [], threading.Event()
+    FakeMachine.made, FakeMachine.gate, FakeMachine.dead = [], threading.Event(), ""
+    monkeypatch.setattr(takeover, "ASK_AGAIN_S", 0.01)
     config = AgentConfig(
         agent=Agent(name="b"), failover=Failover(automatic=False), limits=Limits(epoch_max_bytes=16 << 20)
     )
-    yield Replica("vm", config, StateStore(tmp_path))
+    history = History(tmp_path, None)
+    admission = Admission(available=lambda: 1 << 40)
+    yield Replica("vm", Context(config, StateStore(tmp_path), history, None, admission))
     FakeMachine.gate.set()
 
 
@@ -108,7 +123,7 @@ def ready(replica: Replica) -> FakeStream:
 
 def promoting(replica: Replica) -> threading.Thread:
     """A takeover that has begun and waits for the applier."""
-    thread = threading.Thread(target=replica.promote, args=("test",), daemon=True)
+    thread = threading.Thread(target=replica.takeover.promote, args=("test",), daemon=True)
     thread.start()
     assert FakeMachine.made[-1].waiting.wait(5)
     return thread
@@ -121,7 +136,7 @@ def finished(replica: Replica, thread: threading.Thread, tmp_path: Path) -> None
     machine = FakeMachine.made[0]
     assert machine.resumed and not machine.closed
     kept = StateStore(tmp_path).load("vm")
-    assert kept is not None and kept.saved["role"] == "promoted" and kept.saved["term"] == 2
+    assert (kept.role, kept.term, kept.owner) == ("promoted", 2, "b")
 
 
 def test_bye_cannot_undo_a_takeover(replica: Replica, tmp_path: Path) -> None:
@@ -136,11 +151,13 @@ def test_a_new_hello_cannot_undo_a_takeover(replica: Replica, tmp_path: Path) ->
     ready(replica)
     thread = promoting(replica)
     other: Any = FakeStream()
-    answer = replica.greet(other, hello(1))
-    assert isinstance(answer, Refuse) and answer.fenced and answer.term == 2
+    answer = replica.greet(other, hello(1))  # the VM does not run here yet: nobody is fenced for it
+    assert isinstance(answer, Refuse) and answer.code == "deciding" and not answer.fenced and not answer.renounced
     with pytest.raises(RefusedForSafety):
         replica._begin(2, hello(1))  # a HELLO that had passed the core just before
     finished(replica, thread, tmp_path)
+    answer = replica.greet(other, hello(1))
+    assert isinstance(answer, Refuse) and answer.fenced and answer.term == 2
 
 
 def test_a_torn_replica_is_renounced_unless_it_was_promoted(replica: Replica, tmp_path: Path) -> None:
@@ -157,7 +174,7 @@ def test_the_end_of_an_old_session_leaves_the_new_one(replica: Replica) -> None:
     assert isinstance(replica.greet(ready_again, hello(1)), Welcome)
     assert old.closed
     old.broken(OSError("of the old one"))
-    replica._give_up("late", None, old)  # type: ignore[arg-type]
+    replica.give_up("late", None, old)  # type: ignore[arg-type]
     assert not FakeMachine.made[1].closed
     assert replica.status()["state"] == "seeding"
 
@@ -167,7 +184,7 @@ def test_a_sign_of_life_calls_the_takeover_off(replica: Replica) -> None:
     judged = stream.last_heard
     stream.last_heard += 0.1
     with pytest.raises(RefusedForSafety, match="heard again"):
-        replica.promote("silence", judged)
+        replica.takeover.promote("silence", judged)
     assert replica.status()["state"] == "ready"
 
 
@@ -190,3 +207,90 @@ def test_a_refused_resume_is_the_word_that_nothing_is_here(replica: Replica) -> 
     stranger = Hello("0", "mars", "vm", "uuid", 0, True, 0, "q35", "<domain/>", [], [], 100, "10")
     refused = replica.greet(stream, stranger)
     assert isinstance(refused, Refuse) and not refused.renounced
+
+
+class Etcd:
+    """An arbiter that answers what it is told to."""
+
+    def __init__(self, record: Ownership, *verdicts: Verdict) -> None:
+        self.record, self.verdicts = record, list(verdicts)
+
+    def read(self, _vm: str) -> Ownership:
+        return self.record
+
+    def cluster(self) -> str:
+        return ""
+
+    def claim(self, _vm: str, rule: Rule) -> Claim:
+        verdict = self.verdicts.pop(0) if self.verdicts else Verdict.WON
+        new = rule(self.record)
+        if verdict in (Verdict.WON, Verdict.UNKNOWN) and new is not None:
+            self.record = new
+        return Claim(verdict if new is not None else Verdict.LOST, self.record)
+
+
+def with_arbiter(replica: Replica, arbiter: Etcd) -> None:
+    """The replica asks this arbiter from now on."""
+    object.__setattr__(replica.context, "arbiter", arbiter)
+
+
+def test_a_primary_that_went_on_alone_is_not_taken_over(replica: Replica, tmp_path: Path) -> None:
+    ready(replica)
+    with_arbiter(replica, Etcd(Ownership("a", 2)))
+    with pytest.raises(RefusedForSafety, match=r"by the arbiter a \(term 2\) owns vm"):
+        replica.takeover.promote("silence")
+    assert FakeMachine.made[0].closed and replica.status()["state"] == "empty"
+    assert StateStore(tmp_path).load("vm").role == "none"
+
+
+def test_a_claim_that_the_arbiter_never_saw_changes_nothing(replica: Replica) -> None:
+    stream: Any = ready(replica)
+    with_arbiter(replica, Etcd(Ownership("a", 1), Verdict.UNREACHED))
+    with pytest.raises(RefusedForSafety, match="does not answer"):
+        replica.takeover.promote("silence")
+    assert replica.status()["state"] == "ready"
+    assert replica.take(stream, Frame(FrameType.COMMIT, 1, 2, pack(Commit(0, 0, []))))
+    assert stream.sent[-1] is FrameType.ACK
+
+
+def test_a_claim_whose_answer_was_lost_is_asked_again(replica: Replica, tmp_path: Path) -> None:
+    ready(replica)
+    FakeMachine.gate.set()
+    with_arbiter(replica, Etcd(Ownership("a", 1), Verdict.UNKNOWN, Verdict.UNREACHED, Verdict.WON))
+    assert replica.takeover.promote("silence")["term"] == 2
+    assert StateStore(tmp_path).load("vm").role == "promoted"
+
+
+def test_a_standby_that_cannot_be_resumed_is_booted_from_its_disks(replica: Replica, tmp_path: Path) -> None:
+    ready(replica)
+    FakeMachine.gate.set()
+    FakeMachine.dead = "standby"
+    assert replica.takeover.promote("silence")["how"] == takeover.COLD
+    assert FakeMachine.made[0].booted and StateStore(tmp_path).load("vm").role == "promoted"
+
+
+def test_what_cannot_run_here_goes_back_to_its_owner(replica: Replica, tmp_path: Path) -> None:
+    """The way out of a takeover that failed: the old primary, if it lives, hears that it may go on."""
+    ready(replica)
+    FakeMachine.gate.set()
+    FakeMachine.dead = "both"
+    arbiter = Etcd(Ownership("a", 1))
+    with_arbiter(replica, arbiter)
+    with pytest.raises(VmError, match="no luck"):
+        replica.takeover.promote("silence")
+    kept = StateStore(tmp_path).load("vm")
+    assert (kept.role, kept.term, kept.owner) == ("none", 2, "a")
+    stream: Any = FakeStream()
+    answer = replica.greet(stream, hello(1, resume=True))
+    assert isinstance(answer, Refuse) and answer.renounced and not answer.fenced
+    deadline = time.monotonic() + 5
+    while arbiter.record != Ownership("", 2, "a"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_without_the_other_hosts_arbiter_there_is_no_session(replica: Replica) -> None:
+    stream: Any = FakeStream()
+    other = Hello("0", "a", "vm", "uuid", 0, False, 0, "q35", "<domain/>", [], [], 100, "10", "cluster-7")
+    answer = replica.greet(stream, other)
+    assert isinstance(answer, Refuse) and "same arbiter" in answer.reason and not answer.renounced

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tools.lab.links import socket_in
@@ -26,13 +27,16 @@ class Etcd:
     `url` is where clients find it. With a node it ends with the lab; without one, `stop` or `kill` it.
     """
 
-    def __init__(self, node: Node | None, folder: Path, port: int = 2379) -> None:
-        """`node` None: on loopback. There `port` and the one after it must be free."""
+    def __init__(
+        self, node: Node | None, folder: Path, port: int = 2379, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """`node` None: on loopback. There `port` and the one after it must be free. `settings` are etcd's own."""
         self._node = node
         self._port = port
         self._address = node.ip4 if node else "127.0.0.1"
         self._data = folder / "etcd"
         self._log = folder / "etcd.log"
+        self._settings = settings or {}
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -56,6 +60,7 @@ class Etcd:
             "election-timeout": "200",  # it has nobody to wait for
             "logger": "zap",
             "log-level": "warn",
+            **self._settings,
         }
         command = ["etcd", *(f"--{key}={value}" for key, value in settings.items())]
         if self._node:
@@ -81,8 +86,10 @@ class Etcd:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: its kernel still takes connections, nobody answers."""
+        """SIGSTOP, and waits until it holds: the kernel still takes connections, nobody answers."""
         self._signal(signal.SIGSTOP)
+        while not self._stopped():
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -103,6 +110,15 @@ class Etcd:
     def _signal(self, signum: signal.Signals) -> None:
         assert self._process is not None, "it does not run"
         self._process.send_signal(signum)
+
+    def _stopped(self) -> bool:
+        """Whether all threads are: those that run when the signal comes may go on for a moment."""
+        assert self._process is not None, "it does not run"
+        states = [
+            path.read_text().rpartition(")")[2].split()[0]
+            for path in Path(f"/proc/{self._process.pid}/task").glob("*/stat")
+        ]
+        return all(state in "TtZX" for state in states)
 
     def _healthy(self) -> bool:
         """Whether it takes writes: it has elected itself. Asked from its own network, whatever is cut outside."""

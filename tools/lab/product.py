@@ -23,6 +23,7 @@ from typing import Any
 
 from remusdb.control.client import call
 from remusdb.errors import RemusError
+from remusdb.state import OWNING, StateStore, VmState
 from tools.lab.lab import Lab
 from tools.lab.view import View
 
@@ -140,11 +141,18 @@ class Product:
             return {}
         return found[0] if found else {}
 
+    def durable(self, on: str, vm: str) -> VmState:
+        """What a host durably knows of a VM: the truth that `status` should tell. RemusError when it is unreadable."""
+        return StateStore(self._lab.host(on).path("/var/lib/remusdb")).load(vm)
+
     def owner(self, vm: str) -> str | None:
-        """The host on which the VM runs unfenced, of two the one of the newer term; None when it runs nowhere."""
-        views = {name: self.view(name, vm) for name in HOSTS}
-        owning = [name for name in HOSTS if views[name].owning and self.vm_runs(name, vm)]
-        return max(owning, key=lambda name: views[name].term, default=None)
+        """The host on which the VM runs, as itself and unfenced; None when it runs nowhere.
+
+        Of two that think so, the one of the newer term: the other one has not learned it yet.
+        """
+        states = {name: self.durable(name, vm) for name in HOSTS}
+        owning = [name for name in HOSTS if states[name].role in ("none", *OWNING) and self.vm_runs(name, vm)]
+        return max(owning, key=lambda name: states[name].term, default=None)
 
     def vm_runs(self, on: str, vm: str) -> bool:
         """Whether the VM's QEMU is there: as the VM or as its standby."""

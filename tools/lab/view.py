@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# States in which the VM of that host is the VM, as far as this host knows.
-_OWNING = ("unprotected", "seeding", "protected", "held", "solo", "failed", "promoted")
 _ACTIVE = ("seeding", "ready", "deciding")  # of a replica
 
 
@@ -34,18 +32,3 @@ class View:
     @property
     def reason(self) -> str:
         return str(self.told.get("reason") or "")
-
-    @property
-    def term(self) -> int:
-        """The newest term that either of them knows."""
-        return max(int(told.get("term") or 0) for told in (self.host, self.agent))
-
-    @property
-    def backup(self) -> bool:
-        """Whether this host keeps a replica that it has not taken over."""
-        return self.told is self.agent and self.state != "promoted"
-
-    @property
-    def owning(self) -> bool:
-        """Whether this host's VM is the VM, not a replica and not fenced."""
-        return not self.backup and self.state in _OWNING

@@ -22,6 +22,13 @@ _SETTLE_S = 1.5  # before anything is looked at: what is told then is told knowi
 _STEADY_S = 1.0  # so long an outcome must last to count
 _WORK_S = 20.0  # for every client to get something done, once the VM speaks again
 _UNREMARKABLE = ("protected",)  # states that need no reason
+# (outcome, on the old primary) -> what status may say there.
+_FITTING = {
+    ("protected", True): ("protected",),
+    ("protected", False): ("ready",),
+    ("rejoined", True): ("fenced", "empty", "seeding", "ready"),
+    ("rejoined", False): ("promoted", "unprotected", "seeding", "protected"),
+}
 
 
 @dataclass
@@ -78,8 +85,8 @@ def outcome(scene: Scene) -> str:
     rig = scene.rig
     owner = rig.product.owner(VM)
     if owner == scene.backup:
-        old = rig.product.view(scene.primary, VM)
-        return "rejoined" if old.state == "fenced" and not rig.product.vm_runs(scene.primary, VM) else "taken over"
+        learned = rig.product.durable(scene.primary, VM).role in ("fenced", "standby")
+        return "rejoined" if learned and not rig.product.vm_runs(scene.primary, VM) else "taken over"
     if owner == scene.primary:
         return "protected" if rig.protected(owner) else rig.state(owner)
     return "down"
@@ -137,7 +144,7 @@ def _judge(scene: Scene, wanted: Expect, speakers: Speakers, result: Result) -> 
     """Rows, speakers and status."""
     rig, moved = scene.rig, result.end == "rejoined"
     for name in HOSTS:
-        result.complaints += _status(rig, name)
+        result.complaints += _status(scene, name, result.end)
     resets = rig.resets
     try:
         if result.end == "down":
@@ -184,15 +191,17 @@ def _newest_rows(rig: Rig) -> list[str]:
     return [f"acknowledged and lost: {lost}, there is {found}"] if lost else []
 
 
-def _status(rig: Rig, name: str) -> list[str]:
-    """`remusdb status --json` names a state and a reason."""
-    done = rig.product.cli(name, "status", VM, "--json", check=False)
+def _status(scene: Scene, name: str, end: str) -> list[str]:
+    """`remusdb status --json` names a state that fits, and a reason."""
+    done = scene.rig.product.cli(name, "status", VM, "--json", check=False)
     try:
         told = json.loads(done.stdout)["vms"][0]
     except (ValueError, LookupError):
         return [f"status on {name}: exit {done.returncode}, {(done.stdout + done.stderr)[-200:]}"]
-    if not told.get("state"):
-        return [f"status on {name} names no state: {told}"]
-    if not told.get("reason") and told["state"] not in _UNREMARKABLE:
-        return [f"status on {name} names no reason for {told['state']}"]
-    return []
+    state, fitting = told.get("state"), _FITTING.get((end, name == scene.primary))
+    complaints = []
+    if not state or (fitting and state not in fitting):
+        complaints.append(f"status on {name} says {state!r} ({told.get('reason')}), where the VM is {end}")
+    if not told.get("reason") and state not in _UNREMARKABLE:
+        complaints.append(f"status on {name} names no reason for {state!r}")
+    return complaints

@@ -7,6 +7,7 @@ Invariant that is checked: once a frame came out of the new host, none comes out
 from __future__ import annotations
 
 import ctypes
+import errno
 import select
 import socket
 import struct
@@ -85,8 +86,10 @@ class Speakers:
                     if kind == _SO_TIMESTAMPNS:
                         seconds, nanoseconds = struct.unpack("=qq", value)
                         found.append(Frame(seconds * 10**9 + nanoseconds, host))
-        except BlockingIOError:
-            pass
+        except OSError as error:
+            # A port that goes down tells so once; the socket hears on when it is up again.
+            if error.errno not in (errno.EAGAIN, errno.ENETDOWN):
+                raise
         with self._lock:
             self._frames += found
 
