@@ -166,7 +166,8 @@ def test_a_block_that_changes_back_is_sent(touch: bytes) -> None:
 def test_zeros_to_the_end_of_a_disk_of_any_size_wait(size: int) -> None:
     base = content(size, [1] * BLOCKS)
     sieve = filter_for(bytes(base))
-    assert sieve.reduce(record(Kind.ZERO, 0, size)) == b"" == sieve.reduce(write(0, bytes(base)))
+    for _ in range(2):
+        assert sieve.reduce(record(Kind.ZERO, 0, size)) == b"" == sieve.reduce(write(0, bytes(base)))
     assert sieve.rest() == b""
 
 
