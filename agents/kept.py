@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from remusdb.errors import DiskError
-from remusdb_agents.sparse import next_data, opened, read
+from remusdb_agents.sparse import next_data, next_hole, opened, read
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,8 @@ def _copy(source: Path, image: Path, size: int, stop: threading.Event) -> None:
     with opened(source, os.O_RDONLY) as old, opened(image, os.O_RDWR) as new:
         at = 0
         while (at := next_data(old, at, size)) < size and not stop.is_set():
-            at += os.pwrite(new, read(old, at, min(STEP_BYTES - at % STEP_BYTES, size - at)), at)
+            length = min(STEP_BYTES, next_hole(old, at, size) - at)
+            at += os.pwrite(new, read(old, at, length), at)
 
 
 def _convert(source: Path, kind: str, image: Path, stop: threading.Event) -> None:

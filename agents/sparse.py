@@ -30,6 +30,14 @@ def next_data(file: int, at: int, size: int) -> int:
         return at  # no holes on this file system
 
 
+def next_hole(file: int, at: int, size: int) -> int:
+    """Where the data at `at` ends; `size`, the file's, where nothing is known of holes."""
+    try:
+        return os.lseek(file, at, os.SEEK_HOLE)
+    except OSError:
+        return size
+
+
 def read(file: int, offset: int, length: int) -> memoryview:
     """Exactly these bytes."""
     data = bytearray(length)

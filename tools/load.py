@@ -96,12 +96,12 @@ class Load:
         self._process.terminate()
         self._process.wait(30.0)
 
-    def verify(self) -> dict[str, Any]:
-        """What the database holds against the record, of a load that rests or has ended.
+    def verify(self, quick: bool = False) -> dict[str, Any]:
+        """What the database holds against the record, of a load that rests or has ended; `quick`: without amcheck.
 
         Raises RuntimeError when the database cannot be read.
         """
-        command = [sys.executable, "-m", "tools.workload", "verify"]
+        command = [sys.executable, "-m", "tools.workload", "verify", *(["--quick"] if quick else [])]
         done = self._lab.client.run([*command, *self._where], check=False, timeout_s=_VERIFY_S)
         try:
             judged: dict[str, Any] = json.loads(done.stdout)

@@ -86,7 +86,8 @@ def copies(draw: st.DrawFn) -> tuple[bytearray, bytes, list[bytes]]:
         for _ in range(draw(st.integers(0, 2))):
             begin, end = draw(ranges(size))
             kind = draw(st.sampled_from(list(Kind)))
-            data = b"" if kind is not Kind.WRITE else random.Random(draw(st.integers(0, 9))).randbytes(end - begin)
+            old = bytes(base[begin:end]) if draw(st.booleans()) else random.Random(begin).randbytes(end - begin)
+            data = old if kind is Kind.WRITE else b""
             disk[begin:end] = data or bytes(end - begin)
             log.append(record(kind, begin, end - begin, data))
 
@@ -136,15 +137,38 @@ def test_what_is_alike_is_not_sent() -> None:
     assert sieve.same_bytes == 2 * BLOCK_BYTES
 
 
-def test_a_block_that_changes_back_is_sent() -> None:
+OTHER = write(0, bytes(content(BLOCK_BYTES, [2])))
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        OTHER,
+        OTHER + record(Kind.ZERO, 0, BLOCK_BYTES),
+        OTHER + record(Kind.TRIM, 0, 2 * BLOCK_BYTES),
+        write(512, b"x" * 512),
+        record(Kind.TRIM, 512, 512),
+        record(Kind.ZERO, BLOCK_BYTES - 1, 1),
+    ],
+)
+def test_a_block_that_changes_back_is_sent(touch: bytes) -> None:
     """Once something was sent for a block, its hash says nothing any more."""
-    base = content(BLOCK_BYTES, [1])
+    base = content(2 * BLOCK_BYTES, [1, 0, 0])
+    same = write(0, bytes(base[:BLOCK_BYTES]))
     sieve = filter_for(bytes(base))
-    other = write(0, bytes(content(BLOCK_BYTES, [2])))
-    assert sieve.reduce(write(0, bytes(base))) == b""
-    assert sieve.reduce(other) == other
-    assert sieve.reduce(write(0, bytes(base))) == write(0, bytes(base))
+    assert sieve.reduce(same) == b""
+    assert sieve.reduce(touch) != b""
+    assert sieve.reduce(same) == same
     assert sieve.rest() == b"" and sieve.same_bytes == 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_zeros_to_the_end_of_a_disk_of_any_size_wait(size: int) -> None:
+    base = content(size, [1] * BLOCKS)
+    sieve = filter_for(bytes(base))
+    for _ in range(2):
+        assert sieve.reduce(record(Kind.ZERO, 0, size)) == b"" == sieve.reduce(write(0, bytes(base)))
+    assert sieve.rest() == b""
 
 
 def test_what_no_record_names_becomes_zero() -> None:

@@ -12,7 +12,6 @@ import argparse
 import json
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +20,16 @@ from rich.markup import escape
 
 from tools.lab.domains import PG_MAC
 from tools.lab.paths import REPO
-from tools.matrix.cell import Result, run_cell
+from tools.matrix.cell import TROUBLE, Result, run_cell
 from tools.matrix.expect import CI, cells
 from tools.matrix.faults import FAULTS, Fault
 from tools.matrix.phases import Phase
 from tools.matrix.report import FOLDER, Results
 from tools.matrix.watch import Speakers
-from tools.rig import Broken, Rig, running_rig
+from tools.rig import Rig, running_rig
 from tools.show import say
 
 Cell = tuple[Fault, Phase]
-_NO_WAY = (Broken, RuntimeError, OSError, subprocess.SubprocessError)
 
 
 class Runner:
@@ -60,7 +58,7 @@ class Runner:
             try:
                 rig.start_parts()
                 rig.make_protected()
-            except _NO_WAY as error:
+            except TROUBLE as error:
                 if last is None:
                     raise
                 return self._blame(last, f"no way back: {error}")
@@ -76,7 +74,7 @@ class Runner:
         try:
             rig.load.stop()
             judged = rig.load.verify()
-        except _NO_WAY as error:
+        except TROUBLE as error:
             return self._blame(last, f"the last look at the database: {error}")
         if complaints := [text for text in judged["complaints"] if not text.startswith("connection lost")]:
             self._blame(last, f"found at the end: {'; '.join(complaints)}")
@@ -136,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except _NO_WAY as error:
+    except TROUBLE as error:
         say(f"[bold red]the matrix could not be run:[/bold red] {escape(str(error))}")
         sys.exit(1)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from remusdb.errors import RemusError
 from tools.lab.product import HOSTS, other_host
 from tools.load import accepts, sql, wait_for
 from tools.matrix.expect import DoesNotApply, Expect, expected
@@ -21,6 +22,7 @@ from tools.rig import VM, Rig
 _SETTLE_S = 1.5  # before anything is looked at: what is told then is told knowing of the fault
 _STEADY_S = 1.0  # so long an outcome must last to count
 _WORK_S = 20.0  # for every client to get something done, once the VM speaks again
+TROUBLE = (RemusError, RuntimeError, OSError, subprocess.SubprocessError)
 _UNREMARKABLE = ("protected",)  # states that need no reason
 # (outcome, on the old primary) -> what status may say there.
 _FITTING = {
@@ -68,7 +70,7 @@ def run_cell(rig: Rig, speakers: Speakers, fault: Fault, phase: Phase, chance: r
         try:
             at_ns, armed = strike(phase, scene, fault, chance)
             _await_end(scene, fault, wanted, armed, at_ns, result)
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        except TROUBLE as error:
             result.complaints.append(f"{type(error).__name__}: {error}")
         finally:
             if armed and fault.ends in (Ends.ITSELF, Ends.ONCE):
@@ -154,10 +156,10 @@ def _judge(scene: Scene, wanted: Expect, speakers: Speakers, result: Result) -> 
         _work_again(rig, wanted, result)
         result.complaints += _newest_rows(rig)
         rig.load.pause()
-        judged: dict[str, Any] = rig.load.verify() if moved or wanted.restarts else {"complaints": []}
+        judged: dict[str, Any] = rig.load.verify(quick=True) if moved or wanted.restarts else {"complaints": []}
         rig.resets = len(rig.load.report["resets"])
         rig.load.resume()
-    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+    except TROUBLE as error:
         result.complaints.append(f"after the fault: {type(error).__name__}: {error}")
         return
     result.complaints += [text for text in judged["complaints"] if not text.startswith("connection lost")]
