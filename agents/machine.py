@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import libvirt
-import psutil
 
 from remusdb.config import AgentConfig
 from remusdb.core.messages import Hello
@@ -21,13 +20,14 @@ from remusdb.vm.domain import connect, nics_of
 from remusdb_agents.applier import Applier
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.inbox import WholeEpoch
+from remusdb_agents.memory import require_memory
+from remusdb_agents.rehearsal import Rehearsals
 from remusdb_agents.standby_vm import StandbyVm
 from remusdb_agents.standby_xml import QEMU_NS, standby_xml, survivor_xml
 
 log = logging.getLogger(__name__)
 
 CALL_S = 20.0  # starting a QEMU takes seconds
-QEMU_OVERHEAD_BYTES = 256 << 20  # a QEMU beside its guest's RAM, and the epochs in flight
 
 
 class Machine:
@@ -41,7 +41,7 @@ class Machine:
         broken: Callable[[Exception], None],
     ) -> None:
         """Start it; on an error nothing is left behind."""
-        require_memory(sum(block.size for block in hello.blocks))
+        require_memory(sum(block.size for block in hello.blocks), "the standby")
         self._undo = contextlib.ExitStack()
         try:
             self._build(config, hello, moved, broken)
@@ -73,6 +73,8 @@ class Machine:
         self._undo.callback(self._standby.destroy)
         self._standby.match(hello.blocks)
         self.applier = Applier(self._standby, self._images, moved, broken)
+        self.rehearsals = Rehearsals(config, hello, self._standby, self.applier, images)
+        self._undo.callback(self.rehearsals.await_gone)
         self._undo.callback(self.applier.close)
 
     def wait_applied(self, timeout_s: float) -> bool:
@@ -101,16 +103,6 @@ class Machine:
     def close(self) -> None:
         """Take the standby and its images away."""
         self._undo.close()
-
-
-def require_memory(ram_bytes: int) -> None:
-    """CannotProtect when the standby's RAM does not fit into what is available here."""
-    need, free = ram_bytes + QEMU_OVERHEAD_BYTES, psutil.virtual_memory().available
-    if need > free:
-        raise CannotProtect(
-            f"the standby needs {need >> 20} MiB of memory, {free >> 20} MiB are available on the backup host",
-            hint="free memory there, or choose another backup",
-        )
 
 
 def reap_leftover(connection: libvirt.virConnect, deadline: Deadline, name: str) -> None:

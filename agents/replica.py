@@ -22,11 +22,12 @@ from remusdb.config import AgentConfig
 from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety, RemusError
 from remusdb.host.state import SavedVm, StateStore
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
 from remusdb_agents.machine import Machine
+from remusdb_agents.rehearsal import Progress, Wanted
 from remusdb_agents.silence import SilenceWatch
 
 log = logging.getLogger(__name__)
@@ -264,6 +265,15 @@ class Replica:
             if stream is not None:
                 with contextlib.suppress(PeerUnreachable):
                     stream.send(FrameType.HEARTBEAT, term, 0)
+
+    def rehearse(self, tcp_port: int | None, seconds: float, progress: Progress) -> dict[str, Any]:
+        """Resume a copy of the last committed state, look at it, throw it away. NotProtected when there is none."""
+        with self._lock:
+            refused, machine, term = self._core.promotable(), self._machine, self._core.term
+            wanted = Wanted(seconds, tcp_port, list(self._addresses))
+        if refused is not None or machine is None:
+            raise NotProtected(f"{self.vm} cannot be rehearsed here: {refused or 'there is no replica here'}")
+        return {"vm": self.vm, "term": term, **machine.rehearsals.run(wanted, progress)}
 
     # --- the rest ---
 

@@ -19,6 +19,7 @@ from remusdb.cli.daemons import agent, host
 from remusdb.cli.failover import failover
 from remusdb.cli.prepare import prepare
 from remusdb.cli.protect import protect
+from remusdb.cli.rehearse import rehearse
 from remusdb.cli.status import status
 from remusdb.cli.unprotect import unprotect
 from remusdb.errors import RemusError
@@ -71,7 +72,7 @@ def cli(ctx: click.Context, run_dir: Path | None, debug: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
 
-for command in (check, prepare, protect, status, failover, unprotect, certs, host, agent, config):
+for command in (check, prepare, protect, status, rehearse, failover, unprotect, certs, host, agent, config):
     cli.add_command(command)
 
 
