@@ -23,8 +23,8 @@ from typing import Any
 from remusdb.config import AgentConfig
 from remusdb.core.messages import Hello
 from remusdb.errors import DiskError, RefusedForSafety, RemusError
-from remusdb_agents.memory import require_memory
 from remusdb_agents.applier import Applier, Frozen
+from remusdb_agents.memory import require_memory
 from remusdb_agents.rehearsal_checks import Check, Checks, as_dicts, verdict
 from remusdb_agents.rehearsal_copy import Copy
 from remusdb_agents.standby_vm import StandbyVm
