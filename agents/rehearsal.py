@@ -94,7 +94,7 @@ class Rehearsals:
                 finally:
                     copy.close()  # while what it reads still stands still
                 held_back = frozen.waiting
-            took = time.monotonic()
+            thawed = time.monotonic()
         passed = verdict(checks, wanted.tcp_port is not None)
         log.info("%s: rehearsed epoch %d: %s", self._hello.vm, frozen.epoch, "runs" if passed else "NO PROOF OF LIFE")
         return {
@@ -102,8 +102,8 @@ class Rehearsals:
             "ok": passed,
             "checks": as_dicts(checks),
             "resume_ms": round(resume_ms, 1),
-            "took_ms": round((took - began) * 1000, 1),
-            "frozen_ms": round((took - froze) * 1000, 1),
+            "took_ms": round((thawed - began) * 1000, 1),
+            "frozen_ms": round((thawed - froze) * 1000, 1),
             "held_back_epochs": held_back,
         }
 

@@ -62,7 +62,7 @@ class Copy:
             make_overlay(overlays[disk.target], images[disk.target], disk.size)
         prefix = f"rdbr{os.urandom(3).hex()}-"
         xml = rehearsal_xml(hello.domain_xml, overlays, uuid=str(uuid.uuid4()), tap_prefix=prefix, folder=self.folder)
-        self._undo.callback(reap, connection, deadline, name)
+        self._undo.callback(reap, connection, deadline, name)  # also when it started and then something failed
         self._vm = StandbyVm(connection, deadline, name, xml)
         self._undo.callback(self.domain.close)
         self._undo.callback(self._destroy, connection, deadline)
@@ -117,7 +117,8 @@ class Copy:
         self._vm.load(devices, self.domain.state_folder() / "remusdb-load")
         self._vm.resume()
         took_ms = (time.monotonic() - began) * 1000
-        self._vm.announce()  # so that the guest shows its addresses, in the island alone
+        with contextlib.suppress(VmError):  # it may be down again already: the checks will tell
+            self._vm.announce()  # so that the guest shows its addresses, in the island alone
         return took_ms
 
     def close(self) -> None:

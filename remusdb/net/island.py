@@ -43,10 +43,14 @@ class Island:
         self._watches: list[AddressWatch] = []
         try:
             self._namespace = self._inside(_leave)
-        except BaseException:
-            self._thread.shutdown(wait=False)
+        except GateError:
+            self._thread.shutdown()
             raise
-        self._inside(_make_bridge)
+        try:
+            self._inside(_make_bridge)
+        except GateError:
+            self.close()
+            raise
 
     def adopt(self, taps: Mapping[str, str]) -> None:
         """Move these taps (name -> the guest's MAC) of this thread's namespace here. Before the VM runs."""
