@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -67,15 +68,14 @@ class Checks:
                 if name in self._proofs and not self._proofs[name].ok:
                     look()
             early = ended(min(LOOK_S, max(0.0, seconds - ran)))
-        return [self._runs(early), *([Check("time", False, f"ended after {ran:.1f} s: {early}")] if early else [])] + [
-            *self._proofs.values()
-        ]
+        cut_short = [Check("time", False, f"ended after {ran:.1f} s: {early}")] if early else []
+        return [self._runs(early), *cut_short, *self._proofs.values()]
 
     def _runs(self, early: str) -> Check:
         try:
             state = str(self.copy.domain.qmp("query-status")["status"])
             ran = _cpu_seconds(self.copy.domain.pid) - self._ran_before
-        except (VmError, OSError):
+        except VmError:
             return Check("runs", False, early or "its QEMU ended")
         wall = time.monotonic() - self._began
         detail = f"{state} after {wall:.1f} s, its vCPUs computed for {ran:.2f} s of them"
@@ -151,9 +151,10 @@ def _last_line(path: Path) -> str:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """What the vCPU threads of a QEMU have computed."""
+    """What the vCPU threads of a QEMU have computed; nothing when it has ended."""
     ran = 0
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        if (thread / "comm").read_text().startswith("CPU "):
-            ran += int((thread / "schedstat").read_text().split()[0])
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            if (thread / "comm").read_text().startswith("CPU "):
+                ran += int((thread / "schedstat").read_text().split()[0])
     return ran / 1e9
