@@ -88,7 +88,7 @@ class Copy:
         self.island.adopt(self.taps)
 
     def _require_no_lock(self, overlays: Mapping[str, Path]) -> None:
-        """A lock of this QEMU on a replica's image would keep the standby from being resumed."""
+        """QEMU must share the replica's images with a writer: the standby, when it is resumed."""
         for disk in self.domain.tree.iterfind("./devices/disk"):
             target, alias = disk.find("target"), disk.find("alias")
             if target is None or alias is None or target.get("dev") not in overlays:

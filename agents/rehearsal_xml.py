@@ -88,7 +88,8 @@ def _disks(root: ET.Element, overlays: Mapping[str, Path]) -> None:
         if target is None or target.get("dev") not in overlays or driver is None or alias is None:
             continue
         driver.set("type", "qcow2")
-        # Without it this QEMU's lock on the image behind the overlay keeps the standby from ever being resumed.
+        # The standby may be resumed while this QEMU is still there: its lock on the image behind the overlay must
+        # allow writers.
         device = ET.SubElement(override, f"{{{QEMU_NS}}}device", {"alias": alias.get("name", "")})
         frontend = ET.SubElement(device, f"{{{QEMU_NS}}}frontend")
         words = {"name": "share-rw", "type": "bool", "value": "true"}
