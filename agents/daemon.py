@@ -12,10 +12,10 @@ from typing import Any
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import AgentConfig
 from remusdb.control.notify import notify
-from remusdb.control.server import ControlServer
+from remusdb.control.server import ControlServer, ProgressFn
 from remusdb.core.messages import Hello, Question, Refuse, Welcome, pack, unpack
 from remusdb.core.wire import FrameType
-from remusdb.errors import BadFrame, NotProtected, RemusError
+from remusdb.errors import BadFrame, NotProtected, RemusError, UsageError
 from remusdb.history import History
 from remusdb.hooks import Hooks
 from remusdb.state import StateStore
@@ -25,6 +25,7 @@ from remusdb_agents.admission import MIB, Admission
 from remusdb_agents.context import Context
 from remusdb_agents.facts import gather
 from remusdb_agents.inbox import EpochTooLarge
+from remusdb_agents.rehearsal_copy import sweep
 from remusdb_agents.replica import Replica
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 HELLO_S = 10.0
 DRAIN_S = 2.0
 FLUSH_S = 2.0
+REHEARSE_MOST_S = 600  # the replica stands still meanwhile
 
 
 class AgentDaemon:
@@ -57,7 +59,8 @@ class AgentDaemon:
             signal.signal(number, lambda _number, _frame: self._stop.set())
         tls, agent = self._config.tls, self._config.agent
         context = server_context(tls.ca, tls.cert, tls.key)
-        handlers = {"status": self._status, "failover": self._failover}
+        handlers = {"status": self._status, "failover": self._failover, "rehearse": self._rehearse}
+        sweep(self._config)
         with contextlib.ExitStack() as stack:
             control = ControlServer(agent.run_dir / "agent.sock", handlers)
             control.start()
@@ -125,8 +128,19 @@ class AgentDaemon:
         return {"vms": [replica.status() for replica in replicas if wanted in (None, replica.vm)]}
 
     def _failover(self, args: dict[str, Any], _progress: object) -> dict[str, Any]:
+        word = args.get("primary_is_dead") is True
+        return self._known(args).takeover.promote("asked for with `remusdb failover`", word=word, by="operator")
+
+    def _rehearse(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+        seconds, port = args.get("seconds"), args.get("tcp_port")
+        if not isinstance(seconds, int | float) or not 1 <= seconds <= REHEARSE_MOST_S:
+            raise UsageError(f"a rehearsal takes 1 to {REHEARSE_MOST_S} seconds")
+        if port is not None and not (isinstance(port, int) and 0 < port < 65536):
+            raise UsageError(f"not a TCP port: {port}")
+        return self._known(args).rehearse(port, float(seconds), progress)
+
+    def _known(self, args: dict[str, Any]) -> Replica:
         vm = str(args.get("vm"))
         if vm not in self._replicas:
             raise NotProtected(f"no replica of VM {vm} is on this host", hint="ask the agent of the backup host")
-        word = args.get("primary_is_dead") is True
-        return self._replicas[vm].takeover.promote("asked for with `remusdb failover`", word=word, by="operator")
+        return self._replicas[vm]

@@ -24,13 +24,14 @@ from remusdb import __version__
 from remusdb.core.messages import Hello, Notice, Refuse, Standing, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import CannotProtect, PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.errors import CannotProtect, NotProtected, PeerUnreachable, RefusedForSafety, RemusError
 from remusdb.history import Author, Event, EventName
 from remusdb.state import OWNING, Role
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.context import Context
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
 from remusdb_agents.machine import Machine
+from remusdb_agents.rehearsal import Progress, Wanted
 from remusdb_agents.takeover import Takeover
 
 log = logging.getLogger(__name__)
@@ -295,6 +296,15 @@ class Replica:
             if stream is not None:
                 with contextlib.suppress(PeerUnreachable):
                     stream.send(FrameType.HEARTBEAT, term, 0)
+
+    def rehearse(self, tcp_port: int | None, seconds: float, progress: Progress) -> dict[str, Any]:
+        """Resume a copy of the last committed state, look at it, throw it away. NotProtected when there is none."""
+        with self.lock:
+            refused, machine, term = self.core.promotable(), self.machine, self.core.term
+            wanted = Wanted(seconds, tcp_port, list(self.addresses))
+        if refused is not None or machine is None:
+            raise NotProtected(f"{self.vm} cannot be rehearsed here: {refused or 'there is no replica here'}")
+        return {"vm": self.vm, "term": term, **machine.rehearsals.run(wanted, progress)}
 
     def status(self) -> dict[str, Any]:
         """StandbyStatus, see docs/architecture.md."""

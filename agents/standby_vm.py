@@ -13,7 +13,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import libvirt
@@ -90,6 +90,21 @@ class StandbyVm:
         for low in range(0, len(pages.zero), STEP_PAGES):
             part = pages.zero[low : low + STEP_PAGES]
             self._memory.write(block.address, part, np.zeros((len(part), PAGE_BYTES), dtype=np.uint8))
+
+    def copy_memory(self, other: StandbyVm, told: Callable[[int], None]) -> None:
+        """Take over the memory of a standby that stands still. Both were matched with the same blocks.
+
+        `told` gets the bytes that are done, and ends the copy when it raises.
+        """
+        done = 0
+        for mine, its in zip(self._blocks, other._blocks, strict=True):
+            for first in range(0, its.pages, STEP_PAGES):
+                numbers = np.arange(first, min(first + STEP_PAGES, its.pages), dtype=np.int64)
+                content = other._memory.read(its.address, numbers)
+                used = content.view(np.uint64).any(axis=1)  # what is zero there is zero here, and takes no memory
+                self._memory.write(mine.address, numbers[used], content[used])
+                done += len(numbers) * PAGE_BYTES
+                told(done)
 
     def load(self, devices: bytes) -> None:
         """Feed the device state: QEMU then is the machine of that epoch, still paused."""

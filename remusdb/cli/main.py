@@ -20,6 +20,7 @@ from remusdb.cli.failover import failover
 from remusdb.cli.history import history
 from remusdb.cli.prepare import prepare
 from remusdb.cli.protect import protect, reprotect
+from remusdb.cli.rehearse import rehearse
 from remusdb.cli.status import status
 from remusdb.cli.switchover import switchover
 from remusdb.cli.unprotect import unprotect
@@ -80,6 +81,7 @@ for command in (
     status,
     history,
     failover,
+    rehearse,
     unprotect,
     certs,
     host,

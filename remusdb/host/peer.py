@@ -86,7 +86,7 @@ def greet(order: Order, hello: Hello, try_s: float | None = None) -> Greeting:
     try:
         stream.send(FrameType.HELLO, hello.term, 0, pack(hello))
         # A standby is started before the agent welcomes a new session: that takes as long as starting a QEMU.
-        frame = stream.receive(timeout_s if hello.resume else 60.0)
+        frame = _answer(stream, timeout_s if hello.resume else 60.0)
         if frame is None:
             raise PeerUnreachable(f"agent {order.peer.name} does not answer HELLO")
         if frame.type is FrameType.REFUSE:
@@ -99,6 +99,16 @@ def greet(order: Order, hello: Hello, try_s: float | None = None) -> Greeting:
         stream.close()
         raise
     return Greeting(stream, welcome)
+
+
+def _answer(stream: FrameStream, timeout_s: float) -> Frame | None:
+    """What the agent says to HELLO. Its heartbeat, in a thread of its own, may be faster than its answer."""
+    end = time.monotonic() + timeout_s
+    while (left := end - time.monotonic()) > 0:
+        frame = stream.receive(left)
+        if frame is None or frame.type is not FrameType.HEARTBEAT:
+            return frame
+    return None
 
 
 def ask_standing(order: Order, term: int) -> Standing:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import ipaddress
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,6 +89,41 @@ class Links:
         """An IFB device."""
         with _wrapped(f"making {name}", "the plug gate needs the ifb module"):
             self._ipr.link("add", ifname=name, kind="ifb")
+
+    def add_bridge(self, name: str) -> None:
+        """A bridge that is up and forwards at once."""
+        with _wrapped(f"making {name}"):
+            self._ipr.link("add", ifname=name, kind="bridge", br_forward_delay=0)
+        self.set_up(name, True)
+
+    def join(self, name: str, bridge: str) -> None:
+        """Make the link a port of the bridge that cannot reach its other ports, and bring it up."""
+        index = self.get(name).index
+        with _wrapped(f"putting {name} on {bridge}"):
+            self._ipr.link("set", index=index, master=self.get(bridge).index, state="up")
+            self._ipr.brport("set", index=index, isolated=1)
+
+    def add_peer(self, name: str, own: str, peer: str) -> None:
+        """Give the link the address `own`, with `peer` alone behind it. Nothing if it has it already."""
+        whole = ipaddress.ip_address(own).max_prefixlen
+        # 0x02: no duplicate address detection, which would keep an IPv6 address unusable for a second.
+        flags = {"flags": 0x02} if whole == 128 else {}
+        with _wrapped(f"giving {name} an address"):
+            self._ipr.addr("replace", index=self.get(name).index, local=own, address=peer, prefixlen=whole, **flags)
+
+    def neighbour(self, name: str, address: str) -> str:
+        """The MAC with which `address` answered on this link, or nothing."""
+        index, known = self.get(name).index, 0x02 | 0x04 | 0x08 | 0x10  # NUD_REACHABLE, STALE, DELAY, PROBE
+        with _wrapped(f"looking for {address}"):
+            for found in self._ipr.get_neighbours(ifindex=index):
+                if found.get_attr("NDA_DST") == address and found["state"] & known:
+                    return str(found.get_attr("NDA_LLADDR") or "")
+        return ""
+
+    def move(self, name: str, namespace: int) -> None:
+        """Move the link into the network namespace of this descriptor."""
+        with _wrapped(f"moving {name} to another namespace"):
+            self._ipr.link("set", index=self.get(name).index, net_ns_fd=namespace)
 
     def delete(self, name: str) -> None:
         """Remove the link; nothing happens if it is not there."""

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import signal
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -128,6 +129,11 @@ class Domain:
     def ends_within(self, seconds: float) -> bool:
         """Whether QEMU has ended or ends within so long: a process that was killed takes a while to go."""
         return bool(select.select([self.pidfd], [], [], seconds)[0])
+
+    def kill(self) -> None:
+        """End QEMU by force, for a domain that nobody will miss. Quiet when it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def was_shut_down(self) -> bool:
         """After QEMU's end: whether somebody wanted the VM off (its guest, or `virsh`), as libvirt tells it.

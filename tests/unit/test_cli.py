@@ -18,7 +18,7 @@ from remusdb.cli import words
 from remusdb.cli.main import cli
 from remusdb.cli.progress import Steps
 from remusdb.control import ControlServer, ProgressFn
-from remusdb.errors import Fenced, RefusedForSafety, RemusError
+from remusdb.errors import Fenced, NotProtected, RefusedForSafety, RemusError
 
 PRIMARY = {
     "vm": "db1", "role": "primary", "state": "protected", "reason": "epoch by epoch to beta", "peer": "beta",
@@ -301,3 +301,40 @@ def test_age_in_words(ms: float | None, text: str) -> None:
 )
 def test_size_in_words(count: float | None, text: str) -> None:
     assert words.size(count) == text
+
+
+REHEARSED = {
+    "vm": "db2", "term": 9, "epoch": 812, "ok": True, "resume_ms": 41.2, "took_ms": 7300.0, "frozen_ms": 6000.0,
+    "held_back_epochs": 118,
+    "checks": [{"name": "runs", "ok": True, "detail": "running after 5.0 s"},
+               {"name": "tcp", "ok": False, "detail": "10.0.0.7 port 5432: timed out"}],
+}  # fmt: skip
+
+
+def test_rehearse(daemons: FakeDaemons) -> None:
+    daemons.start("agent", rehearse=REHEARSED)
+    result = run(daemons, "rehearse", "db2", "--tcp", "5432")
+    assert daemons.asked == [("agent", "rehearse", {"vm": "db2", "tcp_port": 5432, "seconds": 5})]
+    for said in ("epoch 812 (term 9) runs.", "no  tcp    10.0.0.7 port 5432: timed out", "118 epochs waited"):
+        assert said in result.stdout
+    assert "memory: 256 of 512 MiB" in result.stderr
+    assert json.loads(run(daemons, "rehearse", "db2", "--json").stdout) == REHEARSED
+
+
+def test_rehearse_without_proof_of_life_fails(daemons: FakeDaemons) -> None:
+    daemons.start("agent", rehearse=REHEARSED | {"ok": False})
+    assert "no proof of life" in run(daemons, "rehearse", "db2", exit_code=1).stdout
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_rehearse_on_the_wrong_host_names_the_right_one(daemons: FakeDaemons, agent: bool) -> None:
+    daemons.start("host", status={"vms": [PRIMARY]})
+    if agent:
+        daemons.start("agent", rehearse=NotProtected("no replica of VM db1 is on this host"))
+    result = run(daemons, "rehearse", "db1", exit_code=3)
+    assert "it is beta" in result.stderr
+
+
+def test_rehearse_where_nobody_knows(daemons: FakeDaemons) -> None:
+    daemons.start("agent", rehearse=NotProtected("no replica", hint="ask the agent of the backup host"))
+    assert "hint: ask the agent of the backup host" in run(daemons, "rehearse", "db9", exit_code=3).stderr

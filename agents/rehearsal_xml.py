@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the primary's live domain XML to a rehearsal's: the same machine with nothing of it that reaches outside.
+
+Pure. As for the standby the guest must find the very same devices, so what stands behind them is replaced: disks by
+overlays, interfaces by taps on no bridge, every character device by a file, displays by none.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+
+from remusdb.errors import CannotProtect
+from remusdb.vm.prepare import CHARDEV, QEMU_NS
+from remusdb_agents.standby_xml import standby_xml
+
+MARKER_NS = "urn:remusdb:rehearsal"  # what tells our domains from anybody else's of such a name
+ET.register_namespace("remusdb", MARKER_NS)
+
+SUFFIX = "-rehearsal"
+SERIAL_FILE = "serial.log"
+# QEMU options of `qemu:commandline` that may lead out of the rehearsal, or clash with the standby's.
+OUTWARD = ("-netdev", "-nic", "-net", "-chardev", "-serial", "-parallel", "-monitor", "-qmp", "-mon", "-vnc", "-spice")
+INTERFACE_BACKENDS = ("source", "target", "virtualport", "bandwidth", "filterref", "vlan", "port", "script", "backend")
+
+
+def rehearsal_xml(live: str, overlays: Mapping[str, Path], *, uuid: str, tap_prefix: str, folder: Path) -> str:
+    """The XML of the copy; CannotProtect when the VM has a part that cannot be cut off from this host.
+
+    `overlays`: qcow2 files by the disks' targets. Taps are named `tap_prefix`0, 1... What the guest prints goes to
+    `folder`, its first serial port to SERIAL_FILE.
+    """
+    root = ET.fromstring(standby_xml(live, overlays, {}, None))
+    name = root.find("name")
+    assert name is not None
+    vm, name.text = name.text or "", (name.text or "") + SUFFIX
+    _identity(root, vm, uuid)
+    _host_side(root)
+    _disks(root, overlays)
+    for number, interface in enumerate(root.iterfind("./devices/interface")):
+        _interface(interface, f"{tap_prefix}{number}")
+    _characters(root, folder)
+    _displays(root)
+    _command_line(root)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _identity(root: ET.Element, vm: str, uuid: str) -> None:
+    _text(root, "uuid", uuid)
+    # The guest has read its tables long ago; libvirt insists that this one is the domain's.
+    for system in root.iterfind("./sysinfo/system"):
+        for entry in system.findall("entry[@name='uuid']"):
+            system.remove(entry)
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = ET.SubElement(root, "metadata")
+    ET.SubElement(metadata, f"{{{MARKER_NS}}}of").text = vm
+    for what, action in (("on_poweroff", "destroy"), ("on_reboot", "destroy"), ("on_crash", "preserve")):
+        _text(root, what, action)
+
+
+def _host_side(root: ET.Element) -> None:
+    """Huge or locked pages would be needed twice, and an audio backend is this host's."""
+    backing = root.find("memoryBacking")
+    if backing is not None:
+        for tag in ("hugepages", "locked"):
+            for child in backing.findall(tag):
+                backing.remove(child)
+    for tag in ("hostdev", "redirdev", "filesystem", "vsock", "tpm", "smartcard"):
+        device = root.find(f"./devices/{tag}")
+        if device is not None and device.get("type") != "spicevmc":
+            raise CannotProtect(
+                f"the VM has a {tag}, which leads out of a rehearsal", hint="only without it can the VM be rehearsed"
+            )
+    for audio in root.iterfind("./devices/audio"):
+        number = audio.get("id", "1")
+        audio.clear()
+        audio.attrib.update(id=number, type="none")
+
+
+def _disks(root: ET.Element, overlays: Mapping[str, Path]) -> None:
+    override = root.find(f"{{{QEMU_NS}}}override")
+    if override is None:
+        override = ET.SubElement(root, f"{{{QEMU_NS}}}override")
+    for disk in root.iterfind("./devices/disk"):
+        target, driver, alias = disk.find("target"), disk.find("driver"), disk.find("alias")
+        if target is None or target.get("dev") not in overlays or driver is None or alias is None:
+            continue
+        driver.set("type", "qcow2")
+        # The standby may be resumed while this QEMU is still there: its lock on the image behind the overlay must
+        # allow writers.
+        device = ET.SubElement(override, f"{{{QEMU_NS}}}device", {"alias": alias.get("name", "")})
+        frontend = ET.SubElement(device, f"{{{QEMU_NS}}}frontend")
+        words = {"name": "share-rw", "type": "bool", "value": "true"}
+        ET.SubElement(frontend, f"{{{QEMU_NS}}}property", words)
+
+
+def _interface(interface: ET.Element, tap: str) -> None:
+    """A tap that libvirt makes and puts nowhere."""
+    interface.set("type", "ethernet")
+    interface.attrib.pop("trustGuestRxFilters", None)
+    for name in INTERFACE_BACKENDS:
+        for child in interface.findall(name):
+            interface.remove(child)
+    ET.SubElement(interface, "target", {"dev": tap, "managed": "yes"})
+
+
+def _characters(root: ET.Element, folder: Path) -> None:
+    """Serial ports and consoles print to files; a channel of libvirt's own (the guest agent's) stays as it is."""
+    for tag in ("serial", "parallel", "console"):
+        for number, device in enumerate(root.findall(f"./devices/{tag}")):
+            target = device.find("target")
+            mirrors = tag == "console" and (target is None or target.get("type", "serial") == "serial")
+            first = number == 0 and (tag == "serial" or mirrors)  # the first console is the first serial port
+            _to_file(device, folder / (SERIAL_FILE if first else f"{tag}{number}.log"))
+    for number, channel in enumerate(root.iterfind("./devices/channel")):
+        if channel.get("type") not in ("spicevmc", "unix") or channel.find("source") is not None:
+            _to_file(channel, folder / f"channel{number}.log")
+
+
+def _to_file(device: ET.Element, path: Path) -> None:
+    device.set("type", "file")
+    device.attrib.pop("tty", None)
+    for tag in ("source", "log", "protocol"):
+        for child in device.findall(tag):
+            device.remove(child)
+    ET.SubElement(device, "source", {"path": str(path)})
+
+
+def _displays(root: ET.Element) -> None:
+    """A display stays a display; nobody can connect to it."""
+    for graphics in root.iterfind("./devices/graphics"):
+        for name in ("port", "tlsPort", "websocket", "autoport", "listen", "socket"):
+            graphics.attrib.pop(name, None)
+        for child in graphics.findall("listen"):
+            graphics.remove(child)
+        ET.SubElement(graphics, "listen", {"type": "none"})
+
+
+def _command_line(root: ET.Element) -> None:
+    """The private QMP socket that `remusdb prepare` gave the VM is the standby's; any other way out is refused."""
+    line = root.find(f"{{{QEMU_NS}}}commandline")
+    words = list(line) if line is not None else []
+    for option, value in zip(words, words[1:], strict=False):
+        if option.get("value") not in OUTWARD:
+            continue
+        if CHARDEV not in value.get("value", ""):
+            raise CannotProtect(
+                f"the VM's qemu:commandline has {option.get('value')}, which leads out of a rehearsal",
+                hint="only without it can the VM be rehearsed",
+            )
+        assert line is not None
+        line.remove(option)
+        line.remove(value)
+
+
+def _text(root: ET.Element, tag: str, text: str) -> None:
+    found = root.find(tag)
+    (found if found is not None else ET.SubElement(root, tag)).text = text

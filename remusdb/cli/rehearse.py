@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`remusdb rehearse`: would the backup really be able to run the VM?"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import click
+
+from remusdb.cli import words
+from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.cli.progress import Steps
+from remusdb.errors import NotProtected, PeerRefused, PeerUnreachable, RemusError
+
+SILENCE_S = 120.0  # between two words of the agent: starting a QEMU is the longest
+REFUSED = 1
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--tcp", "tcp_port", metavar="PORT", type=click.IntRange(1, 65535), help="A port that must answer.")
+@click.option("--seconds", type=click.FloatRange(1, 600), default=5, show_default=True, help="How long the copy runs.")
+@json_option
+@run_dir_option
+@click.pass_context
+def rehearse(ctx: click.Context, vm: str, tcp_port: int | None, seconds: float, as_json: bool) -> None:
+    """Resume a copy of VM's last committed state on this machine, the backup, cut off from every network; look
+    whether it runs, and throw it away.
+
+    Protection goes on, and a takeover ends the rehearsal at once. Exit code 1 when the copy showed no life.
+    """
+    with Steps() as steps:
+        result = _ask(vm, steps, tcp_port=tcp_port, seconds=seconds)
+    if as_json:
+        print_json(result)
+    else:
+        _tell(result)
+    if not result["ok"]:
+        ctx.exit(REFUSED)
+
+
+def _ask(vm: str, steps: Steps, **wanted: Any) -> dict[str, Any]:
+    try:
+        return ask("agent", "rehearse", steps.show, SILENCE_S, vm=vm, **wanted)
+    except (NotProtected, PeerUnreachable) as exc:
+        if isinstance(exc, PeerRefused) or not (backup := _backup_of(vm)):
+            raise
+        raise NotProtected(
+            f"{exc}", hint=f"this machine runs {vm}; on its backup say: remusdb rehearse {vm} (it is {backup})"
+        ) from exc
+
+
+def _backup_of(vm: str) -> str:
+    """The host that this machine's host daemon protects the VM to, if it knows."""
+    with contextlib.suppress(RemusError):
+        for status in ask("host", "status", timeout_s=5.0, vm=vm)["vms"]:
+            return str(status.get("peer") or "")
+    return ""
+
+
+def _tell(result: dict[str, Any]) -> None:
+    said = "runs" if result["ok"] else "shows no proof of life"
+    click.echo(f"A copy of {result['vm']} at epoch {result['epoch']} (term {result['term']}) {said}.")
+    rows = [("ok" if check["ok"] else "no", check["name"], check["detail"]) for check in result["checks"]]
+    for line in words.table(("", "CHECK", "DETAIL"), rows):
+        click.echo(line)
+    click.echo(
+        f"Resumed in {result['resume_ms']:.0f} ms, thrown away after {words.age(result['took_ms'])}; "
+        f"{result['held_back_epochs']} epochs waited meanwhile, and were acknowledged."
+    )

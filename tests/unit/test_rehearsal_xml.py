@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rehearsal's XML: the guest's view as it was, and no way out of it."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from remusdb.errors import CannotProtect
+from remusdb.net.island import neighbour_of
+from remusdb.vm.prepare import prepare
+from remusdb_agents.rehearsal_xml import MARKER_NS, rehearsal_xml
+from remusdb_agents.standby_xml import QEMU_NS
+
+LIVE = """
+<domain type='kvm' id='7'>
+  <name>db1</name><uuid>11111111-1111-1111-1111-111111111111</uuid>
+  <memory unit='KiB'>524288</memory>
+  <memoryBacking><hugepages/><locked/><source type='memfd'/></memoryBacking>
+  <sysinfo type='smbios'><system><entry name='uuid'>11111111-1111-1111-1111-111111111111</entry>
+    <entry name='serial'>s1</entry></system></sysinfo>
+  <os><type arch='x86_64' machine='pc-q35-10.0'>hvm</type></os>
+  <on_reboot>restart</on_reboot>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='none'/><source file='/srv/db1.raw' index='1'/><backingStore/>
+      <target dev='vda' bus='virtio'/><alias name='virtio-disk0'/><address type='pci' slot='0x05'/>
+    </disk>
+    <interface type='bridge'>
+      <mac address='52:54:00:00:00:01'/><source bridge='br0' portid='x'/><target dev='vnet3'/><vlan><tag id='4'/></vlan>
+      <model type='virtio'/><mtu size='9000'/><alias name='net0'/>
+    </interface>
+    <interface type='network'>
+      <mac address='52:54:00:00:00:02'/><source network='default' bridge='virbr0'/><target dev='lan7'/>
+      <model type='e1000e'/>
+    </interface>
+    <serial type='pty' tty='/dev/pts/3'><source path='/dev/pts/3'/><target port='0'/></serial>
+    <serial type='tcp'><source mode='connect' host='10.0.0.9' service='4555'/><protocol type='raw'/>
+      <target port='1'/></serial>
+    <console type='pty' tty='/dev/pts/3'><source path='/dev/pts/3'/><target type='serial' port='0'/></console>
+    <console type='unix'><source mode='bind' path='/tmp/c'/><target type='virtio' port='1'/></console>
+    <channel type='unix'><source mode='bind' path='/run/libvirt/qemu/channel/target/domain-7-db1/a'/>
+      <target type='virtio' name='org.qemu.guest_agent.0' state='connected'/></channel>
+    <channel type='unix'><source mode='bind' path='/tmp/mine'/><target type='virtio' name='mine'/></channel>
+    <graphics type='vnc' port='5903' autoport='no' listen='0.0.0.0'>
+      <listen type='address' address='0.0.0.0'/></graphics>
+    <audio id='1' type='pulseaudio' serverName='x'><input/></audio>
+  </devices>
+</domain>
+"""
+UUID = "22222222-2222-2222-2222-222222222222"
+FOLDER = Path("/images/db1/rehearsal")
+
+
+def made(live: str = LIVE) -> ET.Element:
+    overlays = {"vda": FOLDER / "vda.qcow2"}
+    return ET.fromstring(rehearsal_xml(live, overlays, uuid=UUID, tap_prefix="rdbrabc-", folder=FOLDER))
+
+
+def words(root: ET.Element) -> list[str]:
+    return [arg.get("value", "") for arg in root.iterfind(f"./{{{QEMU_NS}}}commandline/{{{QEMU_NS}}}arg")]
+
+
+def test_it_is_another_domain_that_ends_for_good() -> None:
+    root = made()
+    assert (root.findtext("name"), root.findtext("uuid")) == ("db1-rehearsal", UUID)
+    assert root.findtext(f"metadata/{{{MARKER_NS}}}of") == "db1"
+    assert [root.findtext(f"on_{what}") for what in ("poweroff", "reboot", "crash")] == [
+        "destroy", "destroy", "preserve"
+    ]  # fmt: skip
+    assert [entry.get("name") for entry in root.iterfind("./sysinfo/system/entry")] == ["serial"]
+    assert words(root) == ["-incoming", "defer"]
+    assert [child.tag for child in root.find("memoryBacking") or []] == ["source"]
+
+
+def test_disks_are_overlays_that_lock_nothing() -> None:
+    root = made()
+    disk = root.find("./devices/disk")
+    assert disk is not None
+    assert disk.find("driver").attrib == {"name": "qemu", "type": "qcow2", "cache": "none"}  # type: ignore[union-attr]
+    assert disk.find("source").attrib == {"file": str(FOLDER / "vda.qcow2")}  # type: ignore[union-attr]
+    device = root.find(f"./{{{QEMU_NS}}}override/{{{QEMU_NS}}}device")
+    assert device is not None and device.get("alias") == "virtio-disk0"
+    assert device.find(f"./{{{QEMU_NS}}}frontend/{{{QEMU_NS}}}property").get("name") == "share-rw"  # type: ignore[union-attr]
+
+
+def test_interfaces_are_taps_on_no_bridge_and_the_same_to_the_guest() -> None:
+    interfaces = made().findall("./devices/interface")
+    assert [interface.get("type") for interface in interfaces] == ["ethernet", "ethernet"]
+    assert [interface.find("target").attrib for interface in interfaces] == [  # type: ignore[union-attr]
+        {"dev": "rdbrabc-0", "managed": "yes"},
+        {"dev": "rdbrabc-1", "managed": "yes"},
+    ]
+    assert [{child.tag for child in interface} for interface in interfaces] == [
+        {"mac", "model", "mtu", "alias", "target"},
+        {"mac", "model", "target"},
+    ]
+
+
+def test_nothing_names_the_host() -> None:
+    """Every path is in the rehearsal's folder; no address, no bridge, no port."""
+    root = made()
+    text = ET.tostring(root, encoding="unicode")
+    for outside in ("br0", "default", "/dev/pts", "/tmp", "10.0.0.9", "0.0.0.0", "5903", "pulseaudio", "/srv"):
+        assert outside not in text, outside
+    paths = re.findall(r'(?:path|file)="([^"]*)"', text)
+    assert paths and all(path.startswith(f"{FOLDER}/") for path in paths), paths
+
+
+def test_serial_and_its_console_share_a_file_and_the_agents_channel_stays() -> None:
+    root = made()
+    sources = [device.find("source").get("path") for device in root.iterfind("./devices/serial")]  # type: ignore[union-attr]
+    assert sources == [str(FOLDER / "serial.log"), str(FOLDER / "serial1.log")]
+    consoles = [device.find("source").get("path") for device in root.iterfind("./devices/console")]  # type: ignore[union-attr]
+    assert consoles == [str(FOLDER / "serial.log"), str(FOLDER / "console1.log")]
+    agent, mine = root.findall("./devices/channel")
+    assert (agent.get("type"), agent.find("source")) == ("unix", None)
+    assert mine.get("type") == "file"
+
+
+def test_the_standbys_private_socket_is_not_taken_from_it() -> None:
+    prepared, _ = prepare(LIVE, "db1")
+    assert words(made(prepared)) == ["-incoming", "defer"]
+
+
+@pytest.mark.parametrize("device", ["<hostdev/>", "<redirdev type='tcp'/>", "<vsock/>"])
+def test_a_device_that_leads_out_is_refused(device: str) -> None:
+    with pytest.raises(CannotProtect, match="leads out"):
+        made(LIVE.replace("</devices>", f"{device}</devices>"))
+
+
+def test_a_network_of_the_command_line_is_refused() -> None:
+    line = f"<q:commandline xmlns:q='{QEMU_NS}'><q:arg value='-netdev'/><q:arg value='user,id=n'/></q:commandline>"
+    with pytest.raises(CannotProtect, match="-netdev"):
+        made(LIVE.replace("</domain>", f"{line}</domain>"))
+    harmless = line.replace("-netdev", "-global").replace("user,id=n", "a.b=c")
+    assert words(made(LIVE.replace("</domain>", f"{harmless}</domain>")))[:2] == ["-global", "a.b=c"]
+
+
+@pytest.mark.parametrize(
+    ("address", "near"),
+    [("10.0.0.1", "10.0.0.2"), ("10.0.0.2", "10.0.0.1"), ("10.0.0.254", "10.0.0.253"), ("10.0.1.255", "10.0.1.254"),
+     ("10.0.1.0", "10.0.1.1"), ("fd77::10", "fd77::11")],
+)  # fmt: skip
+def test_the_probes_address(address: str, near: str) -> None:
+    assert neighbour_of(address) == near
