@@ -64,6 +64,8 @@ class Replica:
         self.takeover = Takeover(self)
         for name, work in (("watch", self.takeover.watch), ("beat", self._beat)):
             threading.Thread(target=work, name=f"{name}-{vm}", daemon=True).start()
+        if self.state.role in ("promoting", "standby", "none") and self.state.peer:
+            threading.Thread(target=self.takeover.follow_up, name=f"follow-up-{vm}", daemon=True).start()
 
     def _remembered(self) -> Standby:
         state = self.state

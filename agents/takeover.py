@@ -18,13 +18,17 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import libvirt
+
 from remusdb.core.messages import Notice, pack
 from remusdb.core.ownership import Ownership, Rule, Verdict, give_back, take_over
 from remusdb.core.standby import StandbyState
 from remusdb.core.wire import FrameType
-from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError, VmError
 from remusdb.history import Author
 from remusdb.transport.stream import FrameStream
+from remusdb.vm.deadline import Deadline
+from remusdb.vm.domain import connect
 from remusdb_agents.context import Context
 from remusdb_agents.machine import Machine
 from remusdb_agents.silence import SilenceWatch
@@ -36,6 +40,7 @@ log = logging.getLogger(__name__)
 
 APPLY_S = 30.0
 LOOK_S = 0.02
+CALL_S = 5.0
 LOOK_AGAIN_S = 0.25  # after a takeover that was refused
 ASK_AGAIN_S = 0.1
 WARM, COLD = "resumed where it was", "booted from its disks, the warm standby was lost"
@@ -143,6 +148,20 @@ class Takeover:
         hand = threading.Thread(target=hand_back, args=(replica.context, replica.vm, owner, term), daemon=True)
         hand.start()
 
+    def follow_up(self) -> None:
+        """At the agent's start: a takeover in whose middle an earlier agent died is finished, or given back."""
+        replica = self._replica
+        state, context = replica.state, replica.context
+        if state.role == "promoting":
+            if runs(context.config.agent.libvirt_uri, replica.vm):
+                with replica.lock:
+                    replica.save("promoted", state.reason, resumed_at_ns=state.resumed_at_ns or time.time_ns())
+            else:  # epochs that were only in that agent's memory are lost: the replica must not run
+                self._cannot_run(state.peer, state.term, RemusError("the agent died in the middle of it"))
+        elif context.arbiter is not None and state.owner == state.peer:
+            # A claim of that agent may have been won after its end.
+            hand_back(context, replica.vm, state.peer, state.term + 1)
+
     def switch(self, stream: FrameStream, reason: str) -> None:
         """The primary stopped its VM and asks this side to go on; without a yes it goes on itself."""
         replica = self._replica
@@ -218,6 +237,22 @@ def run(machine: Machine, vm: str, applied: Callable[[], bool]) -> str:
         log.error("%s: the standby cannot be resumed, its disks are booted: %s", vm, exc)
         machine.cold_start()
         return COLD
+
+
+def runs(libvirt_uri: str, vm: str) -> bool:
+    """Whether libvirt has the VM running, and not paused. Waits for a libvirt that is away."""
+    deadline = Deadline(CALL_S)
+    while True:
+        try:
+            return deadline.call(f"VM {vm}", _is_running, connect(libvirt_uri, deadline), vm)
+        except VmError as exc:
+            log.warning("%s: libvirt does not say whether it runs: %s", vm, exc)
+            time.sleep(1.0)
+
+
+def _is_running(connection: libvirt.virConnect, vm: str) -> bool:
+    found = [domain for domain in connection.listAllDomains() if domain.name() == vm]
+    return bool(found) and found[0].state()[0] == libvirt.VIR_DOMAIN_RUNNING
 
 
 def hand_back(context: Context, vm: str, owner: str, term: int) -> None:

@@ -107,8 +107,6 @@ class Ending:
             finally:
                 session.enter(state, reason, "solo" if state == "solo" else "unprotect")
                 session.ended.set()
-                if state == "unprotected":
-                    session.give_up_record()
 
     def abandon(self, cause: BaseException) -> None:
         """protect() failed. Before the first epoch went out the agent cannot take over; after it, it must say so."""

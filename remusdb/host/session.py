@@ -27,7 +27,7 @@ from remusdb.core.messages import Base, Hello, Notice, RamBlock, Welcome, pack
 from remusdb.core.pipeline import Pipeline, PrimaryState, Release
 from remusdb.core.wire import FrameType
 from remusdb.disk.base import Bases
-from remusdb.errors import BadFrame, Fenced, GateError, PeerRefused, PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.errors import BadFrame, Fenced, GateError, PeerRefused, PeerUnreachable, RefusedForSafety
 from remusdb.history import Event, EventName, History
 from remusdb.host.ending import DEAD_HINT, RENOUNCE_S, Ending
 from remusdb.host.epochs import EpochLoop
@@ -362,9 +362,3 @@ class Session:
         if parts is not None:
             with self._gate_lock:
                 parts.close(remove_gates=remove_gates and gated)
-
-    def give_up_record(self) -> None:
-        """The arbiter need not keep a record of a VM that is not protected."""
-        if self.arbiter is not None:
-            with contextlib.suppress(RemusError):
-                self.arbiter.release(self.order.vm, self.order.host)

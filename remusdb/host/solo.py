@@ -12,9 +12,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from remusdb.core.ownership import Claim, Verdict, go_solo, open_session
+from remusdb.core.ownership import Claim, Ownership, Verdict, go_solo, open_session
 from remusdb.core.pipeline import PrimaryState
-from remusdb.errors import ArbiterUnreachable, Fenced
+from remusdb.errors import ArbiterUnreachable, PeerRefused
 
 if TYPE_CHECKING:
     from remusdb.host.session import Session
@@ -56,11 +56,9 @@ class Solo:
                 claim = self._ask()
                 if claim.verdict is Verdict.WON:
                     return self._alone(why)
-                if claim.verdict is Verdict.LOST:
-                    record = claim.record
-                    owner, term = (record.owner, record.term) if record else ("nobody", 0)
-                    return session.on_fenced(term, f"by the arbiter {owner or 'nobody'} owns the VM (term {term})")
-            session.figures.set("held", f"{why}; the arbiter does not answer either: output is held")
+                if claim.verdict is Verdict.LOST and self._returned(claim.record):
+                    return self._alone(f"{session.order.peer.name} could not run it")
+            session.figures.set("held", f"{why}; {_why_not(claim)}: output is held")
             time.sleep(ASK_AGAIN_S)
 
     def _ask(self) -> Claim:
@@ -77,9 +75,20 @@ class Solo:
                 claim = Claim(Verdict.UNKNOWN, None)
         return claim
 
+    def _returned(self, record: Ownership | None) -> bool:
+        """Whether the backup took over, could not run the VM, and gave it back: then it is ours, in a newer term."""
+        session = self._session
+        if record is None or record.owner or session.arbiter is None:
+            return False
+        rule = open_session(session.order.host, record.term + 1)
+        if session.arbiter.claim(session.order.vm, rule).verdict is not Verdict.WON:
+            return False
+        session.save(term=record.term + 1)
+        return True
+
     def _alone(self, why: str) -> None:
         session = self._session
-        term = session.pipeline.term + 1
+        term = max(session.pipeline.term + 1, session.state.term)
         session.save(term=term)
         with session.lock:
             session.pipeline.solo(term)
@@ -87,8 +96,17 @@ class Solo:
         session.ending.finish_apart("solo", f"the arbiter allows it to go on alone: {why}")
 
 
+def _why_not(claim: Claim) -> str:
+    if claim.verdict is Verdict.LOST and claim.record is not None:
+        return f"by the arbiter {claim.record.owner or 'nobody'} owns the VM in term {claim.record.term}"
+    return "the arbiter does not answer either"
+
+
 def claim_session(session: Session, term: int) -> None:
-    """Have the arbiter know of this session before anything of it counts. Fenced when another host owns the VM."""
+    """Have the arbiter know of this session before anything of it counts. PeerRefused when another host owns the VM.
+
+    That host's agent is the one to say that it runs the VM: a claim may have been won and never followed up.
+    """
     if session.arbiter is None:
         return
     rule = open_session(session.order.host, term)
@@ -98,9 +116,11 @@ def claim_session(session: Session, term: int) -> None:
             return
         if claim.verdict is Verdict.LOST:
             record = claim.record
-            reason = f"by the arbiter {record.owner if record else 'nobody'} owns VM {session.order.vm}"
-            newer = record.term if record else 0
-            session.on_fenced(newer, reason)
-            raise Fenced(reason, hint="see: remusdb status, on that host", term=newer)
+            owner, newer = (record.owner, record.term) if record else ("nobody", 0)
+            raise PeerRefused(
+                f"by the arbiter {owner or 'nobody'} owns VM {session.order.vm} since term {newer}",
+                hint=f"see `remusdb status` there; if it was moved by hand, delete its key in etcd: "
+                f"{session.order.arbiter.prefix if session.order.arbiter else ''}{session.order.vm}",
+            )
         time.sleep(ASK_AGAIN_S)
     raise ArbiterUnreachable("the arbiter does not answer: the session is not begun", hint="is etcd running?")

@@ -40,8 +40,12 @@ def next_action(state: VmState, working: bool, auto_reprotect: bool) -> Action:
 
 
 def superseded(host: str, state: VmState, standing: Standing | None, record: Ownership | None) -> Ownership | None:
-    """Who else owns the VM, in a newer term than this host knows, by the peer's word or the arbiter's; or None."""
-    if record is not None and record.owner not in ("", host) and record.term > state.term:
+    """Who else owns the VM, in a newer term than this host knows, by the peer's word or the arbiter's; or None.
+
+    The arbiter's record of the very next term may be a takeover that was never followed up, and is given back then:
+    only the peer's word counts. A later one stands for a session that was begun since.
+    """
+    if record is not None and record.owner not in ("", host) and record.term > state.term + 1:
         return record
     if standing is not None and standing.owner not in ("", host) and standing.term > state.term:
         return Ownership(standing.owner, standing.term)
