@@ -141,9 +141,8 @@ class EpochLoop:
         parts = self._parts
         positions: list[int] = []
         with ExitStack() as stack:
-            gates = stack.enter_context(
-                _Lent(self._gate_lock, self._over)
-            )  # before the VM stops: nobody is waited for then
+            # Before the VM stops, so that it does not stand still for whoever has the lock.
+            gates = stack.enter_context(_Lent(self._gate_lock, self._over))
             for writes in parts.logs:
                 stack.enter_context(writes.cutting())
 

@@ -97,8 +97,9 @@ class Domain:
 
     def qmp_blocking(self, command: str, **arguments: Any) -> Any:
         """Like `qmp`, in the caller's thread and without a deadline."""
-        if self._private is not None:
-            return _answer(command, self._private.execute(command, arguments))
+        private = self._private
+        if private is not None:
+            return _answer(command, private.execute(command, arguments))
         text = json.dumps({"execute": command, "arguments": arguments})
         return _answer(command, json.loads(libvirt_qemu.qemuMonitorCommand(self.handle, text, 0)))
 
