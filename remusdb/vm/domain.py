@@ -24,6 +24,7 @@ from remusdb.vm.private import private_monitor
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 
 LOOK_S = 0.1  # how often a libvirt that is away is looked after
+STATE_LOOK_S = 0.02
 SHUTOFF_S = 0.3  # less than the shortest sensible failover.silence_ms
 # -object {"qom-type":"secret",...,"file":"/var/lib/libvirt/qemu/domain-1-pg/master-key.aes"}
 MASTER_KEY = re.compile(r'"file":"([^"]*)/master-key\.aes"')
@@ -52,6 +53,7 @@ class Domain:
         self.xml = deadline.call(f"VM {name}", self.handle.XMLDesc, libvirt.VIR_DOMAIN_XML_SECURE)
         self.tree = ET.fromstring(self.xml)
         self.pid = _pid_of(name)
+        self.told_to_end = False  # QEMU said so, and did not go on after it: see vm/pauses.py
         self.pidfd = os.pidfd_open(self.pid)  # readable once QEMU has ended
         self._private = private_monitor(name, self.pid)
 
@@ -131,20 +133,22 @@ class Domain:
         return bool(select.select([self.pidfd], [], [], seconds)[0])
 
     def was_shut_down(self) -> bool:
-        """After QEMU's end: whether somebody wanted the VM off (its guest, or `virsh`), as libvirt tells it.
+        """After QEMU's end: whether somebody wanted the VM off (its guest, or `virsh`), as QEMU or libvirt tells it.
 
-        False also when libvirt cannot tell within SHUTOFF_S: a VM that may have crashed must be taken over.
+        False also when neither tells within SHUTOFF_S: a VM that may have crashed must be taken over.
         """
         end = time.monotonic() + SHUTOFF_S
         wanted = (libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED)
-        while time.monotonic() < end:
+        asked = self.deadline.start(self.handle.state)
+        while time.monotonic() < end and not self.told_to_end:
             with contextlib.suppress(VmError):
-                asked = self.deadline.start(self.handle.state)
-                state, reason = self.deadline.finish(asked, f"state of {self.name}", end - time.monotonic())
+                state, reason = self.deadline.finish(asked, f"state of {self.name}", STATE_LOOK_S)
                 if state == libvirt.VIR_DOMAIN_SHUTOFF:
                     return reason in wanted
-            time.sleep(0.02)
-        return False
+            if asked.done():
+                time.sleep(STATE_LOOK_S)
+                asked = self.deadline.start(self.handle.state)
+        return self.told_to_end
 
     def state_folder(self) -> Path:
         """The folder libvirt keeps for this run of the domain: QEMU may open files there under any confinement."""
