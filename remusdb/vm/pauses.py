@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the VM really stood still: QEMU's own time stamps of its STOP and RESUME events. And its last word: SHUTDOWN.
+"""How long the VM really stood still: QEMU's own time stamps of its STOP and RESUME events; and its SHUTDOWN.
 
 Owns the process's libvirt event loop (one thread; libvirt wants it registered before the first connection). What
 the caller can time, from its call to the end of the device state, includes libvirt's way to QEMU, when the VM runs.
