@@ -153,7 +153,8 @@ class EpochLoop:
 
             def waiting(seconds: float) -> None:
                 gates.lend()  # what was committed before must still go out
-                self._figures.wait(f"libvirt does not answer since {seconds:.1f} s; output waits")
+                who = "libvirt" if parts.domain.monitor == "libvirt" else "QEMU"
+                self._figures.wait(f"{who} does not answer since {seconds:.1f} s; output waits")
 
             cut = parts.capture.cut(at_stop, parts.gates.mark_wait, waiting)
         self._figures.wait("")
