@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the VM really stood still: QEMU's own time stamps of its STOP and RESUME events; and its SHUTDOWN.
+"""How long the VM really stood still: QEMU's own time stamps of its STOP and RESUME events.
 
 Owns the process's libvirt event loop (one thread; libvirt wants it registered before the first connection). What
 the caller can time, from its call to the end of the device state, includes libvirt's way to QEMU, when the VM runs.
@@ -37,11 +37,7 @@ def _run() -> None:
 
 
 class PauseMeter:
-    """Calls `note(pause_ms)` after every stop of the domain, from the event loop's thread.
-
-    A QEMU that ends because its guest, `virsh` or a signal told it to says SHUTDOWN first, long before libvirt itself
-    calls the domain off; one that is killed or crashes says nothing. That goes to `domain.told_to_end`.
-    """
+    """Calls `note(pause_ms)` after every stop of the domain, from the event loop's thread."""
 
     def __init__(self, connection: libvirt.virConnect, domain: Domain, note: Callable[[float], None]) -> None:
         self._domain = domain
@@ -55,7 +51,7 @@ class PauseMeter:
         try:
             self._ids = [
                 libvirt_qemu.qemuMonitorEventRegister(connection, self._domain.handle, name, self._on_event, None, 0)
-                for name in ("STOP", "RESUME", "SHUTDOWN")
+                for name in ("STOP", "RESUME")
             ]
         except libvirt.libvirtError as exc:
             raise VmError(f"QEMU's events cannot be watched: {exc}") from exc
@@ -70,9 +66,8 @@ class PauseMeter:
 
     def _on_event(self, _c: Any, _d: Any, event: str, seconds: int, micros: int, _details: Any, _o: Any) -> None:
         at = seconds + micros / 1e6
-        self._domain.told_to_end = event == "SHUTDOWN" or (self._domain.told_to_end and event == "STOP")
         if event == "STOP":
             self._stopped_at = at
-        elif event == "RESUME" and self._stopped_at is not None:
+        elif self._stopped_at is not None:
             self._note(1000 * (at - self._stopped_at))
             self._stopped_at = None
