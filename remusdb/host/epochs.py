@@ -172,9 +172,8 @@ class EpochLoop:
         parts = self._parts
         positions: list[int] = []
         with ExitStack() as stack:
-            gates = stack.enter_context(
-                _Lent(self._gate_lock, self._over)
-            )  # before the VM stops: nobody is waited for then
+            # Before the VM stops, so that it does not stand still for whoever has the lock.
+            gates = stack.enter_context(_Lent(self._gate_lock, self._over))
             for writes in parts.logs:
                 stack.enter_context(writes.cutting())
 
@@ -185,7 +184,8 @@ class EpochLoop:
 
             def waiting(seconds: float) -> None:
                 gates.lend()  # what was committed before must still go out
-                self._figures.wait(f"libvirt does not answer since {seconds:.1f} s; output waits")
+                who = "libvirt" if parts.domain.monitor == "libvirt" else "QEMU"
+                self._figures.wait(f"{who} does not answer since {seconds:.1f} s; output waits")
 
             cut = parts.capture.cut(at_stop, parts.gates.mark_wait, waiting)
         self._figures.wait("")

@@ -169,7 +169,8 @@ class Capture:
         if self._closing.is_set():
             raise VmError("the cut was called off")
         if away_s > self._patience_s:
-            raise LibvirtAway(f"libvirt did not answer for {self._patience_s:g} s", hint="is libvirtd running?")
+            hung = LibvirtAway if self._domain.monitor == "libvirt" else VmError
+            raise hung(f"{self._domain.monitor} monitor: no answer for {self._patience_s:g} s", hint="is it hung?")
 
     def _look_at_answer(self, save: _Save) -> None:
         """What the ended call means for this cut. VmError when QEMU refused.

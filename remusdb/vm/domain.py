@@ -25,6 +25,8 @@ from remusdb.vm.private import private_monitor
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 
 LOOK_S = 0.1  # how often a libvirt that is away is looked after
+STATE_LOOK_S = 0.02
+EXIT_CODE_FIELD = 49  # of /proc/PID/stat, counted from the state on
 SHUTOFF_S = 0.3  # less than the shortest sensible failover.silence_ms
 # -object {"qom-type":"secret",...,"file":"/var/lib/libvirt/qemu/domain-1-pg/master-key.aes"}
 MASTER_KEY = re.compile(r'"file":"([^"]*)/master-key\.aes"')
@@ -98,8 +100,9 @@ class Domain:
 
     def qmp_blocking(self, command: str, **arguments: Any) -> Any:
         """Like `qmp`, in the caller's thread and without a deadline."""
-        if self._private is not None:
-            return _answer(command, self._private.execute(command, arguments))
+        private = self._private
+        if private is not None:
+            return _answer(command, private.execute(command, arguments))
         text = json.dumps({"execute": command, "arguments": arguments})
         return _answer(command, json.loads(libvirt_qemu.qemuMonitorCommand(self.handle, text, 0)))
 
@@ -136,19 +139,26 @@ class Domain:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def was_shut_down(self) -> bool:
-        """After QEMU's end: whether somebody wanted the VM off (its guest, or `virsh`), as libvirt tells it.
+        """After QEMU's end: whether somebody wanted the VM off (its guest, or `virsh`), as its exit or libvirt tells it.
 
-        False also when libvirt cannot tell within SHUTOFF_S: a VM that may have crashed must be taken over.
+        libvirt speaks only when QEMU's pid is gone. Until somebody has reaped it, the process itself tells: QEMU exits
+        with 0 when its guest, `virsh` or a SIGTERM ended it, and with something else when it was killed or crashed.
+        False also when neither tells within SHUTOFF_S: a VM that may have crashed must be taken over.
         """
         end = time.monotonic() + SHUTOFF_S
         wanted = (libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED)
+        asked = self.deadline.start(self.handle.state)
         while time.monotonic() < end:
+            status = _exit_status(self.pid)
+            if status is not None and not os.WIFSIGNALED(status):
+                return status == 0
             with contextlib.suppress(VmError):
-                asked = self.deadline.start(self.handle.state)
-                state, reason = self.deadline.finish(asked, f"state of {self.name}", end - time.monotonic())
+                state, reason = self.deadline.finish(asked, f"state of {self.name}", STATE_LOOK_S)
                 if state == libvirt.VIR_DOMAIN_SHUTOFF:
                     return reason in wanted
-            time.sleep(0.02)
+            if asked.done():
+                time.sleep(STATE_LOOK_S)
+                asked = self.deadline.start(self.handle.state)
         return False
 
     def state_folder(self) -> Path:
@@ -177,6 +187,15 @@ def _pid_of(name: str) -> int:
     if not pid or not Path(f"/proc/{pid}").exists():
         raise VmError(f"the QEMU process of VM {name} is not to be found in {PID_FOLDER}")
     return pid
+
+
+def _exit_status(pid: int) -> int | None:
+    """How a process ended, as `wait` has it, while it is still to be reaped: None once it is not, or if it lives."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name before may hold spaces
+    except OSError:
+        return None
+    return int(fields[EXIT_CODE_FIELD]) if fields[0] == "Z" else None
 
 
 def _answer(command: str, reply: dict[str, Any]) -> Any:

@@ -120,7 +120,7 @@ class Run(Steps):
             if host.vm is self.world.newest and session and session.pipeline.state is PrimaryState.PROTECTED:
                 agent = self.world.hosts[host.peer].agent
                 follows = agent.state is StandbyState.READY and agent.stream is session.connection
-                return host if follows and self.heard() and host.store.wanted else None
+                return host if follows and self.heard() and host.store.wanted and not session.switching else None
         return None
 
     def heard(self) -> bool:

@@ -32,6 +32,8 @@ class Host(Machine):
         if self.world.arbiter is not None:
             claim = self.world.arbiter.claim(self.name, open_session(self.name, term))
             if claim.verdict is not Verdict.WON:  # also LOST: only a VM that runs elsewhere fences this one
+                if claim.record is not None and claim.record.owner not in ("", self.name):
+                    self._knock(claim.record.owner)
                 return self._end()
         self.store.save(role="seeding", term=term, owner=self.name, armed=False)
         session.pipeline.begin(term)
@@ -116,6 +118,12 @@ class Host(Machine):
             self.open()
 
     # --- what follows from what was heard ---
+
+    def _knock(self, owner: str) -> None:
+        """Ask whom the record names: if it does not have the VM, it gives it back then."""
+        connection = Connection(self.name, owner)
+        self.world.hosts[owner].agent.accept(connection)
+        self.world.send(connection.to_agent, connection, Message("ASK", self.store.term))
 
     def _hello(self, resume: bool) -> None:
         self._connect(Message("HELLO", self.live.pipeline.term, resume=resume, owner=self.name))
