@@ -24,7 +24,7 @@ from remusdb import __version__
 from remusdb.core.messages import Hello, Notice, Refuse, Standing, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import CannotProtect, NotProtected, PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety, RemusError
 from remusdb.history import Author, Event, EventName
 from remusdb.state import OWNING, Role
 from remusdb.transport.stream import FrameStream
@@ -110,7 +110,7 @@ class Replica:
                 except RemusError as exc:
                     self.give_up(str(exc))
                     if self.core.state is not StandbyState.PROMOTED:
-                        return Refuse(reason=str(exc), hint=exc.hint, term=self.core.term, code=_code(exc))
+                        return Refuse(reason=str(exc), hint=exc.hint, term=self.core.term, code="preflight")
             with self.lock:
                 if self.core.state is StandbyState.PROMOTED:  # silence, or an operator, came first
                     return Refuse(reason="this host took the VM over just now", term=self.core.term, fenced=True)
@@ -402,8 +402,3 @@ class Replica:
                 peer=self.state.peer,
             )
         )
-
-
-def _code(exc: RemusError) -> str:
-    """What kind of refusal this is to the primary: one that trying again may cure, or not."""
-    return "preflight" if isinstance(exc, CannotProtect) else "failed"

@@ -44,12 +44,14 @@ class Ending:
         if not self._failing.acquire(blocking=False):
             return
         session.failure = session.failure or exc
-        session.enter("failed", str(exc), "failed")
+        seeding = session.pipeline.state is PrimaryState.SEEDING
+        # Not over yet: until the agent gives its word the output is held.
+        session.enter("failed" if seeding else "held", f"{exc}" if seeding else f"{exc}; output is held", "failed")
         session.over.set()
         session.epochs.stop()
         with session.lock:
             session.lock.notify_all()
-        if session.pipeline.state is PrimaryState.SEEDING:
+        if seeding:
             return  # protect() sees it and cleans up
         if session.parts is not None and session.parts.domain.ends_within(QEMU_END_S):
             session.peer.pause()  # at once: the agent begins to count

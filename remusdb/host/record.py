@@ -112,7 +112,7 @@ class VmRecord:
                 state = self.state
             except RemusError as exc:
                 return {**found, "state": "failed", "reason": str(exc)}
-            if self._link is None and not (self._settled and self._settled_at == self._read_at):
+            if not self.busy and self._settled_at != self._read_at:  # the file was changed by somebody else since
                 self._status = VmStatus(vm=self.vm, state=SHOWN[state.role], reason=_reason(state), peer=state.peer)
                 found = self._status.to_dict()
             if state.role == "fenced":
@@ -130,6 +130,8 @@ class VmRecord:
             if self._link is not link:
                 return
             self._over = status.get("state") in ENDED
+            if self._over:
+                self._settled_at = self._store.changed(self.vm)
             if not self._settled:
                 self._status.take(status)
                 self._told_at = time.monotonic()

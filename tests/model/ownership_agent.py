@@ -32,7 +32,7 @@ class Agent(Replica):
         message = connection.to_agent.pop(0)
         self.greeting.remove(connection)
         self._refresh()
-        self.settle(connection.primary)
+        self.settle()
         if self.undecided:
             return self.answer(connection, Message("REFUSE", self.standby.term))  # not known yet: ask again
         if message.kind == "ASK":
@@ -40,12 +40,12 @@ class Agent(Replica):
             owner = self.standby.owner or store.owner
             return self.answer(connection, Message("STANDING", self.standby.term, owner=owner))
         self._supersede(message)
-        host = self.host
-        if host.store.role not in OWNING and not host.put_away_done:  # a VM that is not protected: not to be replaced
-            return self.answer(connection, Message("REFUSE", self.standby.term))
         answer = self.standby.hello(message.owner, message.term, message.resume)
         if isinstance(answer, Refusal):
             return self._refuse(connection, answer)
+        host = self.host
+        if host.store.role not in OWNING and not host.put_away_done:  # a VM that is not protected: not to be replaced
+            return self.answer(connection, Message("REFUSE", self.standby.term))
         self.drop_stream()
         if not answer.resumed:
             self.standby.renounce()

@@ -43,6 +43,8 @@ class Run(Steps):
         self.world.check_speakers()
 
     def fair(self, rounds: int) -> None:
+        """Everybody does what there is to do, in turns: so schedules reach the states where faults matter."""
+        self.patient = True
         for _ in range(rounds):
             for host in self.world.hosts.values():
                 self.guest(host)
@@ -50,6 +52,7 @@ class Run(Steps):
                     for name, step in steps(host):
                         if name in [other for other, _ in steps(host)]:
                             self.do(host, name, step, kind)
+        self.patient = False
 
     def run(self) -> None:
         hosts = list(self.world.hosts.values())

@@ -187,7 +187,7 @@ class Host(Machine):
         if self.store.wanted:
             self.store.save(role="solo", armed=False)
         else:
-            self.store.save(role="none", armed=False, owner="")
+            self.store.save(role="none", armed=False)
         self.open()
 
     def _run_on(self) -> None:

@@ -25,6 +25,7 @@ class Steps:
         self.world.hosts["a"].vm = self.world.start(0)
         self.connections: list[Connection] = []
         self.quiet = False  # no more faults
+        self.patient = False  # nobody decides anything on silence alone
         self.alone = False  # the other host is gone for good
 
     # --- what can happen ---
@@ -63,7 +64,7 @@ class Steps:
             if (
                 self.world.arbiter is not None
                 and session.held
-                and (session.solo_asked or (not session.overruled and (self.alone or not self.quiet)))
+                and (session.solo_asked or (not session.overruled and (self.alone or not self.patient)))
             ):
                 found.append(("ask_solo", host.ask_solo))
         return found
@@ -87,7 +88,7 @@ class Steps:
             found.append(("resume", agent.resume))
         if agent.returning:
             found.append(("hand_back", agent.hand_back))
-        if agent.state is StandbyState.READY and (not self.quiet or self.silent(host)):
+        if agent.state is StandbyState.READY and (not self.patient or self.silent(host)):
             found.append(("take_over", agent.take_over))
         return found
 

@@ -127,7 +127,7 @@ class Replica:
         core.give_back(host.store.peer)
         self.returning = self.broken = False
 
-    def settle(self, primary: str) -> None:
+    def settle(self) -> None:
         """Without a replica, a claim of a daemon that died since is void, whenever the arbiter heard of it."""
         host, arbiter = self.host, self.host.world.arbiter
         if arbiter is None or self.state is not StandbyState.EMPTY or not host.put_away_done:
@@ -136,7 +136,7 @@ class Replica:
         if record is not None and record.owner == host.name:
             host.store.save(term=max(host.store.term, record.term))
             self.standby.term = host.store.term
-            arbiter.claim(host.name, give_back(host.name, primary, record.term))
+            arbiter.claim(host.name, give_back(host.name, host.store.owner, record.term))
 
     # --- the rest ---
 

@@ -68,7 +68,7 @@ def random_schedules(names: str, many: int) -> Any:
 
 def void_claims_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A takeover that the arbiter allowed to a daemon which died is never given back."""
-    monkeypatch.setattr(Replica, "settle", lambda self, primary: None)
+    monkeypatch.setattr(Replica, "settle", lambda self: None)
 
 
 def every_takeover_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

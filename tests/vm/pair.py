@@ -80,6 +80,21 @@ class Pair:
         )
         return self.product.status(vm)
 
+    def events(self, vm: str, on: str = "a") -> list[dict[str, Any]]:
+        """The VM's history as that host keeps it."""
+        told = self.product.cli(on, "history", vm, "--json", check=False).stdout
+        found: list[dict[str, Any]] = json.loads(told)["events"] if told else []
+        return found
+
+    def await_event(self, vm: str, event: str, on: str = "a", within_s: float = 15.0) -> dict[str, Any]:
+        """Wait until the history has this event; the newest of them."""
+
+        def found() -> list[dict[str, Any]]:
+            return [one for one in self.events(vm, on) if one["event"] == event]
+
+        eventually(found, within_s, f"no `{event}` in the history of {vm} on {on}")
+        return found()[-1]
+
     def runs(self, vm: domains.Vm, host: Host | None = None) -> bool:
         """Whether the guest gets further: its serial output grows."""
         on = host or self.a
@@ -115,6 +130,7 @@ class Pair:
     def settle(self, vm: str) -> None:
         """Suspend the VM and wait until the replica has an epoch that was cut after that."""
         self.a.run(["virsh", "suspend", vm])
+        time.sleep(0.5)  # the status that is read next must be newer than the suspension
         after = int(self.product.status(vm)["epoch"]) + 2
         eventually(lambda: self.product.standby(vm)["applied"] >= after, 20, "no epoch was applied")
 
