@@ -59,6 +59,7 @@ class Replica:
         self._inbox = Inbox(self._config.limits.epoch_max_bytes)
         self.stream: FrameStream | None = None
         self._last_heard = time.monotonic()
+        self.torn = ""  # why the replica cannot be resumed, found while the arbiter was asked
         self._owed: int | None = None  # the newest epoch whose ACK waits for the applier
         self.addresses: list[str] = []
         self.takeover = Takeover(self)
@@ -150,7 +151,7 @@ class Replica:
         """This host ran the VM, and a host with a newer term protects it to here: the old one is put away first."""
         state = self.state
         unfinished = state.role == "fenced" and not state.put_away
-        if hello.resume or hello.term <= state.term or not (state.role in OWNING or unfinished):
+        if hello.resume or not (unfinished or (state.role in OWNING and hello.term > state.term)):
             return None
         try:
             self.context.yield_vm(self.vm, hello.primary, hello.term)
@@ -339,23 +340,32 @@ class Replica:
             self.give_up("the agent was stopped", self.stream)
 
     def give_up(
-        self, reason: str, stream: FrameStream | None = None, of: Machine | None = None, *, forget: bool = False
+        self,
+        reason: str,
+        stream: FrameStream | None = None,
+        of: Machine | None = None,
+        *,
+        forget: bool = False,
+        overruled: bool = False,
     ) -> None:
         """This side can no longer take over: that is durable before the primary is told, then the replica goes.
 
         The replica goes without the lock, for the applier, which is waited for, takes it; a new session waits.
         A replica that was promoted is the VM and stays; with `of`, only that machine's session is given up. With
-        `forget`, its images go too, and this host does not know any more who owns the VM.
+        `forget`, its images go too. While the arbiter decides, only its no ends the replica (`overruled`).
         """
         with self._greeting:
             with self.lock:
                 if self.core.state is StandbyState.PROMOTED or (of is not None and of is not self.machine):
                     return
+                if self.core.state is StandbyState.DECIDING and not overruled:
+                    self.torn = reason  # the arbiter's answer may be yes already: the takeover ends it
+                    return
                 was = self.core.state.value
                 self.core.renounce()
                 machine, self.machine = self.machine, None
                 with contextlib.suppress(RemusError):  # a restarted agent has no replica anyway
-                    self.save("none", reason, **({"owner": "", "kept": {}} if forget else {}))
+                    self.save("none", reason, **({"kept": {}} if forget else {}))
                 if stream is not None:
                     with contextlib.suppress(PeerUnreachable):
                         stream.send(FrameType.RENOUNCE, self.core.term, 0, pack(Notice(reason)))

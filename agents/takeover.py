@@ -85,7 +85,10 @@ class Takeover:
         finally:
             with replica.lock:
                 replica.core.stay()  # where the term could not be written: it is tried again
+                torn, replica.torn = replica.torn, ""
             self.under_way.clear()
+            if torn:
+                replica.give_up(torn, replica.stream)
 
     def _ask(self, owner: str, term: int) -> None:
         """Refuse before anything is at stake; a replica that the arbiter overruled is given up."""
@@ -102,12 +105,16 @@ class Takeover:
         try:
             return win(replica.context, replica.vm, owner, term)
         except Overruled as exc:
-            replica.give_up(str(exc), replica.stream)
+            replica.give_up(str(exc), replica.stream, overruled=True)
             raise
 
     def _become(self, why: str, owner: str, term: int, decided: int, silent_ms: float, by: Author) -> dict[str, Any]:
         """This host has the VM: make it run."""
         replica = self._replica
+        if replica.torn:
+            torn = RemusError(f"the replica broke: {replica.torn}")
+            self._cannot_run(owner, term, torn)
+            raise torn
         with replica.lock:
             times = {"decided_at_ns": decided, "resumed_at_ns": None}
             replica.save("promoting", why, term=term, owner=replica.context.name, **times)
@@ -140,7 +147,8 @@ class Takeover:
         with replica.lock:
             machine, replica.machine = replica.machine, None
             replica.core.give_back(owner)
-            replica.save("none", f"takeover failed, the VM was not started: {exc}", owner=owner)
+            replica.core.term = max(replica.core.term, term)
+            replica.save("none", f"takeover failed, the VM was not started: {exc}", owner=owner, term=term)
         replica.tell("failed", "promoting", replica.reason)
         if machine is not None:
             machine.close(keep_images=True)

@@ -115,10 +115,12 @@ class HostDaemon:
             raise UsageError("`term` is a number")
         record = self._keeper.record(vm)
         with record.work:
-            if term <= record.state.term:
-                raise RefusedForSafety(f"term {term} of host {owner} is not newer than {record.state.term}")
-            self._keeper.fence(record, owner, term, f"host {owner} owns the VM since term {term}")
-            self._tender.put_away(record)
+            if record.state.role != "fenced":
+                if term <= record.state.term:
+                    raise RefusedForSafety(f"term {term} of host {owner} is not newer than {record.state.term}")
+                self._keeper.fence(record, owner, term, f"host {owner} owns the VM since term {term}")
+            if not record.state.put_away:
+                self._tender.put_away(record)
         return {}
 
     def _unprotect(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:

@@ -45,6 +45,9 @@ TRY_S = 0.15  # one try to connect again; the first ones must all fit into what 
 class Listener(Protocol):
     """Who acts on what the agent says. Called from the peer's thread."""
 
+    def may_be_replaced(self) -> bool:
+        """Whether the agent may take the VM over: it may not before it holds an epoch."""
+
     def on_ack(self, term: int, epoch: int) -> None:
         """The agent holds everything up to `epoch`."""
 
@@ -215,7 +218,7 @@ class Peer:
             frame = stream.receive(self._patience_s / 4)
             late, looked = time.monotonic() - looked, time.monotonic()
             self._heard_at = stream.last_heard
-            if late > LATE_LOOK * self._patience_s:
+            if late > LATE_LOOK * self._patience_s and self._listener.may_be_replaced():
                 # This process stood still: what it reads now is old, and the agent may have taken over since.
                 raise PeerUnreachable(f"this host was not running for {late:.2f} s")
             if frame is not None:

@@ -207,6 +207,11 @@ class Session:
         try:
             greeting = greet(self.order, self.hello(False))
         except Fenced as exc:
+            if not self.was_armed:  # nobody can have taken over from here: that is another VM's past, or hearsay
+                hint = (
+                    f"if the VM was moved here by hand, remove vms/{self.order.vm}.json from the agent's state folder"
+                )
+                raise PeerRefused(str(exc), hint=hint) from exc
             self.on_fenced(exc.term, str(exc))
             raise
         self.greeted = True
@@ -263,6 +268,10 @@ class Session:
         return figures
 
     # --- what the agent says (called from the peer's thread) ---
+
+    def may_be_replaced(self) -> bool:
+        """Once an epoch was cut, the agent may hold it."""
+        return self.pipeline.captured > 0
 
     def on_base(self, base: Base) -> None:
         """Hashes of an older image that the agent has: the initial copy waits for these."""

@@ -101,6 +101,12 @@ class Tender:
             state = record.state
         except RemusError as exc:
             return record.settle("failed", str(exc))
+        if record.link is not None and not record.busy and record.work.acquire(blocking=False):
+            try:  # its session is over, and it has said how
+                record.link.stop()
+                record.drop_link(record.link)
+            finally:
+                record.work.release()
         auto = self._config.for_vm(record.vm).auto_reprotect
         action = next_action(state, record.busy, auto)
         patience = self._patience.setdefault(record.vm, Patience())
@@ -142,6 +148,8 @@ class Tender:
             self._off(record, standing)
         elif silent is not None:
             self._without_peer(record, silent)
+        elif standing is not None and not standing.owner and standing.term > state.term:
+            record.settle("held" if state.armed else "solo", f"{state.peer} is deciding whether it takes the VM over")
         else:
             self._keeper.tell(record, "resync", record.status()["state"], f"it is protected to {state.peer} again")
             return True

@@ -120,12 +120,6 @@ def _comes_back(vm: VmFacts, tree: ET.Element) -> list[Check]:
     restarts = [f"libvirt starts it again after a crash (on_crash is {on_crash})"] if "restart" in on_crash else []
     return [
         required(
-            "autostart",
-            ["it starts with this host: after a failover, two VMs would speak"] if vm.autostart else [],
-            "it does not start by itself",
-            f"virsh autostart --disable {vm.name}",
-        ),
-        required(
             "on_crash", restarts, f"on_crash is {on_crash}", f"virsh edit {vm.name}: <on_crash>destroy</on_crash>"
         ),
     ]

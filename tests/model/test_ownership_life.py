@@ -113,29 +113,23 @@ def a_lost_claim_fences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Host, "overruled", Host.fence)
 
 
-def hearsay_fences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that nobody can take over from is put away on the word of a third one."""
-    monkeypatch.setattr(Host, "is_hearsay", lambda self, owner: False)
-
-
 @pytest.mark.parametrize(
-    ("mistake", "names", "arbiter"),
+    ("mistake", "arbiter"),
     [
-        (void_claims_stay, "ab", True),
-        (every_takeover_is_allowed, "ab", True),
-        (lost_is_free, "ab", False),
-        (a_takeover_that_died_is_forgotten, "ab", False),
-        (a_newer_session_fences_its_own_host, "ab", False),
-        (a_takeover_under_way_fences, "ab", False),
-        (a_lost_claim_fences, "ab", True),
-        (hearsay_fences, "abc", False),
+        (void_claims_stay, True),
+        (every_takeover_is_allowed, True),
+        (lost_is_free, False),
+        (a_takeover_that_died_is_forgotten, False),
+        (a_newer_session_fences_its_own_host, False),
+        (a_takeover_under_way_fences, False),
+        (a_lost_claim_fences, True),
     ],
 )
 def test_a_mistake_is_found(
-    mistake: Callable[[pytest.MonkeyPatch], None], names: str, arbiter: bool, monkeypatch: pytest.MonkeyPatch
+    mistake: Callable[[pytest.MonkeyPatch], None], arbiter: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mistake(monkeypatch)
     with pytest.raises(AssertionError, match=r"^(stuck|what clients|two VMs|a VM that|a replaced VM)"):
-        for numbers in random_schedules(names, 20_000):
-            check(numbers, names, arbiter)
+        for numbers in random_schedules("ab", 20_000):
+            check(numbers, "ab", arbiter)
         pytest.fail("not found")

@@ -118,7 +118,6 @@ def test_a_vm_that_is_refused(xml: str, name: str, why: str) -> None:
         ({"running": False, "state": "not running", "qemu_version": (0, 0, 0)}, "running", "not running"),
         ({"qemu_version": (8, 1, 5)}, "qemu", "QEMU 8.1.5"),
         ({"migration_blockers": ("invtsc is on",)}, "blockers", "invtsc"),
-        ({"autostart": True}, "autostart", "two VMs"),
         ({"block_jobs": ("vda",)}, "block jobs", "vda"),
     ],
 )

@@ -18,6 +18,7 @@ import numpy as np
 from remusdb.vm.memory import ProcessMemory
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 from tools.lab import Lab, domains
+from tools.lab.etcd import Etcd
 from tools.lab.guest import Mode
 from tools.lab.host import Host
 from tools.lab.product import Product
@@ -37,6 +38,7 @@ class Pair:
     def __init__(self, lab: Lab, product: Product) -> None:
         self.lab, self.product = lab, product
         self.a, self.b = lab.host("a"), lab.host("b")
+        self.etcd: Etcd | None = None
         self._count = 0
 
     def bare(self, mode: Mode = Mode.DIRTIER) -> domains.Vm:
@@ -129,10 +131,15 @@ class Pair:
 
     def settle(self, vm: str) -> None:
         """Suspend the VM and wait until the replica has an epoch that was cut after that."""
-        self.a.run(["virsh", "suspend", vm])
-        time.sleep(0.5)  # the status that is read next must be newer than the suspension
+        # While a cut holds the VM, libvirt takes it for paused and does nothing (docs/facts.md): until it stays so.
+        eventually(lambda: self._suspended(vm), 20, f"{vm} is not suspended")
         after = int(self.product.status(vm)["epoch"]) + 2
         eventually(lambda: self.product.standby(vm)["applied"] >= after, 20, "no epoch was applied")
+
+    def _suspended(self, vm: str) -> bool:
+        self.a.run(["virsh", "suspend", vm])
+        time.sleep(0.3)  # the status that is read next must be newer than the suspension
+        return all(self.a.run(["virsh", "domstate", vm]).stdout.strip() == "paused" for _ in range(4))
 
     def differing_blocks(self, vm: str) -> list[str]:
         """RAM blocks whose bytes are not the same on both hosts."""
@@ -164,14 +171,23 @@ def network_of(host: Host) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def running_pair(logs: Path, **settings: dict[str, Any]) -> Iterator[Pair]:
-    """A lab with the product installed and started; logs are kept in `logs`."""
+def running_pair(
+    logs: Path, *, arbiter: bool = False, before_start: Callable[[Pair], None] | None = None
+) -> Iterator[Pair]:
+    """A lab with the product installed and started, with an etcd if asked for; logs are kept in `logs`."""
     with Lab() as lab:
         product = Product(lab, logs)
+        pair = Pair(lab, product)
         try:
             lab.start_libvirt()
-            product.install(**settings)
+            product.install(arbiter=arbiter)
+            if arbiter:
+                (lab.folder / "etcd").mkdir()
+                pair.etcd = Etcd(lab.witness, lab.folder / "etcd")
+                pair.etcd.start()
+            if before_start is not None:
+                before_start(pair)
             product.start()
-            yield Pair(lab, product)
+            yield pair
         finally:
             product.keep_logs()

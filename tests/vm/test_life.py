@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole life of protected VMs on two hosts that use an arbiter: lost backups, takeovers, rejoining, reprotection,
+planned moves, daemons that die, several VMs. What it means for a database under load: test_matrix.py, `make soak`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm.pair import Pair, eventually, network_of, running_pair
+from tools.lab import domains
+from tools.lab.etcd import Etcd
+from tools.lab.guest import Mode
+
+REPO = Path(__file__).resolve().parents[2]
+MEMORY_MAX_MIB = 1100  # room for two standbys of 256 MiB and their QEMUs, not for three
+
+
+@pytest.fixture(scope="module")
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Two hosts with an arbiter; the VM `auto` is protected back by itself."""
+
+    def settle(pair: Pair) -> None:
+        for host in (pair.a, pair.b):
+            with host.path("/etc/remusdb/host.toml").open("a") as file:
+                file.write("\n[vms.auto]\nauto_reprotect = true\n")
+            with host.path("/etc/remusdb/agent.toml").open("a") as file:
+                file.write(f"\n[limits]\nmemory_max_mib = {MEMORY_MAX_MIB}\n")
+            hooks = host.path("/etc/remusdb") / "hooks.d"
+            hooks.mkdir(mode=0o755)
+            hook = hooks / "10-note"
+            log = f"/var/lib/remusdb/hook-{host.name}.log"
+            hook.write_text(f"#!/bin/sh\n{{ cat; echo; }} >> {log}\n")
+            hook.chmod(0o755)
+
+    with running_pair(REPO / "build" / "test" / request.module.__name__, arbiter=True, before_start=settle) as made:
+        yield made
+
+
+@pytest.fixture
+def etcd(pair: Pair) -> Iterator[Etcd]:
+    """The arbiter, going on after the test whatever was done to it."""
+    assert pair.etcd is not None
+    yield pair.etcd
+    pair.etcd.resume()
+
+
+def seen(pair: Pair, on: str, vm: str) -> str:
+    """The VM's state as an operator on that host sees it."""
+    return pair.product.view(on, vm).state
+
+
+def until(pair: Pair, on: str, vm: str, *states: str, within_s: float = 20.0) -> None:
+    eventually(lambda: seen(pair, on, vm) in states, within_s, f"{vm} on {on} is not {states} but {seen(pair, on, vm)}")
+
+
+def reprotect(pair: Pair, on: str, vm: str, to: str) -> None:
+    pair.product.cli(on, "reprotect", vm, "--to", to, timeout_s=90)
+    assert seen(pair, on, vm) == "protected" and seen(pair, to, vm) == "ready"
+
+
+def test_takeover_rejoin_reprotect_and_back(pair: Pair) -> None:
+    """Twice there and back: the old side learns it, keeps its disk aside, cannot be started, and is the backup then."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    here, there = pair.a, pair.b
+    for _ in range(2):
+        os.kill(here.qemu_pid(vm.name), signal.SIGKILL)
+        until(pair, there.name, vm.name, "promoted")
+        assert pair.runs(vm, there)
+        told = pair.await_event(vm.name, "kept", here.name)
+        assert told["term"] > 1 and "disks kept" in told["reason"]
+        status = json.loads(pair.product.cli(here.name, "status", vm.name, "--json").stdout)["vms"][0]
+        assert status["state"] == "fenced" and status["owner"] == there.name and status["kept"]["vda"]
+        assert here.run(["test", "-s", status["kept"]["vda"]], check=False).returncode == 0
+        assert vm.name not in here.run(["virsh", "list", "--all", "--name"]).stdout.split()
+        reprotect(pair, there.name, vm.name, here.name)
+        here, there = there, here
+    pair.settle(vm.name)
+    assert pair.differing_blocks(vm.name) == []
+
+
+def test_switchover_there_and_back(pair: Pair) -> None:
+    """The VM goes on where it was stopped, on the other host; and from there back."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    for here, there in ((pair.a, pair.b), (pair.b, pair.a)):
+        done = json.loads(pair.product.cli(here.name, "switchover", vm.name, "--json").stdout)
+        assert done["to"] == there.name
+        assert pair.runs(vm, there)
+        assert "switchover" in pair.await_event(vm.name, "promoted", there.name)["reason"]
+        pair.await_event(vm.name, "kept", here.name)
+        reprotect(pair, there.name, vm.name, here.name)
+
+
+def test_switchover_that_is_declined_leaves_the_vm_running(pair: Pair, etcd: Etcd) -> None:
+    """Without the arbiter's answer the backup does not take over: the VM runs on where it is, protected."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    etcd.pause()
+    refused = pair.product.cli("a", "switchover", vm.name, check=False)
+    assert refused.returncode == 4 and "runs on here" in refused.stderr, refused.stderr
+    etcd.resume()
+    assert pair.runs(vm) and pair.state(vm.name) == "protected"
+    before = pair.product.status(vm.name)["committed"]
+    eventually(lambda: pair.product.status(vm.name)["committed"] > before + 5, 10, "epochs do not go on")
+
+
+def test_backup_lost_the_vm_goes_on_alone_and_is_protected_again(pair: Pair) -> None:
+    vm = pair.bare()
+    network = network_of(pair.a)
+    pair.protect(vm.name)
+    agent = pair.product.daemons["agent", "b"]
+    agent.kill()
+    agent.wait(10)
+    until(pair, "a", vm.name, "held")
+    assert "the arbiter allows it" in pair.await_event(vm.name, "solo")["reason"]
+    until(pair, "a", vm.name, "solo")
+    assert network_of(pair.a) == network and pair.runs(vm)
+    pair.product.start_agent("b")
+    until(pair, "a", vm.name, "protected", within_s=40)
+    until(pair, "b", vm.name, "ready")
+
+
+def test_etcd_away_changes_nothing_for_a_healthy_pair(pair: Pair, etcd: Etcd) -> None:
+    vm = pair.bare()
+    pair.protect(vm.name)
+    etcd.pause()
+    before = pair.product.status(vm.name)
+    time.sleep(3)
+    after = pair.product.status(vm.name)
+    assert (after["state"], after["term"]) == ("protected", before["term"])
+    assert after["committed"] > before["committed"] + 10
+
+
+def test_without_the_arbiters_answer_nobody_takes_over(pair: Pair, etcd: Etcd) -> None:
+    vm = pair.bare()
+    pair.protect(vm.name)
+    etcd.pause()
+    os.kill(pair.a.qemu_pid(vm.name), signal.SIGKILL)
+    eventually(lambda: "the arbiter does not answer" in pair.product.view("b", vm.name).reason, 10)
+    assert seen(pair, "b", vm.name) == "ready" and vm.name not in pair.running(pair.b)
+    refused = pair.product.cli("b", "failover", vm.name, "--yes", check=False)
+    assert refused.returncode == 4 and "primary-is-dead" in refused.stderr, refused.stderr
+    etcd.resume()
+    until(pair, "b", vm.name, "promoted")
+    assert pair.runs(vm, pair.b)
+
+
+def test_host_daemon_dies_and_protection_goes_on(pair: Pair) -> None:
+    """Its worker is not its own: epochs go on without it, and the next daemon adopts it."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    worker = pair.pids(pair.a, "remusdb.host.worker", vm.name)
+    daemon = pair.product.daemons["host", "a"]
+    daemon.kill()
+    daemon.wait(10)
+    before = pair.product.standby(vm.name)["committed"]
+    eventually(lambda: pair.product.standby(vm.name)["committed"] > before + 10, 10, "epochs do not go on")
+    pair.product.start_host("a")
+    pair.await_event(vm.name, "adopted")
+    assert pair.pids(pair.a, "remusdb.host.worker", vm.name) == worker
+    pair.await_state(vm.name, "protected")
+    pair.unprotect(vm.name)
+    eventually(lambda: not pair.pids(pair.a, "remusdb.host.worker", vm.name), 10, "the worker does not end")
+
+
+def test_rebooted_primary_rejoins(pair: Pair) -> None:
+    """A power failure: the backup has the VM; the old host learns it at its boot, before it does anything."""
+    vm = pair.bare()
+    pair.a.run(["virsh", "autostart", vm.name])
+    pair.protect(vm.name)
+    pair.a.kill()
+    until(pair, "b", vm.name, "promoted")
+    pair.product.reboot("a")
+    assert "disks kept" in pair.await_event(vm.name, "kept", "a")["reason"]
+    assert vm.name not in pair.a.run(["virsh", "list", "--all", "--name"]).stdout.split()
+    reprotect(pair, "b", vm.name, "a")
+
+
+def test_protected_back_by_itself(pair: Pair) -> None:
+    vm = domains.define_bare(pair.a, Mode.DIRTIER, name="auto")
+    pair.a.run(["virsh", "start", vm.name])
+    pair.protect(vm.name)
+    os.kill(pair.a.qemu_pid(vm.name), signal.SIGKILL)
+    until(pair, "b", vm.name, "protected", within_s=40)
+    until(pair, "a", vm.name, "ready")
+
+
+def test_several_vms_both_ways_until_memory_is_full(pair: Pair) -> None:
+    """Two VMs of a are kept on b, one of b on a; what does not fit is refused with figures, and harms nobody."""
+    one, two, three = pair.bare(), pair.bare(), pair.bare()
+    back = domains.define_bare(pair.b, Mode.DIRTIER, name="back")
+    pair.b.run(["virsh", "start", back.name])
+    pair.protect(one.name)
+    pair.protect(two.name)
+    pair.product.cli("b", "protect", back.name, "--to", "a", timeout_s=90)
+    refused = pair.protect(three.name, check=False)
+    assert refused.returncode == 8 and "MiB" in refused.stderr and str(MEMORY_MAX_MIB) in refused.stderr, refused.stderr
+    for on, vm in (("a", one), ("a", two), ("b", back)):
+        until(pair, on, vm.name, "protected")
+    assert pair.runs(three)
+    os.kill(pair.a.qemu_pid(one.name), signal.SIGKILL)
+    until(pair, "b", one.name, "promoted")
+    for on, vm in (("a", two), ("b", back)):
+        until(pair, on, vm.name, "protected")
+
+
+def test_every_transition_reaches_the_hooks(pair: Pair) -> None:
+    vm = pair.bare()
+    pair.protect(vm.name)
+    pair.product.cli("b", "failover", vm.name, "--yes")
+    pair.await_event(vm.name, "kept")
+
+    def told(on: str) -> list[str]:
+        path = pair.lab.host(on).path("/var/lib/remusdb") / f"hook-{on}.log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line)["event"] for line in lines if line and json.loads(line)["vm"] == vm.name]
+
+    eventually(lambda: {"protected", "fenced", "kept"} <= set(told("a")), 10, "the hooks of a were not told")
+    eventually(lambda: {"protect", "takeover", "promoted"} <= set(told("b")), 10, "the hooks of b were not told")
