@@ -133,7 +133,7 @@ class Domain:
         return bool(select.select([self.pidfd], [], [], seconds)[0])
 
     def was_shut_down(self) -> bool:
-        """After QEMU's end: whether somebody wanted the VM off (its guest, or `virsh`), as its exit or libvirt tells it.
+        """After QEMU's end: whether somebody wanted the VM off (its guest, `virsh`), by how it exited or by libvirt.
 
         libvirt speaks only when QEMU's pid is gone. Until somebody has reaped it, the process itself tells: QEMU exits
         with 0 when its guest, `virsh` or a SIGTERM ended it, and with something else when it was killed or crashed.

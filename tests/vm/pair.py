@@ -111,10 +111,14 @@ class Pair:
         return {block.name: block for block in parse_ramblocks(text)}
 
     def settle(self, vm: str) -> None:
-        """Suspend the VM and wait until the replica has an epoch that was cut after that."""
-        self.a.run(["virsh", "suspend", vm])
+        """Stop the VM and wait until the replica has an epoch that was cut after that."""
+        self.stop(self.a, vm)
         after = int(self.product.status(vm)["epoch"]) + 2
         eventually(lambda: self.product.standby(vm)["applied"] >= after, 20, "no epoch was applied")
+
+    def stop(self, host: Host, vm: str) -> None:
+        """Stop the VM for good. `virsh suspend` does nothing where libvirt takes it for paused, as during a cut."""
+        host.run(["virsh", "qemu-monitor-command", vm, "--hmp", "stop"])
 
     def differing_blocks(self, vm: str) -> list[str]:
         """RAM blocks whose bytes are not the same on both hosts."""
