@@ -87,6 +87,7 @@ class Machine:
         self._survivor_xml = survivor_xml(hello.domain_xml, images, bridges, keep_monitor=not confined)
         xml = standby_xml(hello.domain_xml, images, bridges, monitor)
         self._standby = StandbyVm(connection, deadline, hello.vm, xml)
+        self._undo.callback(self._standby.domain.close)
         self._undo.callback(self._standby.destroy)
         self._domain = self._standby.domain  # what is the VM, once promoted
         self._standby_id = self._domain.handle.ID()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ class Load:
         self._lab = lab
         self._record = folder / "record"
         self._acked = self._record / "acked"
+        shutil.rmtree(self._record, ignore_errors=True)  # of an earlier run: its rows are not in this database
         self._read_bytes = 0
         self.clients = clients
         self._acks: list[ledger.Ack] = []

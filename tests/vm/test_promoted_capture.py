@@ -68,7 +68,7 @@ def test_a_promoted_vm_is_protected_back_and_taken_over_again(pair: Pair) -> Non
         pair.product.cli("b", "protect", vm.name, "--to", "a", timeout_s=90)
         time.sleep(1.0)
         assert told(pair, "b", vm.name)["monitor"] == "private"
-        pair.b.run(["virsh", "suspend", vm.name])
+        pair.stop(pair.b, vm.name)
         time.sleep(0.5)  # the status is up to 0.2 s old
         after = int(told(pair, "b", vm.name)["epoch"]) + 2
         eventually(lambda: told(pair, "a", "--agent", vm.name)["applied"] >= after, 20, "no epoch was applied")
