@@ -14,8 +14,8 @@ help:
 	@echo '             kill the host of a protected PostgreSQL VM under load; see that no client noticed'
 	@echo 'make soak [ROUNDS=n]'
 	@echo '             fail over, rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
-	@echo 'make matrix [CELLS=all|ci|FAULT/PHASE,...]'
-	@echo '             every fault in every phase (hours); writes docs/fault-matrix.md'
+	@echo 'make matrix [CELLS=all|ci|FAULT/PHASE,...] [KEEP=1]'
+	@echo '             every fault in every phase (about an hour); writes docs/fault-matrix.md'
 	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root)'
 	@echo 'make check   ruff, mypy, and the tests that need nothing'
 	@echo 'make bench   what is timed, apart from the tests: figures of a shared machine prove nothing'
@@ -32,7 +32,7 @@ soak: setup
 	@$(PYTHON) -m tools.soak --rounds $(ROUNDS)
 
 matrix: setup
-	@$(PYTHON) -m tools.matrix --cells '$(CELLS)'
+	@$(PYTHON) -m tools.matrix --cells '$(CELLS)' $(if $(KEEP),--keep)
 
 test: check
 	$(PYTEST) tests/host

@@ -111,6 +111,7 @@ def _named(cell: Cell, name: str) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make matrix")
     parser.add_argument("--cells", default="all", help="all, ci, or FAULT/PHASE,... (either side may be left out)")
+    parser.add_argument("--keep", action="store_true", help="go on with the table of the last run: cells add to it")
     parser.add_argument("--seed", type=int, default=1, help="of the moments at which faults strike")
     parser.add_argument("--document", type=Path, default=REPO / "docs" / "fault-matrix.md")
     args = parser.parse_args(argv)
@@ -118,9 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = chosen(args.cells)
     except ValueError as error:
         parser.error(str(error))
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
-    results = Results(f"make matrix CELLS={args.cells}")
+    if not args.keep:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+    for left in FOLDER.glob("lab-*"):
+        shutil.rmtree(left)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    results = Results(f"make matrix CELLS={args.cells}{' KEEP=1' if args.keep else ''}", args.keep)
     try:
         Runner(wanted, results, random.Random(args.seed)).run()
     finally:

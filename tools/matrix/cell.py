@@ -45,6 +45,7 @@ class Result:
     under_s: float | None = None
     applies: bool = True
     note: str = ""
+    commit: str = ""
     complaints: list[str] = field(default_factory=list)
 
     @property

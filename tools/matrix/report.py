@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,9 +40,9 @@ with the time until somebody healed the fault.
 
 
 class Results:
-    """What this run has found so far, in build/matrix/results.json."""
+    """What was found so far, in build/matrix/results.json: by this run, and by earlier ones with `keep`."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, keep: bool = False) -> None:
         kind = {"qemu": "TCG"}.get(accel.linux(image.ensure(FOLDER / "image.log")), "KVM")
         self._head = {
             "date": datetime.date.today().isoformat(),
@@ -51,9 +52,14 @@ class Results:
             "machine": f"{os.cpu_count()} CPUs, Linux {platform.release().split('-')[0]}, VM under {kind}",
         }
         self.cells: dict[str, Result] = {}
+        if keep and _RESULTS.exists():
+            for name, told in json.loads(_RESULTS.read_text())["cells"].items():
+                told.pop("ok")
+                self.cells[name] = Result(**told)
 
     def add(self, result: Result) -> None:
         """Keeps it, whatever comes after."""
+        result.commit = self._head["commit"]
         self.cells[f"{result.fault}/{result.phase}"] = result
         cells = {name: {**asdict(one), "ok": one.ok} for name, one in self.cells.items()}
         _RESULTS.write_text(json.dumps({**self._head, "cells": cells}, indent=1) + "\n")
@@ -67,7 +73,7 @@ class Results:
             "",
             *_INTRODUCTION,
             "",
-            *(f"- {key}: {value}" for key, value in self._head.items()),
+            *(f"- {key}: {value}" for key, value in (self._head | {"commit": self._commits()}).items()),
             f"- {passed} of {len(done)} cells that were run are ok; {len(FAULTS) * len(Phase)} in all",
             "",
             "| fault | " + " | ".join(phase.value for phase in Phase) + " |",
@@ -78,6 +84,11 @@ class Results:
             lines.append(f"| {fault.title} | " + " | ".join(cells) + " |")
         lines += ["", *_LEGEND, *self._notes()]
         to.write_text("\n".join(lines) + "\n")
+
+    def _commits(self) -> str:
+        """Which states of the product these cells are of."""
+        count = Counter(one.commit for one in self.cells.values() if one.applies)
+        return ", ".join(f"{commit} ({number} cells)" for commit, number in count.items())
 
     def _cell(self, key: str, phase: Phase) -> str:
         if isinstance(expected(FAULTS[key], phase), DoesNotApply):
