@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from remusdb import durable
 from remusdb.errors import RemusError
 from remusdb.hooks import Hooks
 
@@ -151,7 +152,7 @@ def append(folder: Path, event: Event) -> None:
         finally:
             os.close(fd)
         if before == 0:
-            _sync(folder)
+            durable.sync_folder(folder)
         if alone and before + len(line) > FILE_MAX_BYTES:
             _halve(path)
 
@@ -166,7 +167,7 @@ def _halve(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _sync(path.parent)
+        durable.sync_folder(path.parent)
     except OSError as exc:  # the event itself is on the disk
         log.warning("%s: cannot be shortened: %s", path, exc)
         partial.unlink(missing_ok=True)
@@ -195,11 +196,3 @@ def _lock(fd: int, until: float) -> bool:
             if time.monotonic() >= until:
                 return False
             time.sleep(0.005)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -122,7 +122,7 @@ def test_backup_without_room_refuses(pair: Pair) -> None:
 def test_worker_dies_at_any_moment(pair: Pair) -> None:
     """The VM never stays stopped, whatever QEMU waited for; one host goes on with it, and the other one knows."""
     chance = random.Random(1)
-    for _ in range(6):
+    for _ in range(4):
         vm = pair.bare()
         pair.protect(vm.name)
         time.sleep(chance.uniform(0.1, 0.5))
