@@ -29,6 +29,7 @@ from remusdb.history import Author, Event, EventName
 from remusdb.state import OWNING, Role
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.context import Context
+from remusdb_agents.greeting import refusal
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
 from remusdb_agents.machine import Machine
 from remusdb_agents.rehearsal import Progress, Wanted
@@ -62,6 +63,8 @@ class Replica:
         self.torn = ""  # why the replica cannot be resumed, found while the arbiter was asked
         self._owed: int | None = None  # the newest epoch whose ACK waits for the applier
         self.addresses: list[str] = []
+        if self.state.role == "standby":  # of an agent that is gone, and its replica with it
+            self.save("none", "the agent was restarted: there is no replica")
         self.takeover = Takeover(self)
         for name, work in (("watch", self.takeover.watch), ("beat", self._beat)):
             threading.Thread(target=work, name=f"{name}-{vm}", daemon=True).start()
@@ -72,7 +75,7 @@ class Replica:
         state = self.state
         return Standby(state.term, state.role in OWNING, state.owner)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Without a replica of its own, what the host daemon of this machine did meanwhile is what counts."""
         with self.lock:
             if self.machine is None and not self.takeover.under_way.is_set():
@@ -84,7 +87,7 @@ class Replica:
 
     def standing(self) -> Standing:
         """What this host is to the VM, for another host that asks before it does anything."""
-        self._refresh()
+        self.refresh()
         with self.lock:
             state = self.state
             owner = "" if self.takeover.under_way.is_set() else self.core.owner or state.owner
@@ -95,8 +98,8 @@ class Replica:
     def greet(self, stream: FrameStream, hello: Hello) -> Welcome | Refuse:
         """Answer a HELLO. For a new session the standby is started here, which takes seconds."""
         with self._greeting:
-            self._refresh()
-            refused = self._undecided() or self._strange(stream, hello) or self._superseded(hello)
+            self.refresh()
+            refused = refusal(self, stream, hello)
             if refused is not None:
                 return refused
             with self.lock:
@@ -140,45 +143,6 @@ class Replica:
             self.give_up(answer.reason)
         code = "deciding" if self.core.state is StandbyState.DECIDING else "failed"
         return Refuse(answer.reason, term=answer.term, fenced=answer.fenced, renounced=answer.renounced, code=code)
-
-    def _undecided(self) -> Refuse | None:
-        """While a takeover is under way nobody is fenced for it: it may yet fail."""
-        if not self.takeover.under_way.is_set():
-            return None
-        return Refuse("this host is taking the VM over", term=self.core.term, code="deciding")
-
-    def _superseded(self, hello: Hello) -> Refuse | None:
-        """This host ran the VM, and a host with a newer term protects it to here: the old one is put away first."""
-        state = self.state
-        unfinished = state.role == "fenced" and not state.put_away
-        if hello.resume or not (unfinished or (state.role in OWNING and hello.term > state.term)):
-            return None
-        try:
-            self.context.yield_vm(self.vm, hello.primary, hello.term)
-        except RemusError as exc:
-            return Refuse(f"the VM that this host ran before is not put away: {exc}", exc.hint, term=state.term)
-        self._refresh()
-        return None
-
-    def _strange(self, stream: FrameStream, hello: Hello) -> Refuse | None:
-        """A primary that is not who it says, or a second one while the first is connected."""
-        if hello.primary != stream.peer_name:
-            return Refuse(reason=f"host {hello.primary} shows the certificate of {stream.peer_name}", code="preflight")
-        if self.stream is not None and hello.primary != self.state.peer:
-            return Refuse(reason=f"VM {self.vm} is being protected by host {self.state.peer}", code="preflight")
-        if hello.resume:
-            return None  # the session was agreed on already
-        try:
-            mine = self.context.cluster()
-        except PeerUnreachable as exc:
-            return Refuse(reason=f"{exc}", hint="bring the arbiter back")
-        if mine != hello.arbiter:
-            return Refuse(
-                reason="the two hosts do not use the same arbiter: one would go on alone while the other takes over",
-                hint="give host.toml and agent.toml of both hosts the same [arbiter], or none",
-                code="preflight",
-            )
-        return None
 
     def take(self, stream: FrameStream, frame: Frame) -> bool:
         """One frame of the session; False when the session is over."""
@@ -311,7 +275,7 @@ class Replica:
 
     def status(self) -> dict[str, Any]:
         """StandbyStatus, see docs/architecture.md."""
-        self._refresh()
+        self.refresh()
         with self.lock:
             core, state, heard = self.core, self.state, self.heard()
             waiting = core.state in (StandbyState.SEEDING, StandbyState.READY, StandbyState.DECIDING)
@@ -385,17 +349,9 @@ class Replica:
         self.reason = reason
         self.state = self._store.update(self.vm, role=role, reason=reason, changed_at_ns=time.time_ns(), **changes)
 
-    def tell(
-        self,
-        event: EventName,
-        was: str,
-        reason: str,
-        *,
-        epoch: int | None = None,
-        heard_ms_ago: float | None = None,
-        by: Author = "agent",
-    ) -> None:
-        """Into the history, and to the hooks."""
+    def tell(self, event: EventName, was: str, reason: str, *, by: Author = "agent", **evidence: Any) -> None:
+        """Into the history, and to the hooks. `evidence`: epoch, heard_ms_ago."""
+        told: dict[str, Any] = {"epoch": self.core.committed, "heard_ms_ago": None} | evidence
         self.context.history.record(
             Event(
                 vm=self.vm,
@@ -407,8 +363,7 @@ class Replica:
                 now=self.core.state.value,
                 reason=reason,
                 term=self.core.term,
-                epoch=epoch if epoch is not None else self.core.committed,
-                heard_ms_ago=heard_ms_ago,
                 peer=self.state.peer,
+                **told,
             )
         )

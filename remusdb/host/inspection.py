@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import libvirt
 import msgspec
 
+from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import HostConfig
 from remusdb.core.messages import AgentFacts, unpack
 from remusdb.core.wire import FrameType
@@ -23,6 +24,7 @@ from remusdb.errors import CannotProtect, PeerUnreachable, RemusError, VmError
 from remusdb.host import libvirt_hook
 from remusdb.transport.tls import client_context
 from remusdb.transport.tls import connect as connect_peer
+from remusdb.vm.checks import Check, advice, required
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import connect
 from remusdb.vm.facts import Facts, PeerFacts, VmFacts, gather_host, gather_vm
@@ -44,6 +46,9 @@ class Inspection(Protocol):
 
     def prepare(self, vm: str) -> list[str]:
         """Edit the VM's persistent definition; what was changed."""
+
+    def start(self, vm: str) -> None:
+        """Boot a VM that is off. VmError when libvirt does not."""
 
     def guard_starts(self, state_dir: Path) -> bool:
         """Have libvirt refuse to start what another host owns; whether libvirt must be restarted to know of it."""
@@ -92,7 +97,28 @@ class LibvirtInspection:
             )
         finally:
             deadline.close()
-        return [msgspec.to_builtins(check) for check in decide(facts)]
+        checks = [*decide(facts), self._hook(), *self._arbiter()]
+        return [msgspec.to_builtins(check) for check in checks]
+
+    def _hook(self) -> Check:
+        asked = libvirt_hook.hook_active(self._uri)
+        return advice(
+            "libvirt hook",
+            "libvirt was started before remusdb's hook was there, and does not ask it" if asked is False else "",
+            "libvirt does not start what another host owns" if asked else "not to be told from here",
+            "restart libvirtd once: VMs run on",
+        )
+
+    def _arbiter(self) -> list[Check]:
+        """Without its answer no session begins."""
+        if self._config.arbiter is None:
+            return []
+        hint = "bring etcd up, see [arbiter] in host.toml"
+        try:
+            cluster = Arbiter(self._config.arbiter).cluster()
+        except RemusError as exc:
+            return [required("arbiter", [str(exc)], "", exc.hint or hint)]
+        return [required("arbiter", [], f"etcd cluster {cluster} answers", hint)]
 
     def prepare(self, vm: str) -> list[str]:
         """Edit the persistent definition."""
@@ -101,6 +127,18 @@ class LibvirtInspection:
             return deadline.call(f"VM {vm}", self._prepare, vm)
         finally:
             deadline.close()
+
+    def start(self, vm: str) -> None:
+        """Boot it."""
+        deadline = Deadline(LOOK_TIMEOUT_S, threads=1)
+        try:
+            deadline.call(f"start VM {vm}", self._start, vm)
+        finally:
+            deadline.close()
+
+    def _start(self, vm: str) -> None:
+        with self._connected() as connection:
+            connection.lookupByName(vm).create()
 
     def guard_starts(self, state_dir: Path) -> bool:
         """By a hook of libvirt's."""

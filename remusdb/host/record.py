@@ -113,7 +113,8 @@ class VmRecord:
             except RemusError as exc:
                 return {**found, "state": "failed", "reason": str(exc)}
             if not self.busy and self._settled_at != self._read_at:  # the file was changed by somebody else since
-                self._status = VmStatus(vm=self.vm, state=SHOWN[state.role], reason=_reason(state), peer=state.peer)
+                shown = "unprotected" if state.role == "seeding" and not state.wanted else SHOWN[state.role]
+                self._status = VmStatus(vm=self.vm, state=shown, reason=_reason(state), peer=state.peer)
                 found = self._status.to_dict()
             if state.role == "fenced":
                 found |= {"state": "fenced", "reason": state.reason}

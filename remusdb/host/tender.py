@@ -178,6 +178,8 @@ class Tender:
         reason = f"the VM is off; {state.peer} does not run it: start it with virsh start {record.vm}"
         self._keeper.store.update(record.vm, role="solo", armed=False, gates=[], reason=reason)
         record.settle("solo", reason)
+        if state.autostart:  # it would have started with this host, had remusdb not taken that over
+            self._keeper.inspection.start(record.vm)
 
     def _without_peer(self, record: VmRecord, silent: PeerUnreachable) -> None:
         """The VM runs, its worker is gone, the backup is silent: only the arbiter can let it speak."""

@@ -58,6 +58,9 @@ class NoLibvirt:
     def prepare(self, vm: str) -> list[str]:
         return [f"edited {vm}"]
 
+    def start(self, vm: str) -> None:
+        self.known[vm] = True
+
     def guard_starts(self, state_dir: Path) -> bool:
         return False
 
@@ -75,6 +78,8 @@ def ask_standing(order: Order, term: int) -> Standing:
         return Standing(order.vm, term + 1, order.peer.name, "promoted", "it took over")
     if order.vm == "quiet":
         raise PeerUnreachable("no route")
+    if order.vm == "gone":
+        return Standing(order.vm, term, order.host, "none", "the agent was restarted")
     return Standing(order.vm, term, order.host, "standby", "follows")
 
 
@@ -433,6 +438,17 @@ def test_what_cannot_be_taken_up_says_why(config: HostConfig, vm: str, peer: str
     inspection.known[vm] = True
     running = Running(config, inspection)
     wait_for(lambda: running.status(vm)["state"] == state and running.status(vm)["reason"] != "protected")
+    running.daemon.stop()
+
+
+def test_a_vm_that_nobody_runs_is_started_where_it_used_to_start_by_itself(config: HostConfig) -> None:
+    """Both hosts lost their power: the other one never took over, and says so."""
+    put(config, "gone", role="protected", term=7, peer="beta", owner="alpha", armed=True, wanted=True, autostart=True)
+    inspection = NoLibvirt()
+    inspection.known["gone"] = False
+    running = Running(config, inspection)
+    wait_for(lambda: inspection.known["gone"])
+    wait_for(lambda: running.status("gone")["state"] == "protected")
     running.daemon.stop()
 
 
