@@ -110,12 +110,12 @@ def test_libvirtd_of_the_primary_stays_away(pair: Pair) -> None:
     before = config.read_text()
     vm = pair.bare()
     config.write_text(before + f"[vms.{vm.name}]\nvm_call_timeout_ms = 1000\nlibvirt_patience_ms = 2000\n")
-    pair.product.daemons["host"].terminate()
-    pair.product.daemons["host"].wait(20)
+    pair.product.daemons["host", "a"].terminate()
+    pair.product.daemons["host", "a"].wait(20)
     pair.product.start_host()
     pair.protect(vm.name)
     with killed(pair, pair.a):
-        assert "libvirt" in pair.await_state(vm.name, "failed")["reason"]
+        assert "libvirt" in pair.await_event(vm.name, "solo")["reason"]
         assert pair.runs(vm)
         assert pair.product.standby(vm.name)["state"] == "empty"
     config.write_text(before)

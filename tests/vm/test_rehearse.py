@@ -99,9 +99,7 @@ def test_takeover_comes_first(pair: Pair, part: str, running: bool) -> None:
     eventually(lambda: leftovers(pair.b, vm.name) == [], 5)
     assert vm.name in pair.running(pair.b)
     if part == "host":
-        pair.a.restore_link()
-        pair.a.start_libvirt()
-        pair.product.start_host()
+        pair.product.reboot("a")
 
 
 def test_session_end_comes_first(pair: Pair) -> None:
@@ -119,7 +117,7 @@ def test_agent_dies_while_a_copy_runs(pair: Pair) -> None:
     vm = pair.bare()
     pair.protect(vm.name)
     process = begin(pair, vm.name, 60)
-    agent = pair.product.daemons["agent"]
+    agent = pair.product.daemons["agent", "b"]
     (pid,) = pair.pids(pair.b, "remusdb", "agent")
     os.kill(pid, signal.SIGKILL)
     agent.wait(10)
