@@ -105,10 +105,11 @@ class WorkerLink:
             theirs.close()
             os.close(lock)
         self._pid = self._process.pid
-        self._listen(ours)
+        self._channel = LineChannel(ours)
+        self.follow()
 
     def adopt(self) -> bool:
-        """Take up the worker that an earlier daemon left behind; False when there is none."""
+        """Connect to the worker that an earlier daemon left behind; False when there is none. `follow` begins to hear it."""
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.settimeout(LINGER_S)
@@ -119,11 +120,11 @@ class WorkerLink:
         except OSError:
             sock.close()
             return False
-        self._listen(sock)
+        self._channel = LineChannel(sock)
         return True
 
-    def _listen(self, sock: socket.socket) -> None:
-        self._channel = LineChannel(sock)
+    def follow(self) -> None:
+        """Hear what the worker tells, from here on."""
         threading.Thread(target=self._read, name=f"worker-{self._vm}", daemon=True).start()
 
     def leave(self) -> None:

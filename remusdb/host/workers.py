@@ -46,6 +46,7 @@ class Workers:
         found = link.adopt()
         if found:
             record.adopted(link)
+            link.follow()
         return found
 
     def order(self, record: VmRecord, peer: str) -> dict[str, Any]:
