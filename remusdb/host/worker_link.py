@@ -109,7 +109,7 @@ class WorkerLink:
         self.follow()
 
     def adopt(self) -> bool:
-        """Connect to the worker that an earlier daemon left behind; False when there is none. `follow` begins to hear it."""
+        """Connect to the worker that an earlier daemon left; False when there is none. `follow` begins to hear it."""
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.settimeout(LINGER_S)
