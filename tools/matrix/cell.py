@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from remusdb.errors import RemusError
+from remusdb_agents.takeover import COLD
 from tools.lab.product import HOSTS, other_host
 from tools.load import accepts, sql, wait_for
 from tools.matrix.expect import DoesNotApply, Expect, expected
@@ -148,6 +149,9 @@ def _judge(scene: Scene, wanted: Expect, speakers: Speakers, result: Result) -> 
     rig, moved = scene.rig, result.end == "rejoined"
     for name in HOSTS:
         result.complaints += _status(scene, name, result.end)
+        state = rig.product.durable(name, VM)
+        if state.role == "promoted" and COLD in state.reason:
+            result.note = "the VM was booted from its disk"
     resets = rig.resets
     try:
         if result.end == "down":
