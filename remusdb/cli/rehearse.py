@@ -13,6 +13,7 @@ from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
 from remusdb.cli.progress import Steps
 from remusdb.errors import NotProtected, PeerRefused, PeerUnreachable, RemusError
 
+PRIMARY = ("seeding", "protected", "held")  # states in which the VM runs here
 SILENCE_S = 120.0  # between two words of the agent: starting a QEMU is the longest
 REFUSED = 1
 
@@ -55,7 +56,7 @@ def _backup_of(vm: str) -> str:
     """The host that this machine's host daemon protects the VM to, if it knows."""
     with contextlib.suppress(RemusError):
         for status in ask("host", "status", timeout_s=5.0, vm=vm)["vms"]:
-            return str(status.get("peer") or "")
+            return str(status.get("peer") or "") if status["state"] in PRIMARY else ""
     return ""
 
 
