@@ -167,7 +167,8 @@ class Session:
         self.save(role="seeding", term=term, owner=self.order.host, peer=self.order.peer.name, armed=False)
         self.pipeline.begin(term)
         if self.gated:  # the agent gave up what it held: until the copy is complete the VM speaks unprotected
-            parts.gates.open_all()
+            with self._gate_lock:
+                parts.gates.open_all()
         self.handover.undo_old()
         self.outbox.attach(greeting.stream, term, 0)
         self._bases = bases = Bases(greeting.welcome, [disk.size for disk in parts.replicas])
@@ -197,10 +198,11 @@ class Session:
         autostart = self.state.autostart or parts.deadline.call("autostart", autostart_off, parts.domain.handle)
         gates = [{"kind": parts.gate_kind, "tap": nic.tap, "mac": nic.mac} for nic in parts.domain.nics]
         self.save(role="protected", reason="protected", wanted=True, armed=True, gates=gates, autostart=autostart)
-        if not self.gated:
-            parts.gates.install()
-            self.gated = True
-        parts.gates.hold()
+        with self._gate_lock:  # status asks for the gates' figures meanwhile, and their answers must not be mixed up
+            if not self.gated:
+                parts.gates.install()
+                self.gated = True
+            parts.gates.hold()
 
     def _greet(self) -> Greeting:
         """A new session with the agent; when another host owns the VM, this side is fenced."""
@@ -221,8 +223,9 @@ class Session:
         """An earlier worker died with the gates closed, or just before it made them."""
         assert self.parts is not None
         try:
-            self.parts.gates.adopt()
-            self.gated = True
+            with self._gate_lock:
+                self.parts.gates.adopt()
+                self.gated = True
         except GateError as exc:
             log.info("no gate of an earlier session to adopt: %s", exc)
 
