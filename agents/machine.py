@@ -161,6 +161,15 @@ class Machine:
             self._images.remove()
 
 
+def remove_leftover(libvirt_uri: str, name: str) -> None:
+    """Destroy the standby of an agent that died, if one is there. RemusError when libvirt does not do it."""
+    deadline = Deadline(CALL_S)
+    try:
+        reap_leftover(connect(libvirt_uri, deadline), deadline, name)
+    finally:
+        deadline.close()
+
+
 def reap_leftover(connection: libvirt.virConnect, deadline: Deadline, name: str) -> None:
     """Destroy a standby that an agent which died left behind; CannotProtect for any other domain of that name."""
     try:

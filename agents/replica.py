@@ -31,7 +31,7 @@ from remusdb.transport.stream import FrameStream
 from remusdb_agents.context import Context
 from remusdb_agents.greeting import refusal
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
-from remusdb_agents.machine import Machine
+from remusdb_agents.machine import Machine, remove_leftover
 from remusdb_agents.rehearsal import Progress, Wanted
 from remusdb_agents.takeover import Takeover
 
@@ -65,6 +65,7 @@ class Replica:
         self.addresses: list[str] = []
         if self.state.role == "standby":  # of an agent that is gone, and its replica with it
             self.save("none", "the agent was restarted: there is no replica")
+            threading.Thread(target=self._sweep, name=f"sweep-{vm}", daemon=True).start()
         self.takeover = Takeover(self)
         for name, work in (("watch", self.takeover.watch), ("beat", self._beat)):
             threading.Thread(target=work, name=f"{name}-{vm}", daemon=True).start()
@@ -74,6 +75,15 @@ class Replica:
     def _remembered(self) -> Standby:
         state = self.state
         return Standby(state.term, state.role in OWNING, state.owner)
+
+    def _sweep(self) -> None:
+        """Take away the standby that an agent which died left behind, unless a session has begun since."""
+        with self._greeting:
+            if self.machine is None:
+                try:
+                    remove_leftover(self._config.agent.libvirt_uri, self.vm)
+                except RemusError as exc:  # the next session tries again
+                    log.warning("%s: its old standby is still there: %s", self.vm, exc)
 
     def refresh(self) -> None:
         """Without a replica of its own, what the host daemon of this machine did meanwhile is what counts."""
