@@ -40,7 +40,6 @@ class VmFacts:
     xml: str
     running: bool
     state: str = "running"
-    autostart: bool = False
     qemu_version: tuple[int, int, int] = (0, 0, 0)
     migration_blockers: tuple[str, ...] = ()
     block_jobs: tuple[str, ...] = ()  # disk targets that have a job now
@@ -100,14 +99,11 @@ def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
             facts["qemu_version"] = _qemu_version(domain)
             facts["migration_blockers"] = tuple(_qmp(domain, "query-migrate").get("blocked-reasons", ()))
             facts["block_jobs"] = tuple(target for target in _targets(xml) if domain.blockJobInfo(target))
-        autostart = bool(domain.autostart()) if domain.isPersistent() else False
         snapshots = domain.snapshotNum()
     except libvirt.libvirtError as exc:
         hint = "see: virsh list --all" if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN else ""
         raise VmError(f"VM {name}: {exc.get_error_message() or exc}", hint=hint) from exc
-    return VmFacts(
-        name, xml, running, state=_STATES.get(state, "not running"), autostart=autostart, snapshots=snapshots, **facts
-    )
+    return VmFacts(name, xml, running, state=_STATES.get(state, "not running"), snapshots=snapshots, **facts)
 
 
 def gather_host(*, try_plug: bool) -> HostFacts:

@@ -26,7 +26,6 @@ PM_SCAN_WP_MATCHING = 1
 PM_SCAN_CHECK_WPASYNC = 2
 PAGE_IS_WRITTEN = 2
 F_SETPIPE_SZ = 1031
-PR_SET_PDEATHSIG = 1
 
 
 class ScanArg(ctypes.Structure):
@@ -56,8 +55,3 @@ def pidfd_getfd(pid: int, fd: int) -> int:
         return check(libc.syscall(SYS_PIDFD_GETFD, pidfd, fd, 0), "pidfd_getfd")
     finally:
         os.close(pidfd)
-
-
-def die_with_parent(signal: int) -> None:
-    """Have this process killed with `signal` when its parent dies."""
-    check(libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl")
