@@ -121,29 +121,36 @@ class Keeper:
     def unprotect(self, vm: str, peer_is_dead: bool, progress: Progress) -> str:
         """End a VM's protection; what is worth a word about how it ended."""
         record = self.record(vm)
-        state, link, note = record.state, record.link, ""
-        if record.busy is False and state.role not in ("protected", "solo", "seeding", "fenced"):
-            raise NotProtected(f"VM {vm} is not protected")
+        with record.leaving():  # or the tender takes a worker that ends for one that was lost, and begins the next
+            if record.busy is False and record.state.role not in ("protected", "solo", "seeding", "fenced"):
+                raise NotProtected(f"VM {vm} is not protected")
+            note = self._end_worker(record, peer_is_dead, progress)
+            with record.work:  # whoever began before us has done with the state file
+                if record.state.role != "none":
+                    reason = "unprotect was asked"
+                    self.store.update(vm, role="none", wanted=False, armed=False, gates=[], reason=reason)
+                record.settle("unprotected", "unprotect was asked")
+        log.info("unprotected", extra={"vm": vm})
+        return note
+
+    def _end_worker(self, record: VmRecord, peer_is_dead: bool, progress: Progress) -> str:
+        """Have the VM's wiring taken out, by the worker it has or by one of its own; a note when it was not."""
+        link, note = record.link, ""
         try:
             if link is not None and record.busy:
                 link.request("unprotect", {"peer_is_dead": peer_is_dead}, progress, UNPROTECT_TIMEOUT_S)
-            elif state.role == "protected":
+            elif record.state.role == "protected":
                 with record.work:
-                    link = self._take_out(record, peer_is_dead, progress)
+                    link = self._take_out(record, peer_is_dead, progress, leaving=True)
         except RemusError as exc:
-            if not self._is_off(vm):
+            if not self._is_off(record.vm):
                 raise
             # No VM, no output: whatever runs elsewhere, nothing of it can be heard from here.
-            note = f"{vm} does not run here, so it was only forgotten ({exc})"
-            log.warning("%s", note, extra={"vm": vm})
+            note = f"{record.vm} does not run here, so it was only forgotten ({exc})"
+            log.warning("%s", note, extra={"vm": record.vm})
         if link is not None:
             link.stop()
             record.drop_link(link)
-        if record.state.role != "none":
-            reason = "unprotect was asked"
-            self.store.update(vm, role="none", wanted=False, armed=False, gates=[], reason=reason)
-        record.settle("unprotected", "unprotect was asked")
-        log.info("unprotected", extra={"vm": vm})
         return note
 
     def switchover(self, vm: str, progress: Progress) -> dict[str, Any]:
@@ -218,11 +225,13 @@ class Keeper:
         status = record.status()
         raise RemusError(f"VM {record.vm} is {status['state']}: {status['reason']}")
 
-    def _take_out(self, record: VmRecord, peer_is_dead: bool, progress: Progress) -> WorkerLink:
+    def _take_out(
+        self, record: VmRecord, peer_is_dead: bool, progress: Progress, *, leaving: bool = False
+    ) -> WorkerLink:
         """An earlier worker left wiring behind: a new one takes it out, without protecting first."""
         peer = record.state.peer
         self.require_peer(peer)
-        link = self.workers.link(record, peer)
+        link = self.workers.link(record, peer, leaving=leaving)
         args: dict[str, Any] = {"peer_is_dead": peer_is_dead, "start": self.workers.order(record, peer)}
         try:
             link.spawn()

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from remusdb.errors import Fenced, RemusError
@@ -46,6 +48,7 @@ class VmRecord:
         self._told_at = time.monotonic()
         self._settled = False
         self._over = False
+        self._leaving = 0
         self._settled_at = 0  # the state file then: what changed it since knows better
         self.work = threading.Lock()  # whoever starts or ends a worker, or puts the VM away
 
@@ -74,11 +77,29 @@ class VmRecord:
         """Whether the worker told that its session ended by itself (it may linger until it is stopped)."""
         return self._over
 
-    def claim(self, link: WorkerLink, peer: str) -> None:
-        """Make `link` this VM's worker; refused while it has one."""
+    @property
+    def taken(self) -> bool:
+        """Whether somebody has the VM in hand: a worker, or an unprotect."""
+        return self.busy or self._leaving > 0
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """While an unprotect is under way nobody begins a worker but itself."""
+        with self._lock:
+            self._leaving += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._leaving -= 1
+
+    def claim(self, link: WorkerLink, peer: str, *, leaving: bool = False) -> None:
+        """Make `link` this VM's worker; refused while it has one, or an unprotect is under way (`leaving`: is this)."""
         with self._lock:
             if self._link is not None:
                 raise self._busy()
+            if self._leaving and not leaving:
+                raise RemusError(f"VM {self.vm} is being unprotected", hint=f"see: remusdb status {self.vm}")
             self._link = link
             self._settled = self._over = False
             state = self.state

@@ -23,6 +23,7 @@ from remusdb.host.order import read_order
 from remusdb.host.peer import ask_standing
 from remusdb.host.record import VmRecord
 from remusdb.host.tending import Action, next_action, superseded
+from remusdb.state import VmState
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +108,7 @@ class Tender:
                 record.drop_link(record.link)
             finally:
                 record.work.release()
-        auto = self._config.for_vm(record.vm).auto_reprotect
-        action = next_action(state, record.busy, auto)
+        action = self._next(record, state)
         patience = self._patience.setdefault(record.vm, Patience())
         if not patience.ready(action) or action is Action.NOTHING or not record.work.acquire(blocking=False):
             return
@@ -116,10 +116,15 @@ class Tender:
             target=self._act, args=(record, action, patience), name=f"tend-{record.vm}", daemon=True
         ).start()
 
+    def _next(self, record: VmRecord, state: VmState) -> Action:
+        return next_action(state, record.taken, self._config.for_vm(record.vm).auto_reprotect)
+
     def _act(self, record: VmRecord, action: Action, patience: Patience) -> None:
         """Task boundary; gives `record.work` back."""
         costly = False
         try:
+            if self._next(record, record.state) is not action:
+                return  # since it was looked at, somebody else had `work`
             if action is Action.PUT_AWAY:
                 self.put_away(record)
             elif self._ours_to_protect(record):

@@ -25,7 +25,7 @@ class Action(Enum):
 
 
 def next_action(state: VmState, working: bool, auto_reprotect: bool) -> Action:
-    """What to do now. `working`: a worker has the VM and its session is not over."""
+    """What to do now. `working`: a worker, or an unprotect, has the VM in hand."""
     if state.role == "fenced":
         return Action.NOTHING if state.put_away else Action.PUT_AWAY
     if working:

@@ -28,8 +28,8 @@ class Workers:
         self._argv = argv
         self.stopping = threading.Event()
 
-    def link(self, record: VmRecord, peer: str) -> WorkerLink:
-        """A worker that is this VM's from now on, not yet spawned; refused while the VM has another."""
+    def link(self, record: VmRecord, peer: str, *, leaving: bool = False) -> WorkerLink:
+        """A worker that is this VM's from now on, not yet spawned; refused as `VmRecord.claim` says."""
         if self.stopping.is_set():
             raise RemusError("the host daemon is stopping")
         old = record.link
@@ -37,7 +37,7 @@ class Workers:
             old.stop()
             record.drop_link(old)
         link = WorkerLink(record.vm, self._argv, record, self._lock_file(record.vm))
-        record.claim(link, peer)
+        record.claim(link, peer, leaving=leaving)
         return link
 
     def adopt(self, record: VmRecord) -> bool:

@@ -220,6 +220,23 @@ def test_unprotect_forgets(daemon: Running, config: HostConfig) -> None:
     assert daemon.ask("protect", vm="db1", to="gamma")["state"] == "protected"
 
 
+def test_an_unprotect_is_not_undone_by_who_looks_after_the_vms(
+    daemon: Running, config: HostConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = worker_link.WorkerLink.stop
+
+    def stop_slowly(link: worker_link.WorkerLink) -> None:
+        stop(link)
+        time.sleep(0.3)  # many looks at a VM whose worker ended, and whose file says that it is protected
+
+    daemon.ask("protect", vm="db1", to="beta")
+    monkeypatch.setattr(worker_link.WorkerLink, "stop", stop_slowly)
+    daemon.ask("unprotect", vm="db1", peer_is_dead=False)
+    assert daemon.daemon._keeper.record("db1").link is None
+    assert StateStore(config.host.state_dir).load("db1").role == "none"
+    assert "resync" not in [event.event for event in history(daemon, config, "db1")]
+
+
 def test_a_refused_unprotect_leaves_it_protected(daemon: Running) -> None:
     daemon.libvirt.known["stubborn"] = True
     daemon.ask("protect", vm="stubborn", to="beta")
