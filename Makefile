@@ -5,6 +5,7 @@ SEED ?= 1
 RUNS ?= 1
 KILL ?= host
 ROUNDS ?= 10
+BY ?= kill
 CELLS ?= all
 
 .PHONY: help setup demo soak matrix test check lint bench clean
@@ -12,8 +13,8 @@ CELLS ?= all
 help:
 	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link]'
 	@echo '             kill the host of a protected PostgreSQL VM under load; see that no client noticed'
-	@echo 'make soak [ROUNDS=n]'
-	@echo '             fail over, rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
+	@echo 'make soak [ROUNDS=n] [BY=kill|switchover]'
+	@echo '             fail over (or move), rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
 	@echo 'make matrix [CELLS=all|ci|FAULT/PHASE,...] [KEEP=1]'
 	@echo '             every fault in every phase (about an hour); writes docs/fault-matrix.md'
 	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root)'
@@ -29,7 +30,7 @@ demo: setup
 	@$(PYTHON) -m tools.demo --seed $(SEED) --runs $(RUNS) --kill $(KILL)
 
 soak: setup
-	@$(PYTHON) -m tools.soak --rounds $(ROUNDS)
+	@$(PYTHON) -m tools.soak --rounds $(ROUNDS) --by $(BY)
 
 matrix: setup
 	@$(PYTHON) -m tools.matrix --cells '$(CELLS)' $(if $(KEEP),--keep)

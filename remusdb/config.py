@@ -129,10 +129,6 @@ class Network(Struct, frozen=True, kw_only=True):
 
     bridges: dict[str, Text] = {}
 
-    def local_bridge(self, primary: str) -> str:
-        """The bridge here that stands for the primary's."""
-        return self.bridges.get(primary, primary)
-
 
 class AgentConfig(Struct, frozen=True, kw_only=True):
     """agent.toml."""

@@ -40,13 +40,6 @@ class Arbiter:
         """Change the record by one of the rules of `core.ownership`; trouble is a verdict. See `register.claim`."""
         return register.claim(self._record(vm), rule)
 
-    def release(self, vm: str, owner: str) -> bool:
-        """Forget the VM if `owner` owns it; whether there is no record any more. ArbiterUnreachable: do it again.
-
-        This forgets the fence, too: only when no other host believes that it may run the VM.
-        """
-        return register.release(self._record(vm), owner)
-
     def _record(self, vm: str) -> _Record:
         return _Record(self._etcd, self._prefix + vm)
 
@@ -72,12 +65,10 @@ class _Record:
                 hint="be sure where the VM runs, then remove the key and protect again",
             ) from error
 
-    def swap(self, revision: int, new: Ownership | None) -> bool:
+    def swap(self, revision: int, new: Ownership) -> bool:
         # A key that is not there has revision 0 for etcd, too.
         compare: Json = {"key": self._key, "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
-        change: Json = {"request_delete_range": {"key": self._key}}
-        if new is not None:
-            change = {"request_put": {"key": self._key, "value": _text(msgspec.json.encode(new))}}
+        change: Json = {"request_put": {"key": self._key, "value": _text(msgspec.json.encode(new))}}
         return self._etcd.change("/v3/kv/txn", {"compare": [compare], "success": [change]}).succeeded
 
 

@@ -20,8 +20,8 @@ class Register(Protocol):
     def read(self) -> tuple[Ownership | None, int]:
         """The newest record and its revision; None and 0 if there is none. ArbiterUnreachable."""
 
-    def swap(self, revision: int, new: Ownership | None) -> bool:
-        """Put `new` in the place of exactly that revision (None: nothing); False if it is not there any more.
+    def swap(self, revision: int, new: Ownership) -> bool:
+        """Put `new` in the place of exactly that revision (0: nothing); False if it is not there any more.
 
         ArbiterUnreachable if this was not done and never will be; ArbiterSilent if that is not known.
         """
@@ -48,19 +48,3 @@ def claim(register: Register, rule: Rule) -> Claim:
             why = str(error)
             break
     return Claim(Verdict.UNREACHED if sent is None else Verdict.UNKNOWN, seen, why)
-
-
-def release(register: Register, owner: str) -> bool:
-    """Remove the record if `owner` owns it; whether there is none any more. ArbiterUnreachable if that is not known."""
-    for _ in range(TRIES):
-        now, revision = register.read()
-        if now is None:
-            return True
-        if (now.owner or now.previous) != owner:
-            return False
-        try:
-            if register.swap(revision, None):
-                return True
-        except ArbiterSilent:
-            continue  # the next read tells; a second swap of the same revision does no harm
-    raise ArbiterUnreachable(f"it is not known whether the record of {owner} was removed", hint="do it again")

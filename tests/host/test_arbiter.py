@@ -125,14 +125,6 @@ def test_a_claim_that_was_won_writes_nothing_when_repeated(arbiter: Arbiter, etc
     assert raw(etcd, "range", {"key": encoded("x")})["header"]["revision"] == before
 
 
-def test_release_is_the_owners(arbiter: Arbiter) -> None:
-    arbiter.claim("pg", open_session("a", 1))
-    assert not arbiter.release("pg", "b")
-    assert arbiter.read("pg") == Ownership("a", 1)
-    assert arbiter.release("pg", "a") and arbiter.read("pg") is None
-    assert arbiter.release("pg", "a")
-
-
 def test_names_may_hold_anything(arbiter: Arbiter) -> None:
     name = 'Datenbank "ä" #1'
     arbiter.claim(name, open_session("a", 1))
@@ -211,7 +203,7 @@ def test_a_lost_answer_and_then_silence_is_unknown(proxy: Proxy, etcd: Etcd) -> 
         assert claim.verdict in (Verdict.UNKNOWN, Verdict.WON)
         if claim.verdict is Verdict.UNKNOWN:
             break
-        assert near.release("pg", "b")
+        raw(etcd, "deleterange", {"key": encoded(f"{prefix}pg")})
         near.claim("pg", open_session("a", 5))
     else:
         pytest.fail("the pause never came in time")
@@ -319,8 +311,6 @@ def test_what_cannot_be_read_is_not_taken_for_nothing(arbiter: Arbiter, etcd: Et
     assert key in str(caught.value) and caught.value.hint
     claim = arbiter.claim("pg", open_session("a", 9))
     assert claim.verdict is Verdict.UNREACHED and "cannot be read" in claim.why
-    with pytest.raises(ArbiterUnreachable):
-        arbiter.release("pg", "a")
 
 
 def test_something_else_on_the_port_is_no_arbiter(etcd: Etcd) -> None:

@@ -47,7 +47,7 @@ class SimRegister:
         self._world = world
         self.record: Ownership | None = None
         self.revision = 0  # of the record
-        self.late: list[tuple[int, Ownership | None]] = []
+        self.late: list[tuple[int, Ownership]] = []
         self.script: Script = []
         self._newest = 0
 
@@ -56,7 +56,7 @@ class SimRegister:
             raise ArbiterUnreachable("no answer")
         return self.record, self.revision
 
-    def swap(self, revision: int, new: Ownership | None) -> bool:
+    def swap(self, revision: int, new: Ownership) -> bool:
         fault = self._fault()
         if fault == "unsent":
             raise ArbiterUnreachable("not sent")
@@ -135,7 +135,7 @@ class World:
         if one.role == "alone":
             peers = [peer for peer in self.hosts if peer is not one and peer.role in ("idle", "standby", "silent")]
             offers = [lambda peer=peer: self._offer(one, peer) for peer in peers if not peer.busy]
-            return [lambda: self._speak(one), *offers, *([lambda: self._release(one)] if self._undisputed(one) else [])]
+            return [lambda: self._speak(one), *offers, *([self._forget] if self._undisputed(one) else [])]
         if one.role == "silent":
             running = any(other.role == "alone" for other in self.hosts)
             return [lambda: self._begin_anew(one), *([lambda: self._destroy(one)] if running else [])]
@@ -214,11 +214,9 @@ class World:
     def _undisputed(self, one: Host) -> bool:
         return all(other is one or other.role == "idle" for other in self.hosts)
 
-    def _release(self, one: Host) -> None:
-        try:
-            register.release(self.register, one.name)
-        except ArbiterUnreachable:
-            pass
+    def _forget(self) -> None:
+        """An operator removes the key, as a refusal's hint tells."""
+        self.register.apply(self.register.revision, None)
 
     def _claim(self, one: Host, rule: Rule) -> Verdict:
         before, one.unsure = one.unsure, True  # durable before the claim: who dies in it finds it so

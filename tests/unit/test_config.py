@@ -51,8 +51,7 @@ def test_a_vm_overrides_and_inherits(tmp_path: Path) -> None:
 def test_an_agent_file(tmp_path: Path) -> None:
     config = agent(tmp_path, '[agent]\nname = "beta"\n[network.bridges]\nbr0 = "br1"\n')
     assert config.failover.silence_ms == 500
-    assert config.network.local_bridge("br0") == "br1"
-    assert config.network.local_bridge("lan") == "lan"
+    assert config.network.bridges == {"br0": "br1"}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_the_configurations_in_the_readme_load(tmp_path: Path) -> None:
     agent, host = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "agent.toml").write_text(agent)
     (tmp_path / "host.toml").write_text(host)
-    assert load_agent(tmp_path / "agent.toml").network.local_bridge("br0") == "br-lan"
+    assert load_agent(tmp_path / "agent.toml").network.bridges["br0"] == "br-lan"
     assert load_host(tmp_path / "host.toml").for_vm("reporting").epoch_ms == 200
 
 
