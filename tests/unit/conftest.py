@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the host daemon start from."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from host_daemon_rig import Running, ask_standing
+
+from remusdb.config import Host, HostConfig, Peer, Protection
+from remusdb.host import tender as tender_module
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostConfig:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr(tender_module, "RETRY_S", (0.05,))
+    monkeypatch.setattr(tender_module, "ASK_S", (0.05,))
+    monkeypatch.setattr(tender_module, "LOOK_S", 0.02)
+    monkeypatch.setattr(tender_module, "ask_standing", ask_standing)
+    return HostConfig(
+        host=Host(name="alpha", run_dir=tmp_path / "run", state_dir=tmp_path / "state"),
+        peers={"beta": Peer(address="192.0.2.2"), "gamma": Peer(address="192.0.2.3")},
+        vms={"db1": Protection(epoch_ms=25)},
+    )
+
+
+@pytest.fixture
+def daemon(config: HostConfig) -> Iterator[Running]:
+    running = Running(config)
+    yield running
+    running.daemon.stop()

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the host daemon does for a VM without being asked, with workers that have no VM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from host_daemon_rig import NoLibvirt, Running, history, put, wait_for
+
+from remusdb.config import HostConfig, Protection
+from remusdb.errors import (
+    NotProtected,
+    RefusedForSafety,
+    RemusError,
+)
+from remusdb.host import tender as tender_module
+from remusdb.host import worker_link
+from remusdb.host.fence import PutAway
+from remusdb.state import StateStore, VmState
+
+
+def test_without_the_backups_answer_the_output_stays_held(daemon: Running) -> None:
+    daemon.libvirt.known["quiet"] = True
+    daemon.ask("protect", vm="quiet", to="beta")
+    os.kill(daemon.worker_pid("quiet"), signal.SIGKILL)
+    wait_for(lambda: "no route; output is held" in daemon.status("quiet")["reason"])
+    assert daemon.status("quiet")["state"] == "held"
+    with pytest.raises(RefusedForSafety, match="protected to beta"):
+        daemon.ask("protect", vm="quiet", to="gamma")
+
+
+def test_what_another_host_owns_is_put_away(
+    daemon: Running, config: HostConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def put_away(_uri: str, state: VmState, policy: str, *_folders: Path) -> PutAway:
+        done.append(f"{state.vm} {state.role} {policy}")
+        return PutAway({"vda": "/kept/vda.raw"}, None, "disks kept: vda")
+
+    monkeypatch.setattr(tender_module, "put_away", put_away)
+    daemon.libvirt.known["taken"] = True
+    daemon.ask("protect", vm="taken", to="beta")
+    os.kill(daemon.worker_pid("taken"), signal.SIGKILL)
+    wait_for(lambda: bool(daemon.status("taken")["kept"]))
+    told = daemon.status("taken")
+    assert (told["state"], told["owner"], told["term"]) == ("fenced", "beta", 8)
+    assert "host beta owns the VM since term 8; disks kept: vda" in told["reason"]
+    assert done == ["taken fenced keep"]
+    assert [event.event for event in history(daemon, config, "taken")][-2:] == ["fenced", "kept"]
+
+
+def test_a_session_that_ended_by_itself_can_be_followed_by_another(daemon: Running) -> None:
+    daemon.libvirt.known["renounced"] = True
+    for _ in range(2):
+        daemon.ask("protect", vm="renounced", to="beta")
+        wait_for(lambda: daemon.status("renounced")["state"] == "unprotected")
+        assert daemon.status("renounced")["reason"] == "the agent gave up"
+
+
+def test_a_peer_that_is_away_is_tried_again(config: HostConfig) -> None:
+    put(config, "flaky", role="protected", term=7, peer="beta", armed=True, wanted=True)
+    inspection = NoLibvirt()
+    inspection.known["flaky"] = True
+    running = Running(config, inspection)
+
+    def held_between_tries() -> bool:
+        told = running.status("flaky")
+        return told["state"] == "held" and "no route" in told["reason"]
+
+    wait_for(held_between_tries)
+    (config.host.state_dir / "peer-is-back").touch()
+    wait_for(lambda: running.status("flaky")["state"] == "protected")
+    running.daemon.stop()
+
+
+@pytest.mark.parametrize(("vm", "peer", "state"), [("unfit", "beta", "held"), ("unlucky", "beta", "fenced")])
+def test_what_cannot_be_taken_up_says_why(config: HostConfig, vm: str, peer: str, state: str) -> None:
+    put(config, vm, role="protected", term=7, peer=peer, armed=True, wanted=True)
+    inspection = NoLibvirt()
+    inspection.known[vm] = True
+    running = Running(config, inspection)
+    wait_for(lambda: running.status(vm)["state"] == state and running.status(vm)["reason"] != "protected")
+    running.daemon.stop()
+
+
+def test_a_vm_that_nobody_runs_is_started_where_it_used_to_start_by_itself(config: HostConfig) -> None:
+    """Both hosts lost their power: the other one never took over, and says so."""
+    put(config, "gone", role="protected", term=7, peer="beta", owner="alpha", armed=True, wanted=True, autostart=True)
+    inspection = NoLibvirt()
+    inspection.known["gone"] = False
+    running = Running(config, inspection)
+    wait_for(lambda: inspection.known["gone"])
+    wait_for(lambda: running.status("gone")["state"] == "protected")
+    running.daemon.stop()
+
+
+def test_a_vm_that_was_taken_over_here_says_what_to_do(config: HostConfig) -> None:
+    put(config, "db1", role="promoted", term=4, owner="alpha", peer="beta", reason="beta was silent", resumed_at_ns=1)
+    running = Running(config)
+    told = running.status("db1")
+    assert told["state"] == "unprotected" and "remusdb reprotect db1 --to HOST" in told["reason"]
+    assert running.ask("reprotect", vm="db1", to="beta")["state"] == "protected"
+    with pytest.raises(NotProtected, match="was not taken over here"):
+        running.ask("reprotect", vm="web", to="beta")
+    running.daemon.stop()
+
+
+def test_a_vm_that_was_taken_over_here_is_protected_back_by_itself(config: HostConfig) -> None:
+    put(config, "db1", role="promoted", term=4, owner="alpha", peer="beta", resumed_at_ns=1)
+    running = Running(msgspec.structs.replace(config, vms={"db1": Protection(auto_reprotect=True)}))
+    wait_for(lambda: running.status("db1")["state"] == "protected")
+    running.daemon.stop()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 2, "vm": "db1", "peer": 3}'])
+def test_unreadable_state_is_shown_and_not_overwritten(config: HostConfig, text: str) -> None:
+    file = config.host.state_dir / "vms" / "db1.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    running = Running(config)
+    assert running.status("db1")["state"] == "failed"
+    with pytest.raises(RemusError, match="cannot be read"):
+        running.ask("protect", vm="db1", to="beta")
+    assert file.read_text() == text
+    file.unlink()
+    assert running.ask("protect", vm="db1", to="beta")["state"] == "protected"
+    running.daemon.stop()
+
+
+def test_an_unprotect_is_not_undone_by_who_looks_after_the_vms(
+    daemon: Running, config: HostConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = worker_link.WorkerLink.stop
+
+    def stop_slowly(link: worker_link.WorkerLink) -> None:
+        stop(link)
+        time.sleep(0.3)  # many looks at a VM whose worker ended, and whose file says that it is protected
+
+    daemon.ask("protect", vm="db1", to="beta")
+    monkeypatch.setattr(worker_link.WorkerLink, "stop", stop_slowly)
+    daemon.ask("unprotect", vm="db1", peer_is_dead=False)
+    assert daemon.daemon._keeper.record("db1").link is None
+    assert StateStore(config.host.state_dir).load("db1").role == "none"
+    assert "resync" not in [event.event for event in history(daemon, config, "db1")]

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host daemon with workers that have no VM: every way in which a worker, or the daemon itself, can end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from host_daemon_rig import WORKER, NoLibvirt, Running, gone, history, wait_for
+
+from remusdb.config import HostConfig
+from remusdb.errors import (
+    RemusError,
+)
+from remusdb.host import worker_link, worker_lock
+from remusdb.host.daemon import HostDaemon
+from remusdb.host.record import VmRecord
+from remusdb.state import StateStore
+
+
+def test_a_worker_that_dies_in_seeding(daemon: Running) -> None:
+    with pytest.raises(RemusError, match="ended with exit code 3"):
+        daemon.ask("protect", vm="dies", to="beta")
+    assert daemon.status("dies")["state"] == "failed"
+
+
+def test_a_worker_that_is_killed_is_followed_by_another(daemon: Running, config: HostConfig) -> None:
+    daemon.ask("protect", vm="db1", to="beta")
+    pid = daemon.worker_pid("db1")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: gone(pid))  # reaped
+    wait_for(lambda: daemon.status("db1")["state"] == "protected" and daemon.worker_pid("db1") != pid)
+    assert "resync" in [event.event for event in history(daemon, config, "db1")]
+
+
+def test_an_earlier_worker_is_not_heard(tmp_path: Path) -> None:
+    record = VmRecord("db1", StateStore(tmp_path))
+    old, new = (worker_link.WorkerLink("db1", WORKER, record, tmp_path / "lock") for _ in range(2))
+    record.claim(old, "beta")
+    record.drop_link(old)
+    record.claim(new, "beta")
+    record.on_status(old, {"state": "protected"})
+    record.on_end(old, "ended")
+    assert record.link is new and record.status()["state"] == "seeding"
+
+
+def test_a_restarted_daemon_adopts_the_worker(config: HostConfig) -> None:
+    first = Running(config)
+    first.ask("protect", vm="db1", to="beta")
+    pid = first.worker_pid("db1")
+    first.daemon.stop()
+    assert not gone(pid)
+    second = Running(config)
+    wait_for(lambda: second.status("db1")["reason"] == "it went on")
+    assert second.worker_pid("db1") == pid and second.status("db1")["state"] == "protected"
+    assert second.ask("unprotect", vm="db1", peer_is_dead=False) == {}
+    second.daemon.stop()
+
+
+def test_a_worker_that_does_not_stop_is_killed(config: HostConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_link.WorkerLink.stop, "__defaults__", (0.2,))
+    running = Running(config)
+    running.ask("protect", vm="deaf", to="beta")
+    pid = running.worker_pid("deaf")
+    running.ask("unprotect", vm="deaf", peer_is_dead=True)
+    assert gone(pid)
+    running.daemon.stop()
+
+
+def test_a_vm_has_one_worker_whatever_became_of_earlier_daemons(
+    daemon: Running, config: HostConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_lock.hold_lock, "__defaults__", (0.2,))
+    lingering = worker_lock.hold_lock(config.host.run_dir / "worker-db1.lock", "db1")
+    with pytest.raises(RemusError, match="an earlier worker of db1 does not end"):
+        daemon.ask("protect", vm="db1", to="beta")
+    assert daemon.status("db1")["state"] == "failed"
+    os.close(lingering)
+    assert daemon.ask("protect", vm="db1", to="beta")["state"] == "protected"
+    with pytest.raises(RemusError, match="an earlier worker"):  # the worker has the lock now, not the daemon
+        worker_lock.hold_lock(config.host.run_dir / "worker-db1.lock", "db1")
+
+
+def test_a_worker_that_cannot_be_started(config: HostConfig) -> None:
+    running = Running(config, worker_argv=("/nonexistent/worker",))
+    for _ in range(2):
+        with pytest.raises(RemusError, match="the worker of db1 cannot be started"):
+            running.ask("protect", vm="db1", to="beta")
+    assert running.status("db1")["state"] == "failed"
+    running.daemon.stop()
+
+
+def test_workers_outlive_the_thread_that_asked_and_die_with_the_daemon(config: HostConfig, tmp_path: Path) -> None:
+    script = tmp_path / "daemon.py"
+    script.write_text(
+        "import sys, time, msgspec, test_control_daemon as t\n"
+        "from remusdb.config import HostConfig\n"
+        f"config = msgspec.convert({msgspec.to_builtins(config, enc_hook=str)!r}, HostConfig,"
+        " dec_hook=lambda kind, value: kind(value))\n"
+        "running = t.Running(config)\n"
+        "running.ask('protect', vm='db1', to='beta')\n"
+        "print(running.worker_pid('db1'), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        time.sleep(0.2)  # the control connection's thread has ended
+        assert not gone(worker)
+        process.kill()
+    wait_for(lambda: gone(worker) or "Z (zombie)" in Path(f"/proc/{worker}/status").read_text())
+
+
+def test_unprotect_after_the_worker_died_takes_the_wiring_out(daemon: Running, config: HostConfig) -> None:
+    daemon.libvirt.known["quiet"] = True
+    daemon.ask("protect", vm="quiet", to="beta")
+    os.kill(daemon.worker_pid("quiet"), signal.SIGKILL)
+    wait_for(lambda: daemon.status("quiet")["state"] == "held")
+    daemon.ask("unprotect", vm="quiet", peer_is_dead=True)
+    assert (config.host.state_dir / "quiet.taken-out").read_text() == "protected 7"
+    assert daemon.status("quiet")["state"] == "unprotected"
+
+
+def test_run_notifies_and_ends_on_sigterm(config: HostConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        daemon = HostDaemon(config, worker_argv=WORKER, inspection=NoLibvirt())
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        timer.start()
+        try:
+            daemon.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        assert [systemd.recv(100), systemd.recv(100)] == [b"READY=1", b"STOPPING=1"]
+    assert not (config.host.run_dir / "host.sock").exists()
