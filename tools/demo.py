@@ -14,8 +14,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from rich.markup import escape
 
 from tools.lab import image
 from tools.lab.paths import BUILD
-from tools.show import say, step
+from tools.show import TROUBLE, run_to_exit, say, step
 from tools.trial import Kill, Outcome, Trial
 
 _FOLDER = BUILD / "demo"
@@ -78,7 +76,7 @@ def main() -> int:
         say(f"[bold]run {number + 1} of {args.runs}[/bold]  [dim]seed {seed}, kill {args.kill.value}[/dim]")
         try:
             outcome = _one(built, seed, args.kill, _FOLDER / f"run-{seed}")
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # the other runs may still tell something
+        except TROUBLE as error:  # the other runs may still tell something
             say(f"  [bold red]the run could not be finished:[/bold red] {escape(str(error))}")
             passed = False
             continue
@@ -93,10 +91,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        say(f"[bold red]the demo could not be run:[/bold red] {escape(str(error))}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_to_exit(main, "the demo")

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -26,7 +24,7 @@ from tools.lab.paths import BUILD
 from tools.lab.product import other_host
 from tools.load import wait_for
 from tools.rig import VM, Rig, running_rig
-from tools.show import say, step
+from tools.show import TROUBLE, run_to_exit, say, step
 
 _FOLDER = BUILD / "soak"
 _WORK_S = 6.0  # under load and protected, before each round
@@ -121,7 +119,7 @@ def soak(rounds: int, by: By) -> tuple[dict[str, Any], list[str]]:
             say(f"[bold]round {number} of {rounds}[/bold]")
             try:
                 done.append(one_round(rig, by))
-            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            except TROUBLE as error:
                 complaints.append(f"round {number}: {error}")
                 break
             say(f"  {asdict(done[-1])}")
@@ -151,10 +149,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        say(f"[bold red]the soak could not be run:[/bold red] {escape(str(error))}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_to_exit(main, "the soak")

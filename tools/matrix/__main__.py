@@ -12,7 +12,6 @@ import argparse
 import json
 import random
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,14 +19,14 @@ from rich.markup import escape
 
 from tools.lab.domains import PG_MAC
 from tools.lab.paths import REPO
-from tools.matrix.cell import TROUBLE, Result, run_cell
+from tools.matrix.cell import Result, run_cell
 from tools.matrix.expect import CI, cells
 from tools.matrix.faults import FAULTS, Fault
 from tools.matrix.phases import Phase
 from tools.matrix.report import FOLDER, Results
 from tools.matrix.watch import Speakers
 from tools.rig import Rig, running_rig
-from tools.show import say
+from tools.show import TROUBLE, run_to_exit, say
 
 Cell = tuple[Fault, Phase]
 
@@ -136,10 +135,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except TROUBLE as error:
-        say(f"[bold red]the matrix could not be run:[/bold red] {escape(str(error))}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_to_exit(main, "the matrix")

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from remusdb.errors import RemusError
 from remusdb_agents.takeover import COLD
 from tools.lab.product import HOSTS, other_host
 from tools.load import accepts, sql, wait_for
@@ -19,11 +17,11 @@ from tools.matrix.faults import RESTART_S, STOP_S, Armed, Ends, Fault, Scene
 from tools.matrix.phases import Phase, strike
 from tools.matrix.watch import Speakers
 from tools.rig import VM, Rig
+from tools.show import TROUBLE
 
 _SETTLE_S = 1.5  # before anything is looked at: what is told then is told knowing of the fault
 _STEADY_S = 1.0  # so long an outcome must last to count
 _WORK_S = 20.0  # for every client to get something done, once the VM speaks again
-TROUBLE = (RemusError, RuntimeError, OSError, subprocess.SubprocessError)
 _UNREMARKABLE = ("protected",)  # states that need no reason
 # (outcome, on the old primary) -> what status may say there.
 _FITTING = {
