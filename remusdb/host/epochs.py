@@ -35,15 +35,15 @@ PRESSED_LOOK_S = 0.02  # how often a full disk log is looked for while an epoch 
 CutEpoch = tuple[int, Cut, list[int]]  # number, what was cut, the position of every disk's write log
 
 
-class _Lent:
-    """A lock that is held for a while and may be lent out in between; it is not waited for once all is over."""
+class _Turn:
+    """A turn at the gates, held for a while and lent out in between; not waited for once all is over."""
 
-    def __init__(self, lock: threading.Lock, over: threading.Event) -> None:
-        self._lock = lock
+    def __init__(self, turn: threading.RLock, over: threading.Event) -> None:
+        self._turn = turn
         self._over = over
         self._held = False
 
-    def __enter__(self) -> _Lent:
+    def __enter__(self) -> _Turn:
         self.take()
         return self
 
@@ -53,7 +53,7 @@ class _Lent:
     def take(self) -> None:
         """Have it, if it was lent out."""
         while not self._held:
-            self._held = self._lock.acquire(timeout=LEND_S)
+            self._held = self._turn.acquire(timeout=LEND_S)
             if not self._held and self._over.is_set():
                 raise VmError("the cut was called off")  # whoever takes the parts down has it, and waits for the cut
 
@@ -61,7 +61,7 @@ class _Lent:
         """Let others have it, if it is held."""
         if self._held:
             self._held = False
-            self._lock.release()
+            self._turn.release()
 
 
 class EpochLoop:
@@ -73,15 +73,13 @@ class EpochLoop:
         outbox: Outbox,
         figures: Figures,
         lock: threading.Condition,
-        gate_lock: threading.Lock,
         failed: Callable[[Exception], None],
     ) -> None:
-        """`lock` guards the pipeline and is notified when it moves; `gate_lock` guards the gates."""
+        """`lock` guards the pipeline and is notified when it moves."""
         self._pipeline = pipeline
         self._outbox = outbox
         self._figures = figures
         self._lock = lock
-        self._gate_lock = gate_lock
         self._failed = failed
         self._cuts: queue.Queue[CutEpoch | None] = queue.Queue()
         self._over = threading.Event()
@@ -173,7 +171,7 @@ class EpochLoop:
         positions: list[int] = []
         with ExitStack() as stack:
             # Before the VM stops, so that it does not stand still for whoever has the lock.
-            gates = stack.enter_context(_Lent(self._gate_lock, self._over))
+            gates = stack.enter_context(_Turn(parts.gates.turn, self._over))
             for writes in parts.logs:
                 stack.enter_context(writes.cutting())
 

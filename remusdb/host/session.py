@@ -76,11 +76,10 @@ class Session:
         self._store = store
         self._history = history
         self._progress = progress
-        self._gate_lock = threading.Lock()
         self.ending = Ending(self)
         self.solo = Solo(self)
         self.handover = Handover(self)
-        self.epochs = EpochLoop(self.pipeline, self.outbox, self.figures, self.lock, self._gate_lock, self.ending.fail)
+        self.epochs = EpochLoop(self.pipeline, self.outbox, self.figures, self.lock, self.ending.fail)
 
     # --- orders ---
 
@@ -167,8 +166,7 @@ class Session:
         self.save(role="seeding", term=term, owner=self.order.host, peer=self.order.peer.name, armed=False)
         self.pipeline.begin(term)
         if self.gated:  # the agent gave up what it held: until the copy is complete the VM speaks unprotected
-            with self._gate_lock:
-                parts.gates.open_all()
+            parts.gates.open_all()
         self.handover.undo_old()
         self.outbox.attach(greeting.stream, term, 0)
         self._bases = bases = Bases(greeting.welcome, [disk.size for disk in parts.replicas])
@@ -198,7 +196,7 @@ class Session:
         autostart = self.state.autostart or parts.deadline.call("autostart", autostart_off, parts.domain.handle)
         gates = [{"kind": parts.gate_kind, "tap": nic.tap, "mac": nic.mac} for nic in parts.domain.nics]
         self.save(role="protected", reason="protected", wanted=True, armed=True, gates=gates, autostart=autostart)
-        with self._gate_lock:  # status asks for the gates' figures meanwhile, and their answers must not be mixed up
+        with parts.gates.turn:
             if not self.gated:
                 parts.gates.install()
                 self.gated = True
@@ -223,7 +221,7 @@ class Session:
         """An earlier worker died with the gates closed, or just before it made them."""
         assert self.parts is not None
         try:
-            with self._gate_lock:
+            with self.parts.gates.turn:
                 self.parts.gates.adopt()
                 self.gated = True
         except GateError as exc:
@@ -260,8 +258,10 @@ class Session:
     def gate_figures(self) -> GateFigures:
         """The gates' counters; a gate that is not there, or died, has none."""
         parts = self.parts
-        with self._gate_lock:
-            if parts is None or not self.gated or self.ended.is_set():
+        if parts is None:
+            return GateFigures()
+        with parts.gates.turn:
+            if not self.gated or self.ended.is_set():
                 return GateFigures()
             try:
                 figures = parts.gates.figures()
@@ -298,8 +298,7 @@ class Session:
         if release is None or self.parts is None:
             return
         try:
-            with self._gate_lock:
-                self.parts.gates.release(release.epoch)
+            self.parts.gates.release(release.epoch)
         except GateError as exc:
             threading.Thread(target=self.ending.fail, args=(exc,), name="fail", daemon=True).start()
 
@@ -352,7 +351,7 @@ class Session:
         self.over.set()
         self.epochs.stop()
         if self.parts is not None and self.gated:
-            with self._gate_lock, contextlib.suppress(GateError):
+            with contextlib.suppress(GateError):
                 self.parts.gates.drop_held()
         self.enter("fenced", f"{reason}; the VM here is shut off from the network", "fenced")
         try:
@@ -372,5 +371,5 @@ class Session:
         """Take down what protection added to the VM; with `remove_gates` the way out is free."""
         parts, gated, self.gated = self.parts, self.gated, False
         if parts is not None:
-            with self._gate_lock:
+            with parts.gates.turn:
                 parts.close(remove_gates=remove_gates and gated)

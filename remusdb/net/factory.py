@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -51,21 +52,27 @@ def plug_works() -> bool:
 
 
 class GateGroup:
-    """All interfaces of one VM as one gate. A call that fails on one of them is still made on the others."""
+    """All interfaces of one VM as one gate. A call that fails on one of them is still made on the others.
+
+    Any thread may call: a gate process answers one question at a time, so each call takes its `turn`. Whoever has it
+    may make several calls that nobody comes between, as the marks of a cut must be made.
+    """
 
     def __init__(self, gates: Sequence[Gate]) -> None:
         self.gates = tuple(gates)
+        self.turn = threading.RLock()
 
     def install(self) -> None:
         done: list[Gate] = []
-        try:
-            for gate in self.gates:
-                gate.install()
-                done.append(gate)
-        except BaseException:
-            for gate in done:
-                gate.remove()
-            raise
+        with self.turn:
+            try:
+                for gate in self.gates:
+                    gate.install()
+                    done.append(gate)
+            except BaseException:
+                for gate in done:
+                    gate.remove()
+                raise
 
     def adopt(self) -> None:
         self._all(lambda gate: gate.adopt())
@@ -74,10 +81,12 @@ class GateGroup:
         self._all(lambda gate: gate.hold())
 
     def mark(self, epoch: int) -> None:
-        self.mark_begin(epoch)
-        self.mark_wait()
+        with self.turn:
+            self.mark_begin(epoch)
+            self.mark_wait()
 
     def mark_begin(self, epoch: int) -> None:
+        """With `turn` held, until `mark_wait` returned."""
         self._all(lambda gate: gate.mark_begin(epoch))
 
     def mark_wait(self) -> None:
@@ -97,7 +106,8 @@ class GateGroup:
 
     def figures(self) -> GateFigures:
         """The sum over all interfaces."""
-        each = [gate.figures() for gate in self.gates]
+        with self.turn:
+            each = [gate.figures() for gate in self.gates]
         return GateFigures(
             held_frames=sum(figures.held_frames for figures in each),
             held_bytes=sum(figures.held_bytes for figures in each),
@@ -108,10 +118,11 @@ class GateGroup:
 
     def _all(self, call: Callable[[Gate], None]) -> None:
         failed: Exception | None = None
-        for gate in self.gates:
-            try:
-                call(gate)
-            except Exception as error:  # raised below, once every gate was told
-                failed = failed or error
+        with self.turn:
+            for gate in self.gates:
+                try:
+                    call(gate)
+                except Exception as error:  # raised below, once every gate was told
+                    failed = failed or error
         if failed:
             raise failed

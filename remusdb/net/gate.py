@@ -28,7 +28,7 @@ class GateFigures:
 
 
 class Gate(Protocol):
-    """One interface's gate. All calls are made from one thread; every call returns once it took effect."""
+    """One interface's gate. One call at a time (`GateGroup` sees to it); every call returns once it took effect."""
 
     def install(self) -> None:
         """Wire the gate in under the live VM, letting everything pass (nothing is held yet)."""
