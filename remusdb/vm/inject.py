@@ -2,7 +2,11 @@
 """One system call inside a running process, made through ptrace.
 
 QEMU must itself create the userfaultfd that watches its memory. The process is interrupted for about 2 ms
-(measured), runs a `syscall` instruction that libc holds, and goes on with its registers as they were.
+(measured), runs a `syscall` instruction that libc holds, and goes on with its registers and signals as they were.
+
+Invariant: a result is only believed after the trap that follows the instruction. A stop for any other reason (somebody
+sends SIGSTOP or SIGCONT just then) comes before or after it, and the registers still hold what we wrote: taken for a
+descriptor, that would close one of QEMU's own.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +23,8 @@ from remusdb.vm.kernel import SYS_CLOSE, SYS_USERFAULTFD, UFFD_USER_MODE_ONLY, c
 
 PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_SINGLESTEP, PTRACE_DETACH = 12, 13, 9, 17
 PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
+PTRACE_GETSIGMASK, PTRACE_SETSIGMASK = 0x420A, 0x420B
+SIGMASK_BYTES = 8
 WALL = 0x40000000
 NO_RESTART = 2**64 - 1  # orig_rax of -1: the kernel must not restart an interrupted call with our registers
 SYSCALL_OPCODE = b"\x0f\x05"
@@ -57,6 +64,7 @@ def _syscall_instruction(pid: int) -> int:
 
 @contextmanager
 def _stopped(pid: int) -> Iterator[None]:
+    """The main thread of `pid` stands still, and no signal but SIGSTOP and SIGKILL reaches it meanwhile."""
     try:
         _ptrace(PTRACE_SEIZE, pid)
     except OSError as exc:
@@ -64,10 +72,24 @@ def _stopped(pid: int) -> Iterator[None]:
         raise VmError(f"cannot attach to QEMU (pid {pid}): {exc}", hint=hint) from exc
     try:
         _ptrace(PTRACE_INTERRUPT, pid)
-        os.waitpid(pid, WALL)
-        yield
+        _await_stop(pid)
+        mask, everything = ctypes.c_uint64(), ctypes.c_uint64(2**64 - 1)
+        _ptrace(PTRACE_GETSIGMASK, pid, SIGMASK_BYTES, ctypes.addressof(mask))
+        _ptrace(PTRACE_SETSIGMASK, pid, SIGMASK_BYTES, ctypes.addressof(everything))
+        try:
+            yield
+        finally:
+            _ptrace(PTRACE_SETSIGMASK, pid, SIGMASK_BYTES, ctypes.addressof(mask))
     finally:
-        _ptrace(PTRACE_DETACH, pid)
+        _ptrace(PTRACE_DETACH, pid)  # a process that was told to stop meanwhile stops now
+
+
+def _await_stop(pid: int) -> tuple[int, int]:
+    """(signal, ptrace event) of the next stop; the event is 0 when the signal is about to be delivered."""
+    status = os.waitpid(pid, WALL)[1]
+    if not os.WIFSTOPPED(status):
+        raise OSError(errno.ESRCH, "it ended meanwhile")
+    return os.WSTOPSIG(status), status >> 16
 
 
 def _call(pid: int, instruction: int, number: int, argument: int) -> int:
@@ -78,11 +100,17 @@ def _call(pid: int, instruction: int, number: int, argument: int) -> int:
     work.rax, work.orig_rax, work.rip, work.rdi = number, NO_RESTART, instruction, argument
     try:
         _ptrace(PTRACE_SETREGS, pid, None, ctypes.addressof(work))
-        _ptrace(PTRACE_SINGLESTEP, pid)
-        os.waitpid(pid, WALL)
+        stop, event, deliver = 0, 0, 0
+        while (stop, event) != (signal.SIGTRAP, 0):
+            _ptrace(PTRACE_SINGLESTEP, pid, None, deliver)
+            stop, event = _await_stop(pid)
+            # SIGSTOP goes its way: then the other threads stop, and this one does, once it is let go.
+            deliver = 0 if event or stop == signal.SIGTRAP else stop
         _ptrace(PTRACE_GETREGS, pid, None, ctypes.addressof(work))
     finally:
         _ptrace(PTRACE_SETREGS, pid, None, ctypes.addressof(saved))
+    if work.rip != instruction + len(SYSCALL_OPCODE):
+        raise VmError(f"QEMU (pid {pid}) did not run the system call that was put into it", hint="try again")
     result = ctypes.c_longlong(work.rax).value
     if -4096 < result < 0:
         raise OSError(-result, f"{os.strerror(-result)} (injected system call {number})")
