@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from remusdb.core.messages import Notice, pack
 from remusdb.core.pipeline import PrimaryState
 from remusdb.core.wire import FrameType
-from remusdb.errors import RemusError
+from remusdb.errors import LibvirtAway, PeerUnreachable, RemusError
 from remusdb.vm.autostart import autostart_back
 
 if TYPE_CHECKING:
@@ -111,7 +111,10 @@ class Ending:
                 session.ended.set()
 
     def abandon(self, cause: BaseException) -> None:
-        """protect() failed. Before the first epoch went out the agent cannot take over; after it, it must say so."""
+        """protect() failed. Before the first epoch went out the agent cannot take over; after it, it must say so.
+
+        A copy that had begun and lost the other host is begun anew by the host daemon; what is wrong here is not.
+        """
         session = self._session
         session.leaving = True
         if session.fenced():
@@ -125,7 +128,8 @@ class Ending:
         if safe:
             session.close_parts(remove_gates=session.gated)
             if session.greeted or session.was_armed:
-                self._record("solo" if session.state.wanted else "unprotected", str(cause))
+                again = session.was_wanted or isinstance(cause, PeerUnreachable | LibvirtAway)
+                self._record("solo" if again else "unprotected", str(cause))
         else:
             session.close_parts(remove_gates=False)
             reason = f"{session.figures.reason}; output is held until protect or unprotect succeeds"

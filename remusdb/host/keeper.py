@@ -258,5 +258,7 @@ class Keeper:
         state = record.state
         shown = "fenced" if state.role == "fenced" else "held" if state.armed else "solo" if state.wanted else "failed"
         record.settle(shown, f"{exc}; output stays held" if shown == "held" else str(exc))
+        if shown == "solo":
+            exc.hint = f"{record.vm} runs on alone; this is tried again by itself, until: remusdb unprotect {record.vm}"
         link.stop()
         record.drop_link(link)

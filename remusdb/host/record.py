@@ -167,8 +167,8 @@ class VmRecord:
             self._status.in_flight = 0
             if self._status.state not in ENDED and not self._settled:
                 last = f" (last: {self._status.reason})" if self._status.reason else ""
-                held = self._armed()
-                self._status.state = "held" if held else "failed"
+                held, wanted = self._left_behind()
+                self._status.state = "held" if held else "solo" if wanted else "failed"
                 self._status.reason = f"the worker {how}{last}{'; output stays held' if held else ''}"
                 self._settle()
 
@@ -187,11 +187,12 @@ class VmRecord:
                 term=state.term,
             )
 
-    def _armed(self) -> bool:
+    def _left_behind(self) -> tuple[bool, bool]:
+        """Of a worker that died: whether output is held, and whether another one begins anew."""
         try:
-            return self.state.armed
+            return self.state.armed, self.state.wanted
         except RemusError:
-            return True
+            return True, False
 
     def _busy(self) -> RemusError:
         state = self._status.state

@@ -40,7 +40,7 @@ from remusdb.host.peer import Greeting, Peer, greet
 from remusdb.host.seed import DiskPump, Progress, copy_memory, start_mirrors, wait_for_disks
 from remusdb.host.solo import Solo, claim_session
 from remusdb.net.gate import GateFigures
-from remusdb.state import StateStore, VmState
+from remusdb.state import PROMOTED, StateStore, VmState
 from remusdb.transport.stream import FrameStream
 from remusdb.vm.autostart import autostart_off
 
@@ -71,6 +71,7 @@ class Session:
         self.gated = False
         self.greeted = False
         self.was_armed = self.state.armed
+        self.was_wanted = self.state.wanted or (self.state.role in PROMOTED and order.protection.auto_reprotect)
         self.failure: Exception | None = None
         self._bases: Bases | None = None  # while the initial copy runs
         self._store = store
@@ -163,7 +164,8 @@ class Session:
         greeting = self._greet()
         term = greeting.welcome.term
         claim_session(self, term)
-        self.save(role="seeding", term=term, owner=self.order.host, peer=self.order.peer.name, armed=False)
+        # Wanted from here on: if this worker dies in the copy, another one begins anew.
+        self.save(role="seeding", term=term, owner=self.order.host, peer=self.order.peer.name, armed=False, wanted=True)
         self.pipeline.begin(term)
         if self.gated:  # the agent gave up what it held: until the copy is complete the VM speaks unprotected
             parts.gates.open_all()

@@ -28,6 +28,9 @@ def protect(channel: LineChannel, order: dict[str, Any]) -> None:
     if vm in errors:
         channel.send({"error": errors[vm].to_dict()})
         return
+    if vm == "breaks" and before.role == "none":
+        store.update(vm, role="seeding", term=7, peer=order["peer"]["name"], wanted=True, reason="copying")
+        os._exit(3)
     if vm == "dies":
         os._exit(3)
     if vm == "slow":

@@ -32,6 +32,14 @@ def test_a_worker_that_dies_in_seeding(daemon: Running) -> None:
     assert daemon.status("dies")["state"] == "failed"
 
 
+def test_a_copy_that_broke_off_is_begun_anew(daemon: Running) -> None:
+    daemon.libvirt.known["breaks"] = True
+    with pytest.raises(RemusError, match="exit code 3") as caught:
+        daemon.ask("protect", vm="breaks", to="beta")
+    assert "tried again by itself" in caught.value.hint and "remusdb unprotect breaks" in caught.value.hint
+    wait_for(lambda: daemon.status("breaks")["state"] == "protected")
+
+
 def test_a_worker_that_is_killed_is_followed_by_another(daemon: Running, config: HostConfig) -> None:
     daemon.ask("protect", vm="db1", to="beta")
     pid = daemon.worker_pid("db1")
