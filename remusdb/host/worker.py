@@ -46,13 +46,19 @@ class Channel:
         self._listener.listen(1)
         self._path = path
         self._sock: socket.socket | None = sock
+        self._daemon = 1
         self._lock = threading.Lock()
 
-    def tell(self, **message: Any) -> None:
-        """Send one line; without a daemon it is lost: the next one asks anew."""
+    @property
+    def daemon(self) -> int:
+        """Which daemon this is about: the first, the second ..."""
+        return self._daemon
+
+    def tell(self, *, only_to: int | None = None, **message: Any) -> None:
+        """Send one line; without a daemon it is lost: the next one asks anew. `only_to`: an answer to that daemon."""
         with self._lock:
             try:
-                if self._sock is not None:
+                if self._sock is not None and only_to in (None, self._daemon):
                     self._sock.sendall(msgspec.json.encode(message) + b"\n")
             except OSError:
                 self._sock = None
@@ -81,7 +87,7 @@ class Channel:
             return False
         sock.settimeout(None)
         with self._lock:
-            self._sock = sock
+            self._sock, self._daemon = sock, self._daemon + 1
         return True
 
     def close(self) -> None:
@@ -125,20 +131,22 @@ class Worker:
             return False
         with self._lock:
             self._orders += 1
-        threading.Thread(target=self._serve, args=(operation, arguments), name=operation, daemon=True).start()
+        asker = self._channel.daemon
+        threading.Thread(target=self._serve, args=(operation, arguments, asker), name=operation, daemon=True).start()
         return True
 
-    def _serve(self, operation: str, arguments: dict[str, Any]) -> None:
+    def _serve(self, operation: str, arguments: dict[str, Any], asker: int) -> None:
         try:
             result = self._do(operation, arguments)
             self._report()
-            self._channel.tell(op=operation, result=result)
+            self._channel.tell(only_to=asker, op=operation, result=result)
         except RemusError as exc:
             self._report()
-            self._channel.tell(op=operation, error=exc.to_dict())
+            self._channel.tell(only_to=asker, op=operation, error=exc.to_dict())
         except Exception as exc:  # task boundary
             log.exception("%s failed", operation)
-            self._channel.tell(op=operation, error=RemusError(f"{operation}: {type(exc).__name__}: {exc}").to_dict())
+            error = RemusError(f"{operation}: {type(exc).__name__}: {exc}")
+            self._channel.tell(only_to=asker, op=operation, error=error.to_dict())
         finally:
             with self._lock:
                 self._orders -= 1

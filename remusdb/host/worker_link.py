@@ -194,23 +194,25 @@ class WorkerLink:
                 if self._pending:
                     self._pending[0].progress(progress)
             case {"result": dict(result)}:
-                pending = self._asked(message)
-                if pending.op == "start":  # here, in the order of the lines: a later status must not be overtaken
-                    self._events.on_status(self, result)
-                pending.answer.set_result(result)
+                if pending := self._asked(message):
+                    if pending.op == "start":  # here, in the order of the lines: a later status must not be overtaken
+                        self._events.on_status(self, result)
+                    pending.answer.set_result(result)
             case {"error": dict(error)}:
-                self._asked(message).answer.set_exception(from_dict(error))
+                if pending := self._asked(message):
+                    pending.answer.set_exception(from_dict(error))
             case _:
                 raise BadFrame(f"unknown message with keys {sorted(message)}")
 
-    def _asked(self, message: dict[str, Any]) -> _Pending:
-        """The request that this answers."""
+    def _asked(self, message: dict[str, Any]) -> _Pending | None:
+        """The request that this answers; None: nothing asked for it, as when an earlier daemon did."""
         with self._lock:
             for pending in self._pending:
                 if message.get("op") in (None, pending.op):
                     self._pending.remove(pending)
                     return pending
-        raise BadFrame("an answer that nothing asked for")
+        log.warning("the worker answers what nobody asked: %s", message, extra={"vm": self._vm})
+        return None
 
     def _finish(self, channel: LineChannel) -> None:
         if self._left:

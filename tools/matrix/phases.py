@@ -71,7 +71,10 @@ def _load(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed
 
 
 def _sync(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed]:
-    """While `remusdb protect` waits for the initial copy; the command is left to end as it may."""
+    """While `remusdb protect` waits for the initial copy; the command is left to end as it may.
+
+    Before the agent's WELCOME there is no copy: a `protect` that fails then has failed, and nothing is begun anew.
+    """
     rig = scene.rig
     rig.product.cli(scene.primary, "unprotect", VM)
     command = ["remusdb", "protect", VM, "--to", scene.backup]
@@ -79,7 +82,7 @@ def _sync(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed
     scene.cleanup.callback(_end, asked)
 
     def under_way() -> bool:
-        return rig.state(scene.backup) == "seeding" and rig.product.vm_runs(scene.backup, VM)
+        return rig.product.durable(scene.primary, VM).role == "seeding"
 
     wait_for(under_way, _SEEDING_S, "the initial copy does not begin", 0.02)
     time.sleep(chance.uniform(0.0, 0.5))
