@@ -180,6 +180,8 @@ class WorkerLink:
         try:
             while (message := channel.receive()) is not None:
                 self._dispatch(channel, message)
+        except ConnectionResetError:
+            pass  # it ended with words of ours unread
         except (OSError, BadFrame) as exc:
             log.warning("worker's channel: %s", exc, extra={"vm": self._vm})
         except Exception:  # task boundary: the worker must not be left without a reader
