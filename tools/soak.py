@@ -42,7 +42,7 @@ class By(StrEnum):
 
 @dataclass(frozen=True)
 class Round:
-    """One failover or planned move, and the way back. `resync_bytes` is what the VM's host sent meanwhile."""
+    """One failover or planned move, and the way back."""
 
     left: str
     took_ms: float | None  # of a switchover, by the CLI: from the order to stop the VM to its running over there
@@ -51,7 +51,9 @@ class Round:
     resync_wait_ms: float  # and while it is protected back
     rejoin_s: float
     resync_s: float
-    resync_bytes: int
+    resync_bytes: int  # all that the VM's host sent meanwhile
+    disk_bytes: int  # of it for the disks
+    disk_same_bytes: int  # of the disks' data, what the other host had already
     kept: bool  # status names the disks that the old primary put aside
     refused: str  # what `reprotect` said if it failed, after which the daemon came to it by itself
 
@@ -85,8 +87,21 @@ def one_round(rig: Rig, by: By) -> Round:
         resync_s, resync_bytes = time.monotonic() - waited, rig.wire_bytes(new) - before
     resync_wait = rig.load.outage_ms(asked)
     refused = done.stderr.strip().splitlines()[-1] if done.returncode else ""
-    times = round(rejoin_s, 1), round(resync_s, 1)
-    return Round(old, took_ms, usual, outage, resync_wait, *times, resync_bytes, kept, refused)
+    status = rig.product.status(VM, new)
+    return Round(
+        left=old,
+        took_ms=took_ms,
+        usual_ms=usual,
+        outage_ms=outage,
+        resync_wait_ms=resync_wait,
+        rejoin_s=round(rejoin_s, 1),
+        resync_s=round(resync_s, 1),
+        resync_bytes=resync_bytes,
+        disk_bytes=status["seeded_bytes"],
+        disk_same_bytes=status["same_bytes"],
+        kept=kept,
+        refused=refused,
+    )
 
 
 def _kill(rig: Rig, old: str, new: str) -> None:

@@ -193,7 +193,7 @@ CI = (
     "daemon-kill/under load",
     "agent-kill/under load",
     "standby-kill/promotion",
-    "agent-stop/initial sync",
+    "worker-kill/initial sync",
     "etcd-kill/promotion",
     "link-in/apply",
     "link-reset/under load",
