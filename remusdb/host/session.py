@@ -164,11 +164,11 @@ class Session:
         greeting = self._greet()
         term = greeting.welcome.term
         claim_session(self, term)
+        if self.gated:  # the agent gave up what it held: until the copy is complete the VM speaks unprotected
+            parts.gates.open_all()  # before the record says so: a death in between must not leave it mute unnoticed
         # Wanted from here on: if this worker dies in the copy, another one begins anew.
         self.save(role="seeding", term=term, owner=self.order.host, peer=self.order.peer.name, armed=False, wanted=True)
         self.pipeline.begin(term)
-        if self.gated:  # the agent gave up what it held: until the copy is complete the VM speaks unprotected
-            parts.gates.open_all()
         self.handover.undo_old()
         self.outbox.attach(greeting.stream, term, 0)
         self._bases = bases = Bases(greeting.welcome, [disk.size for disk in parts.replicas])
