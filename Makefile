@@ -16,7 +16,7 @@ help:
 	@echo 'make soak [ROUNDS=n] [BY=kill|switchover]'
 	@echo '             fail over (or move), rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
 	@echo 'make matrix [CELLS=all|ci|FAULT/PHASE,...] [KEEP=1]'
-	@echo '             every fault in every phase (about an hour); writes docs/fault-matrix.md'
+	@echo '             every fault in every phase (about 40 minutes); writes docs/fault-matrix.md'
 	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root)'
 	@echo 'make check   ruff, mypy, and the tests that need nothing'
 	@echo 'make bench   what is timed, apart from the tests: figures of a shared machine prove nothing'
