@@ -38,8 +38,10 @@ class Deadline:
         except TimeoutError as exc:
             raise LibvirtAway(f"{what}: libvirt did not answer within {limit:g} s", hint="is libvirtd hung?") from exc
         except libvirt.libvirtError as exc:
-            kind = LibvirtAway if connection_lost(exc) else VmError
-            raise kind(f"{what}: {exc.get_error_message() or exc}") from exc
+            said = exc.get_error_message() or exc
+            if connection_lost(exc):
+                raise LibvirtAway(f"{what}: libvirtd is away: {said}", hint="is libvirtd running?") from exc
+            raise VmError(f"{what}: {said}") from exc
 
     def call(self, what: str, call: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
         """Make a call and wait for it."""
