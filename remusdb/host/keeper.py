@@ -259,6 +259,7 @@ class Keeper:
         shown = "fenced" if state.role == "fenced" else "held" if state.armed else "solo" if state.wanted else "failed"
         record.settle(shown, f"{exc}; output stays held" if shown == "held" else str(exc))
         if shown == "solo":
-            exc.hint = f"{record.vm} runs on alone; this is tried again by itself, until: remusdb unprotect {record.vm}"
+            again = f"{record.vm} runs on alone; this is tried again by itself, until: remusdb unprotect {record.vm}"
+            exc.hint = f"{exc.hint}; {again}" if exc.hint else again
         link.stop()
         record.drop_link(link)

@@ -36,7 +36,8 @@ def test_a_copy_that_broke_off_is_begun_anew(daemon: Running) -> None:
     daemon.libvirt.known["breaks"] = True
     with pytest.raises(RemusError, match="exit code 3") as caught:
         daemon.ask("protect", vm="breaks", to="beta")
-    assert "tried again by itself" in caught.value.hint and "remusdb unprotect breaks" in caught.value.hint
+    assert "its log says more" in caught.value.hint and "tried again by itself" in caught.value.hint
+    assert "remusdb unprotect breaks" in caught.value.hint
     wait_for(lambda: daemon.status("breaks")["state"] == "protected")
 
 
