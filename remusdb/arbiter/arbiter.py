@@ -9,9 +9,12 @@ import msgspec
 
 from remusdb.arbiter import register
 from remusdb.arbiter.etcd import Etcd, Json
+from remusdb.arbiter.health import Health, judge
 from remusdb.config import Arbiter as Config
 from remusdb.core.ownership import Claim, Ownership, Rule
 from remusdb.errors import ArbiterUnreachable
+
+_RECORD_BYTES = 256  # more than a record with the longest names takes
 
 
 class Arbiter:
@@ -25,6 +28,7 @@ class Arbiter:
         """ConfigError if an endpoint or a certificate does not do. Nothing is asked yet."""
         self._etcd = Etcd(config)
         self._prefix = config.prefix
+        self._control = _etcdctl(config)
 
     def cluster(self) -> str:
         """The id of etcd's cluster, which both hosts must agree on. ArbiterUnreachable before the first answer."""
@@ -35,6 +39,17 @@ class Arbiter:
     def read(self, vm: str) -> Ownership | None:
         """The record as it is now, also by other hosts' doing. ArbiterUnreachable if that cannot be known."""
         return self._record(vm).read()[0]
+
+    def health(self) -> Health:
+        """Whether it would take a change now. Writes nothing; takes `timeout_ms` x (endpoints + 1) at most."""
+        compare: Json = {"key": _text(self._prefix.encode()), "target": "VERSION", "result": "LESS", "version": "0"}
+        change: Json = {"request_put": {"key": compare["key"], "value": _text(bytes(_RECORD_BYTES))}}
+        refusal = ""
+        try:
+            self._etcd.ask("/v3/kv/txn", {"compare": [compare], "success": [change]})
+        except ArbiterUnreachable as error:
+            refusal = str(error)
+        return judge(self._etcd.ask_each("/v3/maintenance/status", {}), refusal, self._control)
 
     def claim(self, vm: str, rule: Rule) -> Claim:
         """Change the record by one of the rules of `core.ownership`; trouble is a verdict. See `register.claim`."""
@@ -70,6 +85,12 @@ class _Record:
         compare: Json = {"key": self._key, "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
         change: Json = {"request_put": {"key": self._key, "value": _text(msgspec.json.encode(new))}}
         return self._etcd.change("/v3/kv/txn", {"compare": [compare], "success": [change]}).succeeded
+
+
+def _etcdctl(config: Config) -> str:
+    """How etcdctl asks the same etcd."""
+    named = {"endpoints": ",".join(config.endpoints), "cacert": config.ca, "cert": config.cert, "key": config.key}
+    return " ".join(["etcdctl", *(f"--{option}={value}" for option, value in named.items() if value)])
 
 
 def _text(data: bytes) -> str:

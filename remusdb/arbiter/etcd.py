@@ -11,20 +11,18 @@ from __future__ import annotations
 import base64
 import http.client
 import io
-import ipaddress
 import logging
 import socket
-import ssl
 import threading
 import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
+from remusdb.arbiter.endpoints import Endpoint, parse_endpoint, tls_context
 from remusdb.config import Arbiter as Config
-from remusdb.errors import ArbiterSilent, ArbiterUnreachable, ConfigError
+from remusdb.errors import ArbiterSilent, ArbiterUnreachable
 
 log = logging.getLogger(__name__)
 
@@ -50,27 +48,23 @@ class Pair(msgspec.Struct, frozen=True):
 
 class _Header(msgspec.Struct, frozen=True):
     cluster_id: str
+    revision: str = "0"
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Of a range, its keys; of a transaction, whether its comparison held."""
+    """Of a range, its keys; of a transaction, whether its comparison held; of a status, the leader that the member
+    follows (none: empty) and what it complains of."""
 
     header: _Header
     kvs: list[Pair] = []
     succeeded: bool = False
+    leader: str = ""
+    errors: list[str] = []
 
 
 class _Failure(msgspec.Struct, frozen=True):
     code: int = 0
     message: str = ""
-
-
-@dataclass(frozen=True)
-class _Endpoint:
-    url: str
-    address: str
-    port: int
-    secure: bool
 
 
 class _Unsent(Exception):
@@ -86,9 +80,9 @@ class Etcd:
 
     def __init__(self, config: Config) -> None:
         """ConfigError when an endpoint or a certificate does not do."""
-        self._endpoints = [_endpoint(url) for url in config.endpoints]
+        self._endpoints = [parse_endpoint(url) for url in config.endpoints]
         self._timeout_s = config.timeout_ms / 1000
-        self._tls = _tls(config, self._endpoints)
+        self._tls = tls_context(config, self._endpoints)
         self._lock = threading.Lock()
         self._cluster = ""
 
@@ -107,6 +101,21 @@ class Etcd:
         ArbiterUnreachable if it was not made and never will be; ArbiterSilent if that is not known.
         """
         return self._ask(path, question, repeatable=False)
+
+    def ask_each(self, path: str, question: Json) -> dict[str, Answer | str]:
+        """A question that changes nothing, to every endpoint at once: URL -> its answer, or why there is none."""
+        body = msgspec.json.encode(question)
+
+        def one(asked: Endpoint) -> Answer | str:
+            try:
+                return self._once(asked, path, body)
+            except (_Unsent, _Unanswered) as problem:
+                return str(problem)
+
+        endpoints = list(self._endpoints)
+        with ThreadPoolExecutor(len(endpoints)) as pool:
+            answers = pool.map(one, endpoints)
+            return {asked.url: answer for asked, answer in zip(endpoints, answers, strict=True)}
 
     def _ask(self, path: str, question: Json, *, repeatable: bool) -> Answer:
         body = msgspec.json.encode(question)
@@ -127,7 +136,7 @@ class Etcd:
             f"the arbiter does not answer: {'; '.join(problems)}", hint="see whether etcd runs and is reached from here"
         )
 
-    def _once(self, endpoint: _Endpoint, path: str, body: bytes) -> Answer:
+    def _once(self, endpoint: Endpoint, path: str, body: bytes) -> Answer:
         deadline = time.monotonic() + self._timeout_s
         try:
             sock = self._connect(endpoint, deadline)
@@ -141,7 +150,7 @@ class Etcd:
             sock.close()
         return self._understood(status, text)
 
-    def _connect(self, endpoint: _Endpoint, deadline: float) -> socket.socket:
+    def _connect(self, endpoint: Endpoint, deadline: float) -> socket.socket:
         sock = socket.create_connection((endpoint.address, endpoint.port), timeout=_left(deadline))
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -172,7 +181,7 @@ class Etcd:
             raise _Unanswered(f"belongs to cluster {answer.header.cluster_id}, not to {self._cluster}")
         return answer
 
-    def _prefer(self, endpoint: _Endpoint) -> None:
+    def _prefer(self, endpoint: Endpoint) -> None:
         with self._lock:
             if self._endpoints[0] is not endpoint:
                 log.info("the arbiter is asked at %s from now on", endpoint.url)
@@ -210,7 +219,7 @@ class _Reader(io.RawIOBase):
         return self._sock.recv_into(buffer)
 
 
-def _exchange(stream: _Bounded, endpoint: _Endpoint, path: str, body: bytes) -> tuple[int, bytes]:
+def _exchange(stream: _Bounded, endpoint: Endpoint, path: str, body: bytes) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(endpoint.address, endpoint.port)
     connection.sock = stream  # all that http.client uses of a socket
     connection.request("POST", path, body, {"Content-Type": "application/json", "Connection": "close"})
@@ -232,36 +241,3 @@ def _told(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
-
-
-def _endpoint(url: str) -> _Endpoint:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        address = str(ipaddress.ip_address(parts.hostname or ""))
-    except ValueError as error:
-        raise ConfigError(
-            f"arbiter.endpoints: `{url}`: {error}",
-            hint="give http(s)://ADDRESS:PORT; a name would have to be looked up just when the network fails",
-        ) from error
-    if parts.scheme not in ("http", "https") or port is None or parts.path.strip("/") or parts.query:
-        raise ConfigError(f"arbiter.endpoints: `{url}`: expected http(s)://ADDRESS:PORT")
-    return _Endpoint(url, address, port, parts.scheme == "https")
-
-
-def _tls(config: Config, endpoints: list[_Endpoint]) -> ssl.SSLContext | None:
-    """One context for all endpoints: making one reads files, which a question must not wait for."""
-    if not any(endpoint.secure for endpoint in endpoints):
-        if config.ca or config.cert or config.key:
-            raise ConfigError("arbiter: ca, cert and key need endpoints with https://")
-        return None
-    if bool(config.cert) != bool(config.key):
-        raise ConfigError("arbiter: cert and key go together")
-    try:
-        context = ssl.create_default_context(cafile=config.ca)
-        if config.cert and config.key:
-            # A password stops OpenSSL from asking on the terminal for the one of an encrypted key.
-            context.load_cert_chain(config.cert, config.key, password="")
-        return context
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise ConfigError(f"arbiter: cannot load {config.ca}, {config.cert}, {config.key}: {error}") from error

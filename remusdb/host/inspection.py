@@ -110,15 +110,21 @@ class LibvirtInspection:
         )
 
     def _arbiter(self) -> list[Check]:
-        """Without its answer no session begins."""
+        """Without a change of its record no session begins."""
         if self._config.arbiter is None:
             return []
-        hint = "bring etcd up, see [arbiter] in host.toml"
-        try:
-            cluster = Arbiter(self._config.arbiter).cluster()
-        except RemusError as exc:
-            return [required("arbiter", [str(exc)], "", exc.hint or hint)]
-        return [required("arbiter", [], f"etcd cluster {cluster} answers", hint)]
+        arbiter = Arbiter(self._config.arbiter)
+        health = arbiter.health()
+        good = "" if health.problem else f"etcd cluster {arbiter.cluster()} takes changes"
+        return [
+            required("arbiter", [health.problem] if health.problem else [], good, health.hint),
+            advice(
+                "arbiter members",
+                "; ".join(health.weak),
+                "every endpoint answers",
+                "bring them back: if one more is lost, nobody can decide who goes on",
+            ),
+        ]
 
     def prepare(self, vm: str) -> list[str]:
         """Edit the persistent definition."""
