@@ -67,6 +67,7 @@ class Protection(Struct, frozen=True, kw_only=True):
     on_backup_loss: Literal["auto", "hold", "solo"] = "auto"  # auto: solo where there is an arbiter, else hold
     solo_after_ms: Annotated[int, Meta(ge=0, le=600_000)] = 2000  # after the backup was lost
     on_fenced: Literal["keep", "discard"] = "keep"  # what becomes of the disks of a VM that runs elsewhere now
+    on_host_shutdown: Literal["switchover", "nothing"] = "switchover"  # when this host goes down in good order
     auto_reprotect: bool = False  # after a takeover: protect back as soon as the other host can
 
 

@@ -16,6 +16,7 @@ from remusdb.cli.certs import certs
 from remusdb.cli.check import check
 from remusdb.cli.config_check import config
 from remusdb.cli.daemons import agent, host
+from remusdb.cli.evacuate import evacuate
 from remusdb.cli.failover import failover
 from remusdb.cli.history import history
 from remusdb.cli.prepare import prepare
@@ -89,6 +90,7 @@ for command in (
     config,
     reprotect,
     switchover,
+    evacuate,
 ):
     cli.add_command(command)
 

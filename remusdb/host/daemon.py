@@ -19,8 +19,10 @@ from remusdb.control.notify import notify
 from remusdb.errors import RefusedForSafety, RemusError, UsageError, VmError
 from remusdb.history import History
 from remusdb.hooks import Hooks
+from remusdb.host.evacuation import evacuate
 from remusdb.host.inspection import Inspection, LibvirtInspection
 from remusdb.host.keeper import Keeper
+from remusdb.host.shutdown import host_is_stopping, mark_stopping, unmark
 from remusdb.host.status import VmStatus
 from remusdb.host.tender import Tender
 from remusdb.host.workers import WORKER_ARGV
@@ -41,7 +43,7 @@ class HostDaemon:
         inspection: Inspection | None = None,
     ) -> None:
         self._name = config.host.name
-        self._state_dir = config.host.state_dir
+        self._state_dir, self._run_dir = config.host.state_dir, config.host.run_dir
         self._inspection = inspection or LibvirtInspection(config)
         self._history = History(config.host.state_dir, Hooks(config.host.hooks_dir))
         self._keeper = Keeper(config, self._inspection, self._history, worker_argv)
@@ -53,6 +55,7 @@ class HostDaemon:
                 "protect": self._protect,
                 "reprotect": self._reprotect,
                 "switchover": self._switchover,
+                "evacuate": self._evacuate,
                 "fence": self._fence,
                 "unprotect": self._unprotect,
                 "status": self._status,
@@ -76,6 +79,7 @@ class HostDaemon:
     def start(self) -> None:
         """Open the control socket (which refuses a second daemon) and take up what an earlier one protected."""
         self._server.start()
+        unmark(self._run_dir)
         self._install_hook()
         self._tender.start()
 
@@ -107,6 +111,16 @@ class HostDaemon:
         if args.get("to") is not None:
             self._keeper.protect(vm, _text(args, "to"), progress)
         return self._keeper.switchover(vm, progress)
+
+    def _evacuate(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+        host_stops = args.get("if_host_stops", False)
+        if not isinstance(host_stops, bool):
+            raise UsageError("`if_host_stops` is true or false")
+        if host_stops and not host_is_stopping():
+            return {"moved": [], "stayed": [], "note": "this host is not shutting down"}
+        if host_stops:
+            mark_stopping(self._run_dir)
+        return evacuate(self._keeper, progress, host_stops=host_stops)
 
     def _fence(self, args: dict[str, Any], _progress: ProgressFn) -> dict[str, Any]:
         """Asked by this machine's agent: another host protects the VM to here, in a newer term than we have."""

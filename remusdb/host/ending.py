@@ -17,6 +17,7 @@ from remusdb.core.messages import Notice, pack
 from remusdb.core.pipeline import PrimaryState
 from remusdb.core.wire import FrameType
 from remusdb.errors import LibvirtAway, PeerUnreachable, RemusError
+from remusdb.host.shutdown import is_marked
 from remusdb.vm.autostart import autostart_back
 
 if TYPE_CHECKING:
@@ -63,8 +64,12 @@ class Ending:
         """QEMU is gone; heartbeats stopped already. Only if somebody wanted the VM off, the agent is told to let go."""
         session = self._session
         assert session.parts is not None
-        if session.parts.domain.was_shut_down():
+        shut_down, host_stops = session.parts.domain.was_shut_down(), is_marked(session.order.run_dir)
+        if shut_down and not host_stops:
             self._in_good_order("unprotected", "the VM was shut down")
+        elif shut_down and session.order.protection.on_host_shutdown == "nothing":
+            # Wanted still: the next boot protects it again.
+            self._in_good_order("solo", "the VM was shut down with its host")
         else:
             session.peer.close()
             session.enter("failed", "QEMU died; the agent takes over when its silence limit is reached")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import configparser
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import click
@@ -34,17 +35,45 @@ def test_the_commands_in_the_readme_exist() -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
-def test_a_unit_starts_what_there_is(unit: Path) -> None:
-    parser = configparser.ConfigParser(interpolation=None, strict=True)
+def test_a_unit_runs_what_there_is(unit: Path) -> None:
+    parser = read_unit(unit)
+    keys = [key for key in ("execstart", "execstop") if "remusdb" in parser["Service"].get(key, "")]
+    assert keys
+    for key in keys:
+        program, verb, *arguments = shlex.split(parser["Service"][key])
+        assert Path(program).name == "remusdb"
+        assert isinstance(cli.commands[verb].make_context(verb, arguments), click.Context)
+        assert unit.stem == f"remusdb-{verb}"
+
+
+def test_there_is_a_unit_for_each_daemon_and_for_the_hosts_end() -> None:
+    kinds = {unit.stem: read_unit(unit)["Service"]["Type"] for unit in UNITS}
+    assert kinds == {"remusdb-agent": "notify", "remusdb-host": "notify", "remusdb-evacuate": "oneshot"}
+
+
+def test_vms_are_moved_before_anything_that_they_need_is_stopped() -> None:
+    """Units are stopped in the opposite order of their start."""
+    before = " ".join(
+        line.partition("=")[2]
+        for line in (ROOT / "packaging/systemd/remusdb-evacuate.service").read_text().splitlines()
+        if line.startswith("After=")
+    ).split()
+    needed = {"remusdb-host.service", "remusdb-agent.service", "libvirtd.service", "libvirt-guests.service"}
+    assert needed <= set(before) and "network-online.target" in before
+
+
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    """`systemd-analyze verify` knows every key and value in them."""
+    for unit in UNITS:
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/remusdb/bin/remusdb", "/bin/true"))
+    names = [str(tmp_path / unit.name) for unit in UNITS]
+    told = subprocess.run(["systemd-analyze", "verify", *names], capture_output=True, text=True, check=False)
+    ours = [line for line in told.stderr.splitlines() if "remusdb-" in line]
+    assert ours == []
+
+
+def read_unit(unit: Path) -> configparser.ConfigParser:
+    """A unit file; of a key that stands several times the last one counts here."""
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
     parser.read(unit)
-    program, verb, *arguments = shlex.split(parser["Service"]["ExecStart"])
-    assert Path(program).name == "remusdb"
-    command = cli.commands[verb]
-    context = command.make_context(verb, arguments)
-    assert isinstance(context, click.Context)
-    assert unit.stem == f"remusdb-{verb}"
-    assert parser["Service"]["Type"] == "notify"
-
-
-def test_there_is_a_unit_for_each_daemon() -> None:
-    assert [unit.stem for unit in UNITS] == ["remusdb-agent", "remusdb-host"]
+    return parser

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     def settle(pair: Pair) -> None:
         for host in (pair.a, pair.b):
             with host.path("/etc/remusdb/host.toml").open("a") as file:
-                file.write("\n[vms.auto]\nauto_reprotect = true\n")
+                file.write('\n[vms.auto]\nauto_reprotect = true\n\n[vms.stays]\non_host_shutdown = "nothing"\n')
             with host.path("/etc/remusdb/agent.toml").open("a") as file:
                 file.write(f"\n[limits]\nmemory_max_mib = {MEMORY_MAX_MIB}\n")
             hooks = host.path("/etc/remusdb") / "hooks.d"
@@ -49,6 +50,20 @@ def etcd(pair: Pair) -> Iterator[Etcd]:
     assert pair.etcd is not None
     yield pair.etcd
     pair.etcd.resume()
+
+
+@pytest.fixture
+def stopping(pair: Pair) -> Iterator[Path]:
+    """A `systemctl` of host a alone, which says what is written into it: nothing here runs under systemd."""
+    fake = pair.a.path("/run") / "systemctl"
+    fake.write_text("#!/bin/sh\necho running\n")
+    fake.chmod(0o755)
+    systemctl = shutil.which("systemctl")
+    assert systemctl is not None
+    pair.a.run(["mount", "--bind", "/run/systemctl", systemctl])
+    yield fake
+    pair.a.run(["umount", systemctl])
+    (pair.a.path("/run/remusdb") / "host-stops").unlink(missing_ok=True)
 
 
 def seen(pair: Pair, on: str, vm: str) -> str:
@@ -225,3 +240,34 @@ def test_every_transition_reaches_the_hooks(pair: Pair) -> None:
 
     eventually(lambda: {"protected", "fenced", "kept"} <= set(told("a")), 10, "the hooks of a were not told")
     eventually(lambda: {"protect", "takeover", "promoted"} <= set(told("b")), 10, "the hooks of b were not told")
+
+
+def test_a_host_that_goes_down_in_good_order_moves_its_vms_first(pair: Pair, stopping: Path) -> None:
+    """What remusdb-evacuate.service asks for; a VM that is left there on purpose is protected again after the boot."""
+    moves, stays = pair.bare(), domains.define_bare(pair.a, Mode.DIRTIER, name="stays")
+    pair.a.run(["virsh", "start", stays.name])
+    for vm in (moves, stays):
+        pair.protect(vm.name)
+    evacuate = ["evacuate", "--if-host-stops", "--json"]
+    assert json.loads(pair.product.cli("a", *evacuate).stdout)["note"] == "this host is not shutting down"
+    stopping.write_text("#!/bin/sh\necho stopping; exit 1\n")
+    told = json.loads(pair.product.cli("a", *evacuate).stdout)
+    assert [one["vm"] for one in told["moved"]] == [moves.name]
+    assert [(one["vm"], one["exempt"]) for one in told["stayed"]] == [("stays", True)]
+    assert pair.running(pair.b) == [moves.name] and pair.runs(moves, pair.b)
+    # libvirt-guests shuts the other one down, and the host boots again.
+    pair.a.run(["virsh", "destroy", stays.name])
+    until(pair, "a", stays.name, "solo")
+    stopping.write_text("#!/bin/sh\necho running\n")
+    pair.a.run(["virsh", "start", stays.name])
+    until(pair, "a", stays.name, "protected", within_s=30)
+
+
+def test_a_vm_that_ends_with_its_host_before_it_was_moved_is_taken_over(pair: Pair, stopping: Path) -> None:
+    """The machine's slice is ended by SIGTERM, on which QEMU exits as if somebody had wanted the VM off."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    (pair.a.path("/run/remusdb") / "host-stops").touch()
+    os.kill(pair.a.qemu_pid(vm.name), signal.SIGTERM)
+    until(pair, "b", vm.name, "promoted")
+    assert pair.runs(vm, pair.b)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving every protected VM off this host: before maintenance, and when the host goes down in good order.
+
+Invariant: each VM is moved by the switchover that an operator would ask for, or it stays as it is, with a reason; one
+that cannot be moved keeps none of the others here.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from remusdb.control import ProgressFn
+from remusdb.errors import RemusError
+from remusdb.host.keeper import Keeper
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 4  # each stands still for some tens of ms; more at a time would only make them wait for each other
+CONCERNED = ("protected", "held", "seeding", "solo", "failed")  # what runs here, or should
+
+
+def evacuate(keeper: Keeper, progress: ProgressFn, *, host_stops: bool) -> dict[str, Any]:
+    """Move all: `{"moved": [{"vm", "to", "term", "took_ms"}], "stayed": [{"vm", "reason", "exempt"}]}`.
+
+    `host_stops`: a VM whose `on_host_shutdown` is "nothing" is left alone.
+    """
+    wanted = [vm for vm, status in keeper.statuses().items() if status["state"] in CONCERNED]
+    exempt = [vm for vm in wanted if host_stops and keeper.config.for_vm(vm).on_host_shutdown == "nothing"]
+    stayed: list[dict[str, Any]] = [
+        {"vm": vm, "reason": 'on_host_shutdown = "nothing"', "exempt": True} for vm in exempt
+    ]
+    moved: list[dict[str, Any]] = []
+    going = [vm for vm in wanted if vm not in exempt]
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="evacuate") as pool:
+        for done, (vm, found) in enumerate(pool.map(lambda vm: (vm, _move(keeper, vm)), going), 1):
+            if isinstance(found, RemusError):
+                stayed.append({"vm": vm, "reason": str(found), "exempt": False})
+            else:
+                moved.append({"vm": vm, **found})
+            progress({"step": "move VMs", "done": done, "total": len(going), "unit": "VMs"})
+    return {"moved": moved, "stayed": stayed}
+
+
+def _move(keeper: Keeper, vm: str) -> dict[str, Any] | RemusError:
+    try:
+        return keeper.switchover(vm, lambda _step: None)
+    except RemusError as exc:
+        log.warning("stays here: %s", exc, extra={"vm": vm})
+        return exc

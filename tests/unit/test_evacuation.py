@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving every VM off a host: which ones, one failure beside successes, and only when the host goes down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from click.testing import CliRunner
+from host_daemon_rig import Running
+
+from remusdb.cli.main import cli
+from remusdb.config import Host, HostConfig, Protection
+from remusdb.control import ControlServer, ProgressFn
+from remusdb.errors import NotProtected, RefusedForSafety, UsageError
+from remusdb.host import daemon as daemon_module
+from remusdb.host.evacuation import evacuate
+from remusdb.host.keeper import Keeper
+from remusdb.host.shutdown import host_is_stopping, is_marked
+
+
+class FakeKeeper:
+    """VMs by name: their state, and how their switchover goes."""
+
+    def __init__(self, states: dict[str, str], errors: dict[str, Exception], nothing: tuple[str, ...] = ()) -> None:
+        self._states, self._errors = states, errors
+        vms = {vm: Protection(on_host_shutdown="nothing") for vm in nothing}
+        self.config = HostConfig(host=Host(name="alpha"), vms=vms)
+
+    def statuses(self) -> dict[str, dict[str, Any]]:
+        return {vm: {"state": state} for vm, state in self._states.items()}
+
+    def switchover(self, vm: str, _progress: ProgressFn) -> dict[str, Any]:
+        if vm in self._errors:
+            raise self._errors[vm]
+        return {"to": "beta", "term": 4, "took_ms": 80.0}
+
+
+def run(keeper: FakeKeeper, *, host_stops: bool) -> dict[str, Any]:
+    return evacuate(cast(Keeper, keeper), lambda _step: None, host_stops=host_stops)
+
+
+def test_one_that_cannot_be_moved_keeps_no_other_here() -> None:
+    states = {"db1": "protected", "db2": "protected", "old": "fenced", "web": "unprotected", "lone": "solo"}
+    errors: dict[str, Exception] = {
+        "db1": RefusedForSafety("beta does not answer"),
+        "lone": NotProtected("VM lone is not protected: there is nowhere to move it to"),
+    }
+    found = run(FakeKeeper(states, errors), host_stops=False)
+    assert found["moved"] == [{"vm": "db2", "to": "beta", "term": 4, "took_ms": 80.0}]
+    assert found["stayed"] == [
+        {"vm": "db1", "reason": "beta does not answer", "exempt": False},
+        {"vm": "lone", "reason": "VM lone is not protected: there is nowhere to move it to", "exempt": False},
+    ]
+
+
+@pytest.mark.parametrize(("host_stops", "moved"), [(True, ["db2"]), (False, ["db1", "db2"])])
+def test_a_vm_may_be_left_to_go_down_with_its_host(host_stops: bool, moved: list[str]) -> None:
+    """`on_host_shutdown` is about the host's end; an operator who asks has them all moved."""
+    found = run(FakeKeeper({"db1": "protected", "db2": "protected"}, {}, nothing=("db1",)), host_stops=host_stops)
+    assert sorted(one["vm"] for one in found["moved"]) == moved
+    assert [one["exempt"] for one in found["stayed"]] == [True] * (2 - len(moved))
+
+
+def test_the_daemon_moves_nothing_while_the_host_stays_up(
+    daemon: Running, config: HostConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.ask("protect", vm="db1", to="beta")
+    monkeypatch.setattr(daemon_module, "host_is_stopping", lambda: False)
+    assert daemon.ask("evacuate", if_host_stops=True)["note"] == "this host is not shutting down"
+    assert daemon.status("db1")["state"] == "protected"
+    assert not is_marked(config.host.run_dir)
+    with pytest.raises(UsageError):
+        daemon.ask("evacuate", if_host_stops="yes")
+
+
+def test_the_hosts_end_is_marked_until_a_daemon_starts_again(
+    config: HostConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "host_is_stopping", lambda: True)
+    running = Running(config)
+    assert running.ask("evacuate", if_host_stops=True) == {"moved": [], "stayed": []}
+    assert is_marked(config.host.run_dir)
+    running.daemon.stop()
+    again = Running(config)
+    assert not is_marked(config.host.run_dir)
+    again.daemon.stop()
+
+
+@pytest.mark.parametrize(
+    ("command", "stopping"),
+    [
+        (("echo", "stopping"), True),
+        (("sh", "-c", "echo stopping; exit 1"), True),  # as systemctl does: only `running` is 0
+        (("echo", "running"), False),
+        (("/nonexistent/systemctl",), False),
+    ],
+)
+def test_the_hosts_end_is_asked_of_systemd(command: tuple[str, ...], stopping: bool) -> None:
+    assert host_is_stopping(command) is stopping
+
+
+@pytest.mark.parametrize(
+    ("stayed", "code"),
+    [
+        ([], 0),
+        ([{"vm": "db2", "reason": "x", "exempt": True}], 0),
+        ([{"vm": "db2", "reason": "x", "exempt": False}], 1),
+    ],
+)
+def test_the_command_says_what_moved_and_what_did_not(tmp_path: Path, stayed: list[dict[str, Any]], code: int) -> None:
+    moved = [{"vm": "db1", "to": "beta", "term": 4, "took_ms": 80.0}]
+    answer = {"moved": moved, "stayed": stayed}
+    server = ControlServer(tmp_path / "host.sock", {"evacuate": lambda _args, _progress: answer})
+    server.start()
+    try:
+        told = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "evacuate"])
+        assert told.exit_code == code
+        assert "db1 runs on beta now, in term 4." in told.output
+        assert ("db2 stays here: x" in told.output) is bool(stayed)
+        as_json = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "evacuate", "--json"])
+        assert json.loads(as_json.stdout) == answer
+    finally:
+        server.close()
