@@ -2,17 +2,21 @@
 """From the primary's live domain XML to a rehearsal's: the same machine with nothing of it that reaches outside.
 
 Pure. As for the standby the guest must find the very same devices, so what stands behind them is replaced: disks by
-overlays, interfaces by taps on no bridge, every character device by a file, displays by none.
+overlays, interfaces by taps on no bridge, every character device by a file, displays by none. What is left must pass
+the list that `protect` goes by (remusdb.vm.allow): that lets through only what is known to be harmless.
 """
 
 from __future__ import annotations
 
+import copy
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
 
 from remusdb.errors import CannotProtect
-from remusdb.vm.prepare import CHARDEV, QEMU_NS
+from remusdb.vm.allow import judge
+from remusdb.vm.allow_characters import LOG_FOLDER
+from remusdb.vm.prepare import QEMU_NS
 from remusdb_agents.standby_xml import standby_xml
 
 MARKER_NS = "urn:remusdb:rehearsal"  # what tells our domains from anybody else's of such a name
@@ -20,8 +24,6 @@ ET.register_namespace("remusdb", MARKER_NS)
 
 SUFFIX = "-rehearsal"
 SERIAL_FILE = "serial.log"
-# QEMU options of `qemu:commandline` that may lead out of the rehearsal, or clash with the standby's.
-OUTWARD = ("-netdev", "-nic", "-net", "-chardev", "-serial", "-parallel", "-monitor", "-qmp", "-mon", "-vnc", "-spice")
 INTERFACE_BACKENDS = ("source", "target", "virtualport", "bandwidth", "filterref", "vlan", "port", "script", "backend")
 
 
@@ -32,17 +34,17 @@ def rehearsal_xml(live: str, overlays: Mapping[str, Path], *, uuid: str, tap_pre
     `folder`, its first serial port to SERIAL_FILE.
     """
     root = ET.fromstring(standby_xml(live, overlays, {}, None))
+    _host_side(root)
+    _displays(root)
+    _require_unheard(root)
     name = root.find("name")
     assert name is not None
     vm, name.text = name.text or "", (name.text or "") + SUFFIX
     _identity(root, vm, uuid)
-    _host_side(root)
     _disks(root, overlays)
     for number, interface in enumerate(root.iterfind("./devices/interface")):
         _interface(interface, f"{tap_prefix}{number}")
     _characters(root, folder)
-    _displays(root)
-    _command_line(root)
     return ET.tostring(root, encoding="unicode")
 
 
@@ -67,16 +69,20 @@ def _host_side(root: ET.Element) -> None:
         for tag in ("hugepages", "locked"):
             for child in backing.findall(tag):
                 backing.remove(child)
-    for tag in ("hostdev", "redirdev", "filesystem", "vsock", "tpm", "smartcard"):
-        device = root.find(f"./devices/{tag}")
-        if device is not None and device.get("type") != "spicevmc":
-            raise CannotProtect(
-                f"the VM has a {tag}, which leads out of a rehearsal", hint="only without it can the VM be rehearsed"
-            )
     for audio in root.iterfind("./devices/audio"):
         number = audio.get("id", "1")
         audio.clear()
         audio.attrib.update(id=number, type="none")
+
+
+def _require_unheard(root: ET.Element) -> None:
+    """Whatever this host does not replace in it must be known to be harmless."""
+    quiet = copy.deepcopy(root)
+    _characters(quiet, Path(LOG_FOLDER))
+    if problems := judge(quiet):
+        told = "; ".join(problem.what for problem in problems)
+        hints = "; ".join(dict.fromkeys(problem.hint for problem in problems))
+        raise CannotProtect(f"the VM has what leads out of a rehearsal: {told}", hint=f"where it runs: {hints}")
 
 
 def _disks(root: ET.Element, overlays: Mapping[str, Path]) -> None:
@@ -136,23 +142,6 @@ def _displays(root: ET.Element) -> None:
         for child in graphics.findall("listen"):
             graphics.remove(child)
         ET.SubElement(graphics, "listen", {"type": "none"})
-
-
-def _command_line(root: ET.Element) -> None:
-    """The private QMP socket that `remusdb prepare` gave the VM is the standby's; any other way out is refused."""
-    line = root.find(f"{{{QEMU_NS}}}commandline")
-    words = list(line) if line is not None else []
-    for option, value in zip(words, words[1:], strict=False):
-        if option.get("value") not in OUTWARD:
-            continue
-        if CHARDEV not in value.get("value", ""):
-            raise CannotProtect(
-                f"the VM's qemu:commandline has {option.get('value')}, which leads out of a rehearsal",
-                hint="only without it can the VM be rehearsed",
-            )
-        assert line is not None
-        line.remove(option)
-        line.remove(value)
 
 
 def _text(root: ET.Element, tag: str, text: str) -> None:

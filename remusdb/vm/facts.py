@@ -13,6 +13,7 @@ import re
 import shutil
 import struct
 import subprocess
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from remusdb.vm import kernel
 QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 TUN = Path("/dev/net/tun")
+MEMINFO = Path("/proc/meminfo")
 NBDKIT_TIMEOUT_S = 10.0
 TRY_BYTES = 4 * mmap.PAGESIZE
 
@@ -40,6 +42,8 @@ class VmFacts:
     xml: str
     running: bool
     state: str = "running"
+    paused: str = ""  # why, where it is paused
+    canonical: str = ""  # what its machine type stands for, as this host's QEMU has it; empty where that is not known
     qemu_version: tuple[int, int, int] = (0, 0, 0)
     migration_blockers: tuple[str, ...] = ()
     block_jobs: tuple[str, ...] = ()  # disk targets that have a job now
@@ -60,6 +64,7 @@ class HostFacts:
     lock_manager: str = ""
     cpus: int = 2
     memory_available_bytes: int = 1 << 40
+    huge_page_bytes: int = 2 << 20  # what <hugepages/> means here
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
     """Ask libvirt and QEMU. Blocks as libvirt does: call under a deadline."""
     try:
         domain = connection.lookupByName(name)
-        state = domain.state()[0]
+        state, reason = domain.state()
         running = bool(domain.isActive())
         xml = domain.XMLDesc(0)
         facts: dict[str, Any] = {}
@@ -103,6 +108,8 @@ def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
     except libvirt.libvirtError as exc:
         hint = "see: virsh list --all" if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN else ""
         raise VmError(f"VM {name}: {exc.get_error_message() or exc}", hint=hint) from exc
+    facts["paused"] = _PAUSED.get(reason, "") if state == libvirt.VIR_DOMAIN_PAUSED else ""
+    facts["canonical"] = _canonical_machine(connection, ET.fromstring(xml))
     return VmFacts(name, xml, running, state=_STATES.get(state, "not running"), snapshots=snapshots, **facts)
 
 
@@ -122,6 +129,7 @@ def gather_host(*, try_plug: bool) -> HostFacts:
         lock_manager=_lock_manager(QEMU_CONF),
         cpus=os.cpu_count() or 1,
         memory_available_bytes=psutil.virtual_memory().available,
+        huge_page_bytes=_huge_page_bytes(MEMINFO),
     )
 
 
@@ -181,6 +189,26 @@ def _targets(xml: str) -> list[str]:
     return re.findall(r"<target dev='([^']+)' bus=", xml)
 
 
+def _canonical_machine(connection: libvirt.virConnect, tree: ET.Element) -> str:
+    """QEMU's own name for the VM's machine type, which differs from an alias's. Empty where QEMU does not have it."""
+    kind, emulator = tree.find("./os/type"), tree.findtext("./devices/emulator")
+    if kind is None:
+        return ""
+    try:
+        asked = (emulator, kind.get("arch"), kind.get("machine"), tree.get("type"))
+        return ET.fromstring(connection.getDomainCapabilities(*asked)).findtext("machine") or ""
+    except libvirt.libvirtError:
+        return ""
+
+
+def _huge_page_bytes(meminfo: Path) -> int:
+    """The size of this host's default huge page; 0 where it has none."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^Hugepagesize:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE):
+            return int(found[1]) << 10
+    return 0
+
+
 def _nbdkit_error() -> str:
     path = shutil.which("nbdkit")
     if path is None:
@@ -210,4 +238,19 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended by the guest",
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
+}
+
+_PAUSED = {
+    libvirt.VIR_DOMAIN_PAUSED_USER: "by an operator",
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: "for a migration",
+    libvirt.VIR_DOMAIN_PAUSED_SAVE: "while it is saved",
+    libvirt.VIR_DOMAIN_PAUSED_DUMP: "while it is dumped",
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: "by QEMU for an I/O error",
+    libvirt.VIR_DOMAIN_PAUSED_WATCHDOG: "by its watchdog",
+    libvirt.VIR_DOMAIN_PAUSED_FROM_SNAPSHOT: "since it was made from a snapshot",
+    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: "while a snapshot is made",
+    libvirt.VIR_DOMAIN_PAUSED_CRASHED: "after a crash of its guest",
+    libvirt.VIR_DOMAIN_PAUSED_STARTING_UP: "while it is started",
+    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY: "for a post-copy migration",
+    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED: "by a post-copy migration that failed",
 }

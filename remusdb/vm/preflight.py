@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 import xml.etree.ElementTree as ET
 
 from remusdb.errors import CannotProtect
@@ -13,7 +13,6 @@ from remusdb.vm.facts import Facts, HostFacts, PeerFacts, VmFacts
 from remusdb.vm.prepare import CHARDEV, QEMU_NS
 
 MIN_QEMU = (8, 2, 0)  # the first whose block jobs say `actively-synced`, without which no epoch can be closed
-VERSIONED = re.compile(r"-\d+\.\d+\Z|-rhel\d")  # pc-q35-10.0, pc-i440fx-rhel7.6.0
 MEMORY_UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -23,7 +22,7 @@ def decide(facts: Facts) -> list[Check]:
     checks = [
         *_host(facts.host),
         *_gate(facts),
-        *_qemu(facts.vm, tree),
+        *_qemu(facts.vm),
         *preflight_devices.decide(facts, tree),
         *_figures(facts, tree),
         *_confinement(tree),
@@ -77,20 +76,15 @@ def _gate(facts: Facts) -> list[Check]:
     ]
 
 
-def _qemu(vm: VmFacts, tree: ET.Element) -> list[Check]:
+def _qemu(vm: VmFacts) -> list[Check]:
     version = ".".join(str(part) for part in vm.qemu_version)
     old = [f"QEMU {version} runs the VM"] if vm.running and vm.qemu_version < MIN_QEMU else []
-    kind = tree.find("./os/type")
-    arch = kind.get("arch", "") if kind is not None else ""
-    machine = kind.get("machine", "") if kind is not None else ""
-    wrong = [] if VERSIONED.search(machine) else [f"machine type `{machine}` has no version"]
-    wrong += [] if arch == "x86_64" else [f"a guest of {arch or 'unknown'} architecture"]
     return [
         required(
             "running",
-            [] if vm.state == "running" and vm.running else [f"it is {vm.state}"],
+            [] if vm.state == "running" and vm.running else [f"it is {vm.state} {vm.paused}".rstrip()],
             "it is running",
-            f"virsh resume {vm.name}" if vm.state == "paused" else f"virsh start {vm.name}",
+            _how_to_run(vm),
         ),
         required(
             "qemu",
@@ -99,30 +93,25 @@ def _qemu(vm: VmFacts, tree: ET.Element) -> list[Check]:
             "8.2 is the oldest that will do; the VM uses it from its next start",
         ),
         required(
-            "machine",
-            wrong,
-            machine,
-            f"the backup must build the same machine: virsh edit {vm.name}, and name a version (pc-q35-8.2)",
-        ),
-        required(
             "blockers",
             [f"QEMU cannot save it: {reason}" for reason in vm.migration_blockers],
             "QEMU can save all its devices",
             "take the device out of the VM's definition, or the CPU feature (invtsc)",
         ),
-        *_comes_back(vm, tree),
     ]
 
 
-def _comes_back(vm: VmFacts, tree: ET.Element) -> list[Check]:
-    """Nothing but the operator may start this VM again: after a failover that would be a second one speaking."""
-    on_crash = (tree.findtext("on_crash") or "destroy").strip()
-    restarts = [f"libvirt starts it again after a crash (on_crash is {on_crash})"] if "restart" in on_crash else []
-    return [
-        required(
-            "on_crash", restarts, f"on_crash is {on_crash}", f"virsh edit {vm.name}: <on_crash>destroy</on_crash>"
-        ),
-    ]
+def _how_to_run(vm: VmFacts) -> str:
+    name = shlex.quote(vm.name)
+    resume = f"virsh resume {name}"
+    if "I/O error" in vm.paused:
+        return f"virsh domblkerror {name} names the disk; mend what is behind it (is it full?), then: {resume}"
+    return {
+        "paused": resume,
+        "suspended by the guest": f"virsh dompmwakeup {name}",
+        "crashed": f"virsh destroy {name}, then: virsh start {name}",
+        "shutting down": f"once it is off: virsh start {name}",
+    }.get(vm.state, f"virsh start {name}")
 
 
 def _figures(facts: Facts, tree: ET.Element) -> list[Check]:
@@ -157,7 +146,7 @@ def _figures(facts: Facts, tree: ET.Element) -> list[Check]:
             "monitor",
             "" if _has_private_socket(tree) else "only libvirt's monitor: 2.5 ms a call",
             "a private QMP socket",
-            f"remusdb prepare {facts.vm.name}, in effect from the VM's next start",
+            f"remusdb prepare {shlex.quote(facts.vm.name)}, in effect from the VM's next start",
         ),
         advice(
             "snapshots",
