@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from remusdb.core.blocks import BLOCK_BYTES, SEED_BITS, block_count, hash_table, zero_table
@@ -42,7 +42,11 @@ class Bases:
             if not images.reused[disk] and (found := usable_format(path, images.sizes[disk]))
         }
         self._kept = kept
+        self._filled: set[int] = set()
         self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._told = [0] * len(images.sizes)  # blocks of each disk
+        self._telling = False
         self._thread: threading.Thread | None = None
         self._stream: FrameStream | None = None
 
@@ -55,15 +59,25 @@ class Bases:
             for disk, (size, reused) in enumerate(zip(images.sizes, images.reused, strict=True))
         ]
 
-    def tell(self, stream: FrameStream, term: int) -> None:
-        """Begin to send the tables, in a thread; WELCOME must have gone before."""
-        self._stream = stream
-        self._thread = threading.Thread(target=self._run, args=(stream, term), name="bases", daemon=True)
-        self._thread.start()
+    def tell(self, stream: FrameStream, term: int, told: Sequence[int]) -> None:
+        """Send the tables, in a thread; WELCOME must have gone before. `told`: what the primary has, by disk, empty in
+        a new session; in one that is resumed what was under way may be lost, so it is sent from there on."""
+        known = [min(count, max(0, had)) for count, had in zip(self.counts, told, strict=False)]
+        with self._changed:
+            self._stream = stream
+            self._told[: len(known)] = known
+            self._changed.notify_all()
+            if self._telling or not any(self._left()):
+                return
+            self._telling = True
+            self._thread = threading.Thread(target=self._run, args=(term,), name="bases", daemon=True)
+            self._thread.start()
 
     def close(self) -> None:
         """Touch the images no more. Idempotent."""
         self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
         if self._thread is None or self._stream is None or self._thread is threading.current_thread():
             return
         self._thread.join(JOIN_S)
@@ -71,28 +85,46 @@ class Bases:
             self._stream.close()
             self._thread.join()
 
-    def _run(self, stream: FrameStream, term: int) -> None:
+    def _left(self) -> list[int]:
+        return [count - told for count, told in zip(self.counts, self._told, strict=True)]
+
+    def _run(self, term: int) -> None:
         try:
-            for disk, count in enumerate(self.counts):
-                if count:
-                    self._tell(disk, count, stream, term)
-        except PeerUnreachable:
-            return  # whoever receives on this stream notices, too
+            while (turn := self._turn()) is not None:
+                stream, disk, first = turn
+                try:
+                    stream.send(FrameType.BASE, term, 0, pack(Base(disk, first, self._hashes(disk, first))))
+                except PeerUnreachable:  # whoever receives on this stream notices, too
+                    self._await_other(stream)
         except Exception as exc:  # task boundary: the primary waits for these tables
             self._images.spoiled = True
             if not self._stop.is_set():
                 self._broken(exc if isinstance(exc, RemusError) else DiskError(f"replica disk cannot be read: {exc}"))
 
-    def _tell(self, disk: int, count: int, stream: FrameStream, term: int) -> None:
+    def _turn(self) -> tuple[FrameStream, int, int] | None:
+        """The next part to tell, taken as told: a `tell` that comes later knows better. None: all is told, or over."""
+        with self._changed:
+            disk = next((disk for disk, left in enumerate(self._left()) if left), None)
+            if disk is None or self._stop.is_set():
+                self._telling = False
+                return None
+            first = self._told[disk]
+            self._told[disk] = min(first + FRAME_BLOCKS, self.counts[disk])
+            assert self._stream is not None
+            return self._stream, disk, first
+
+    def _await_other(self, stream: FrameStream) -> None:
+        """The connection is lost: go on with the next one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stream is not stream or self._stop.is_set())
+
+    def _hashes(self, disk: int, first: int) -> bytes:
         path, size = self._images.paths[disk], self._images.sizes[disk]
-        if disk in self._formats:
+        if disk in self._formats and disk not in self._filled:
             fill(path, size, self._kept[disk], self._formats[disk], self._images.room(), self._stop)
+            self._filled.add(disk)
         with opened(path, os.O_RDONLY) as image:
-            for first in range(0, count, FRAME_BLOCKS):
-                if self._stop.is_set():
-                    return
-                hashes = table(image, first, min(FRAME_BLOCKS, count - first), size, self.seed)
-                stream.send(FrameType.BASE, term, 0, pack(Base(disk, first, hashes)))
+            return table(image, first, min(FRAME_BLOCKS, self.counts[disk] - first), size, self.seed)
 
 
 def table(image: int, first: int, count: int, size: int, seed: int) -> bytes:

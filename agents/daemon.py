@@ -27,6 +27,7 @@ from remusdb_agents.facts import gather
 from remusdb_agents.inbox import EpochTooLarge
 from remusdb_agents.rehearsal_copy import sweep
 from remusdb_agents.replica import Replica
+from remusdb_agents.seeding import TornCopy
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class AgentDaemon:
             stream.send(FrameType.REFUSE, answer.term, 0, pack(answer))
             stream.close(drain_s=DRAIN_S)
             return
-        self._follow(replica, stream, answer)
+        self._follow(replica, stream, answer, hello.told)
 
     def _tell_standing(self, stream: FrameStream, question: Question) -> None:
         """Who owns this VM, as far as is known here?"""
@@ -101,10 +102,10 @@ class AgentDaemon:
         stream.send(FrameType.STANDING, standing.term, 0, pack(standing))
         stream.close(drain_s=DRAIN_S)
 
-    def _follow(self, replica: Replica, stream: FrameStream, welcome: Welcome) -> None:
+    def _follow(self, replica: Replica, stream: FrameStream, welcome: Welcome, told: list[int]) -> None:
         try:
             stream.send(FrameType.WELCOME, welcome.term, 0, pack(welcome))
-            replica.welcomed(stream, welcome)
+            replica.welcomed(stream, welcome, told)
             log.info("%s: session of term %d with %s", replica.vm, welcome.term, stream.peer_name)
             while True:
                 frame = stream.receive(0.5)
@@ -113,7 +114,7 @@ class AgentDaemon:
                     return
         except Exception as exc:  # task boundary: whatever ended the session, the replica must know
             log.warning("%s: session ended: %s", replica.vm, exc, exc_info=not isinstance(exc, RemusError))
-            replica.lost(stream, str(exc), hopeless=isinstance(exc, EpochTooLarge))
+            replica.lost(stream, str(exc), hopeless=isinstance(exc, EpochTooLarge | TornCopy))
             stream.close(drain_s=DRAIN_S)
 
     def _replica(self, vm: str) -> Replica:

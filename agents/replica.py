@@ -6,7 +6,7 @@ an epoch that `core.Standby` committed; promotion resumes exactly the last commi
 
     empty ─hello▶ seeding ─epoch 1▶ ready ─silence, switchover or `remusdb failover`▶ (deciding ▶) promoted
       ▲              │                │
-      └── lost, bye, broken ◀─────────┘   (the agent then says RENOUNCE: it cannot take over)
+      └── bye, broken ◀───────────────┘   (the agent then says RENOUNCE: it cannot take over)
 
 Whoever runs the VM on this host owns its state file; this class reads it anew whenever it has no replica itself.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from remusdb import __version__
-from remusdb.core.messages import Hello, Notice, Refuse, Standing, Welcome, pack, unpack
+from remusdb.core.messages import Hello, Notice, Refuse, Standing, Taken, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety, RemusError
@@ -33,6 +33,7 @@ from remusdb_agents.greeting import refusal
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
 from remusdb_agents.machine import Machine, remove_leftover
 from remusdb_agents.rehearsal import Progress, Wanted
+from remusdb_agents.seeding import Seeding
 from remusdb_agents.takeover import Takeover
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Replica:
         self.machine: Machine | None = None
         self.session_term = 0  # of the session that fed the replica; promotion does not change it
         self._inbox = Inbox(self._config.limits.epoch_max_bytes)
+        self._seeding = Seeding()
         self.stream: FrameStream | None = None
         self._last_heard = time.monotonic()
         self.torn = ""  # why the replica cannot be resumed, found while the arbiter was asked
@@ -129,6 +131,7 @@ class Replica:
                 if self.core.state is StandbyState.PROMOTED:  # silence, or an operator, came first
                     return Refuse(reason="this host took the VM over just now", term=self.core.term, fenced=True)
                 self.stream, self._last_heard = stream, time.monotonic()
+                taken = self._seeding.pause()
                 bases = None if answer.resumed or self.machine is None else self.machine.bases
                 return Welcome(
                     version=__version__,
@@ -139,13 +142,15 @@ class Replica:
                     silence_ms=self._config.failover.silence_ms,
                     bases=bases.counts if bases else [],
                     base_seed=bases.seed if bases else 0,
+                    taken=taken,
+                    copy_patience_ms=self._config.failover.copy_patience_ms,
                 )
 
-    def welcomed(self, stream: FrameStream, welcome: Welcome) -> None:
-        """WELCOME went out: in a new session the primary now waits to hear what the images hold already."""
+    def welcomed(self, stream: FrameStream, welcome: Welcome, told: list[int]) -> None:
+        """WELCOME went out: in its initial copy the primary waits to hear what the images hold, after what it heard."""
         with self.lock:
-            if stream is self.stream and self.machine is not None and any(welcome.bases):
-                self.machine.bases.tell(stream, welcome.term)
+            if stream is self.stream and self.machine is not None and self.core.state is StandbyState.SEEDING:
+                self.machine.bases.tell(stream, welcome.term, told)
 
     def _refuse(self, answer: Refusal) -> Refuse:
         """Say no; a replica that the core renounced with it goes."""
@@ -162,7 +167,10 @@ class Replica:
             machine = self.machine
         assert machine is not None
         if frame.type in BULK and frame.epoch == 0:
-            machine.applier.apply(frame)
+            taken = self._seeding.take(frame, lambda: stream is self.stream, machine.applier.apply)
+            if taken is None:
+                return False
+            stream.send(FrameType.TAKEN, frame.term, 0, pack(Taken(taken)))
         elif frame.type in BULK:
             self._inbox.add(frame)
         elif frame.type is FrameType.COMMIT:
@@ -176,9 +184,9 @@ class Replica:
         return True
 
     def lost(self, stream: FrameStream, reason: str, hopeless: bool = False) -> None:
-        """The session broke: a complete replica stays and waits, an incomplete one goes, and the primary is told.
+        """The session broke: the replica stays and waits for the primary, an incomplete one for a while.
 
-        `hopeless`: to take the session up again would break it again.
+        `hopeless`: to take the session up again would break it again; the replica goes, and the primary is told.
         """
         with self.lock:
             if stream is not self.stream:
@@ -187,7 +195,7 @@ class Replica:
             self.stream = None
             self._inbox.clear()
             self.reason = f"session lost: {reason}"
-            if self.core.state is not StandbyState.SEEDING and not hopeless:
+            if not hopeless:
                 return
             machine = self.machine
         self.give_up(f"the session broke off: {reason}", stream, machine)
@@ -203,6 +211,7 @@ class Replica:
             old.close(keep_images=True)
         with self.lock:
             self.save("standby", "the initial copy runs", term=term, owner=hello.primary, peer=hello.primary)
+            self._seeding.begin()
             self.core.begin(hello.primary, term)
             self.session_term = term
             self._owed = None
@@ -264,6 +273,13 @@ class Replica:
         """time.monotonic() of the primary's last sign of life."""
         stream = self.stream
         return stream.last_heard if stream is not None else self._last_heard
+
+    def end_silent_copy(self) -> None:
+        """The primary was not heard for the patience that an initial copy has: it goes."""
+        patience_ms = self._config.failover.copy_patience_ms
+        machine, stream = self.machine, self.stream
+        if self.core.state is StandbyState.SEEDING and machine is not None:
+            self.give_up(f"{self.state.peer} was silent for {patience_ms} ms in the initial copy", stream, machine)
 
     def _beat(self) -> None:
         """Tell the primary that this agent lives; in a thread of its own, as a send may block."""

@@ -184,11 +184,13 @@ class Takeover:
         """Look for a silent primary, for as long as the daemon lives."""
         replica = self._replica
         failover = replica.context.config.failover
-        watch = SilenceWatch(failover.silence_ms / 1000)
+        watch, copy_watch = SilenceWatch(failover.silence_ms / 1000), SilenceWatch(failover.copy_patience_ms / 1000)
         while True:
             time.sleep(LOOK_S)
             heard = replica.heard()
             silent = watch.look(time.monotonic(), heard)
+            if copy_watch.look(time.monotonic(), heard):
+                replica.end_silent_copy()
             if silent and failover.automatic and replica.core.state is StandbyState.READY:
                 try:
                     self.promote(f"{replica.state.peer} was silent for {failover.silence_ms} ms", heard)

@@ -63,6 +63,7 @@ class Protection(Struct, frozen=True, kw_only=True):
     connect_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 3000
     vm_call_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 5000
     libvirt_patience_ms: Annotated[int, Meta(ge=100, le=600_000)] = 15_000  # so long output waits for a libvirtd
+    copy_patience_ms: Annotated[int, Meta(ge=1000, le=600_000)] = 30_000  # the backup may be away in the initial copy
     sync_bandwidth_mib_s: Annotated[int, Meta(ge=0, le=1 << 20)] = 0  # 0 = no limit
     on_backup_loss: Literal["auto", "hold", "solo"] = "auto"  # auto: solo where there is an arbiter, else hold
     solo_after_ms: Annotated[int, Meta(ge=0, le=600_000)] = 2000  # after the backup was lost
@@ -115,6 +116,7 @@ class Failover(Struct, frozen=True, kw_only=True):
 
     silence_ms: Annotated[int, Meta(ge=200, le=60_000)] = 500
     automatic: bool = True
+    copy_patience_ms: Annotated[int, Meta(ge=1000, le=3_600_000)] = 60_000  # the primary may be, in the initial copy
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -172,10 +174,16 @@ def load_agent(path: Path | str) -> AgentConfig:
     path = Path(path)
     doc = read_toml(path)
     refuse_unknown(path, doc, AgentConfig.__struct_fields__)
+    failover = decode(path, subtable(path, doc, "failover"), Failover, "failover")
+    if failover.silence_ms > failover.copy_patience_ms:
+        raise ConfigError(
+            f"{path}: failover.silence_ms: {failover.silence_ms} must be at most "
+            f"failover.copy_patience_ms = {failover.copy_patience_ms}"
+        )
     return AgentConfig(
         agent=decode(path, _required(path, doc, "agent"), Agent, "agent"),
         tls=decode(path, subtable(path, doc, "tls"), Tls, "tls"),
-        failover=decode(path, subtable(path, doc, "failover"), Failover, "failover"),
+        failover=failover,
         limits=decode(path, subtable(path, doc, "limits"), Limits, "limits"),
         network=decode(path, subtable(path, doc, "network"), Network, "network"),
         arbiter=_arbiter(path, doc),
@@ -192,11 +200,22 @@ def check_silence(heartbeat_ms: int, silence_ms: int) -> None:
         )
 
 
+def check_copy_patience(primary_ms: int, agent_ms: int) -> None:
+    """Refuse an agent that gives an initial copy up before the primary does: it would be begun anew for nothing."""
+    if primary_ms > agent_ms:
+        raise ConfigError(
+            f"protection.copy_patience_ms = {primary_ms} is more than the agent's failover.copy_patience_ms = "
+            f"{agent_ms}",
+            hint="raise it in agent.toml, or lower it in host.toml",
+        )
+
+
 def _protection(file: Path, table: dict[str, Any], path: str) -> Protection:
     found = decode(file, table, Protection, path)
     rules = [
         ("heartbeat_ms", found.heartbeat_ms, "connect_timeout_ms", found.connect_timeout_ms),
         ("epoch_ms", found.epoch_ms, "vm_call_timeout_ms", found.vm_call_timeout_ms),
+        ("connect_timeout_ms", found.connect_timeout_ms, "copy_patience_ms", found.copy_patience_ms),
     ]
     for small, low, large, high in rules:
         if low >= high:

@@ -28,7 +28,8 @@ class Disk(msgspec.Struct, frozen=True):
 class Hello(msgspec.Struct, frozen=True):
     """HELLO, primary to agent: what is to be protected. `term` is the newest the primary knows.
 
-    `arbiter`: the id of the arbiter's cluster, empty without one; both sides must use the same.
+    `arbiter`: the id of the arbiter's cluster, empty without one; both sides must use the same. `told`, to resume while
+    disks are compared: for each disk, how many blocks' hashes are here.
     """
 
     version: str
@@ -45,13 +46,15 @@ class Hello(msgspec.Struct, frozen=True):
     heartbeat_ms: int
     qemu_version: str
     arbiter: str = ""
+    told: list[int] = []
 
 
 class Welcome(msgspec.Struct, frozen=True):
     """WELCOME, agent to primary. With `resumed`, `committed` is the last epoch the agent holds whole.
 
     `bases`: for each disk, how many blocks of an older image are there already; their hashes, made with `base_seed`,
-    follow in BASE frames.
+    follow in BASE frames. `taken`: of a session that is resumed in its initial copy, the bulk frames of epoch 0 that
+    were applied. `copy_patience_ms`: so long the agent keeps a copy whose primary is not heard.
     """
 
     version: str
@@ -62,6 +65,14 @@ class Welcome(msgspec.Struct, frozen=True):
     silence_ms: int
     bases: list[int] = []
     base_seed: int = 0
+    taken: int = 0
+    copy_patience_ms: int = 60_000
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """TAKEN, agent to primary: so many bulk frames of epoch 0 were applied since the session began."""
+
+    frames: int
 
 
 class Base(msgspec.Struct, frozen=True):

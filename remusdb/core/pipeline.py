@@ -6,7 +6,7 @@ only after the agent acknowledged it *in the term that is in force*, and nothing
 
     IDLE ──begin──▶ SEEDING ──first ack──▶ PROTECTED ◀──resumed── HELD
                        │ │                     └──────lost─────────▶│
-                       │ └────lost, once an epoch was cut──────────▶│
+                       │ └────lost, once an epoch was cut──────────▶│   (before: the copy waits, `away`)
                        └──────────────fence / solo / end───────▶ FENCED, SOLO, ENDED
 
 Sans-IO: no socket, no clock. The caller makes a term durable before it calls `begin` or `fence` with it.
@@ -48,6 +48,7 @@ class Pipeline:
         self.term = 0
         self.captured = 0
         self.committed = 0
+        self.away = False  # the connection is lost while nothing was cut yet: nothing is at stake
 
     @property
     def in_flight(self) -> int:
@@ -59,10 +60,13 @@ class Pipeline:
         self._newer(term)
         self.term, self.state = term, PrimaryState.SEEDING
         self.captured = self.committed = 0
+        self.away = False
 
     def next_epoch(self) -> int | None:
         """The number of the epoch that may be cut now, or None while the window is full or the peer lost."""
         if self.state not in (PrimaryState.SEEDING, PrimaryState.PROTECTED) or self.in_flight >= self.window:
+            return None
+        if self.away:
             return None
         return self.captured + 1
 
@@ -71,6 +75,8 @@ class Pipeline:
         if epoch != self.captured + 1:
             raise ValueError(f"epoch {epoch} cut after {self.captured}")
         self.captured = epoch
+        if self.away:  # lost while it was being cut
+            self.away, self.state = False, PrimaryState.HELD
 
     def ack(self, term: int, epoch: int) -> Release | None:
         """An ACK came: what to release. Acks are cumulative; those of another term are void."""
@@ -90,17 +96,20 @@ class Pipeline:
 
         Also where the first ack is still awaited: the agent may hold the first epoch, and take over.
         """
-        if self.state is PrimaryState.PROTECTED or (self.state is PrimaryState.SEEDING and self.captured):
+        if self.state is PrimaryState.SEEDING and not self.captured:
+            self.away = True
+        elif self.state in (PrimaryState.SEEDING, PrimaryState.PROTECTED):
             self.state = PrimaryState.HELD
 
     def resumed(self, term: int, committed: int) -> tuple[Release | None, list[int]]:
         """The agent took the same session up again: what to release, and the epochs to send once more."""
-        if term != self.term or self.state is not PrimaryState.HELD:
+        if term != self.term or not (self.away or self.state is PrimaryState.HELD):
             raise Fenced(f"the agent answers in term {term}, this session is of term {self.term}")
         if not self.committed <= committed <= self.captured:
             raise BadFrame(f"the agent holds epoch {committed}, outside {self.committed}..{self.captured}")
         release = self.ack(term, committed)
-        self.state = PrimaryState.PROTECTED
+        self.away = False
+        self.state = PrimaryState.PROTECTED if self.committed else PrimaryState.SEEDING
         return release, list(range(self.committed + 1, self.captured + 1))
 
     def fence(self, term: int) -> None:

@@ -88,7 +88,7 @@ class Standby:
         return Offer(max(term, self.term) + 1, False, 0)
 
     def _resume(self, primary: str, term: int) -> Offer | Refusal:
-        if self.state is StandbyState.READY and term == self.term:
+        if self.state in (StandbyState.SEEDING, StandbyState.READY) and term == self.term:
             return Offer(self.term, True, self.committed)
         reason = "no standby of that session is here"
         if term < self.term and self.state is not StandbyState.EMPTY:

@@ -54,6 +54,7 @@ class FrameType(IntEnum):
     DECLINE = 15
     ASK = 16
     STANDING = 17
+    TAKEN = 18
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,7 @@ class Bases:
         """`sizes` of the disks, in bytes; BadFrame where the agent's bases are not of these disks."""
         if len(welcome.bases) > len(sizes):
             raise BadFrame(f"the agent has bases of {len(welcome.bases)} disks, there are {len(sizes)}")
+        self._disks = len(sizes)
         self._filters: dict[int, BaseFilter] = {}
         for disk, (blocks, size) in enumerate(zip(welcome.bases, sizes, strict=False)):
             if blocks not in (0, block_count(size)):
@@ -170,6 +171,11 @@ class Bases:
         if message.disk not in self._filters:
             raise BadFrame(f"hashes of disk {message.disk}, which has no base")
         self._filters[message.disk].take(message)
+
+    @property
+    def told(self) -> list[int]:
+        """For each disk, the blocks whose hashes are here: the agent goes on after these."""
+        return [base.told if (base := self._filters.get(disk)) else 0 for disk in range(self._disks)]
 
     def wait(self, ended: threading.Event, progress: Progress) -> None:
         """Until every table is whole; PeerUnreachable once `ended` is set. The agent reads its images for it."""

@@ -93,6 +93,14 @@ class Mirror:
         info = self._job_info()
         return (int(info["cur"]), int(info["end"])) if info else (0, 0)
 
+    def set_speed(self, bytes_s: int) -> None:
+        """Bound the initial copy; 0 is no bound. The guest's own writes are not slowed. Quiet when it is over."""
+        try:
+            self._domain.blockJobSetSpeed(self.target, bytes_s, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in _GONE_CODES:
+                raise DiskError(f"cannot set the speed of the copy of {self.target}: {error}") from error
+
     def ready(self) -> bool:
         """The copy is whole and every write is mirrored before it completes."""
         return not unsynced(query_block_jobs(self._domain), [self.target])

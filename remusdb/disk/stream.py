@@ -28,6 +28,7 @@ class LogStream:
         self._taken = 0
         self._wanted = 0
         self._cuts = 0
+        self._discarding = False
         self._changed = threading.Condition()
 
     @property
@@ -46,11 +47,21 @@ class LogStream:
             self.failed = self.failed or reason
             self._changed.notify_all()
 
+    def discard(self) -> None:
+        """Throw away what is here and what comes."""
+        with self._changed:
+            self._discarding = True
+            self._chunks.clear()
+            self._taken = self._received
+            self._changed.notify_all()
+
     # --- the receiving side ---
 
     def put(self, chunk: bytes) -> None:
         """Add what was received."""
         with self._changed:
+            if self._discarding:
+                return
             self._chunks.append(chunk)
             self._received += len(chunk)
             if self._received >= self._wanted:
@@ -62,7 +73,7 @@ class LogStream:
             self._changed.wait_for(lambda: self._has_room() or self.failed is not None)
 
     def _has_room(self) -> bool:
-        return self._cuts > 0 or not self.pressed or self._received < self._wanted
+        return self._discarding or self._cuts > 0 or not self.pressed or self._received < self._wanted
 
     # --- the taking side ---
 
@@ -82,12 +93,13 @@ class LogStream:
         """Remove and return the bytes up to position `upto`, waiting until they are here."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            if upto < self._taken:
+            if upto < self._taken and not self._discarding:
                 raise DiskError(f"write log position {upto} is already taken (now at {self._taken})")
             self._wanted = upto
             self._changed.notify_all()  # the receiver may be waiting for room
             self._changed.wait_for(
-                lambda: self._received >= upto or self.failed is not None, deadline - time.monotonic()
+                lambda: self._received >= upto or self.failed is not None or self._discarding,
+                deadline - time.monotonic(),
             )
             self._check(upto, timeout_s)
             return self._remove(upto - self._taken)
@@ -95,6 +107,8 @@ class LogStream:
     def _check(self, upto: int, timeout_s: float) -> None:
         if self.failed is not None:
             raise DiskError(f"disk mirror lost: {self.failed}", hint="unprotect the VM and protect it again")
+        if self._discarding:
+            raise DiskError("the write log was given up")
         if self._received < upto:
             raise DiskError(f"write log at {self._received} of {upto} bytes after {timeout_s} s")
 

@@ -82,6 +82,11 @@ class WriteLog:
         return self._stream.pressed
 
     @property
+    def filled(self) -> float:
+        """How much of the bound is used: 1.0 and above is `pressed`."""
+        return self._stream.pending_bytes / self._stream.max_bytes
+
+    @property
     def nbdkit_pid(self) -> int:
         """0 when it never started."""
         return self._nbdkit.pid if self._nbdkit else 0
@@ -131,6 +136,10 @@ class WriteLog:
     def take(self, upto: int, timeout_s: float) -> bytes:
         """Remove and return the raw records up to `upto` (a `position()`), waiting until they are here."""
         return self._stream.take(upto, timeout_s)
+
+    def discard(self) -> None:
+        """Throw away what is here and what comes: nobody will take it, and no write of the guest may wait for that."""
+        self._stream.discard()
 
     def close(self) -> None:
         """End nbdkit, remove the files. Idempotent."""

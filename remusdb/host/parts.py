@@ -86,6 +86,7 @@ class Parts:
             self.mirrors.append(mirror)
             self._undo.callback(writes.close)
             self._undo.callback(self._stop_mirror, mirror)
+            self._undo.callback(writes.discard)  # first: a mirror whose log is full does not stop
             self.link.on_renewed(lambda _connection, mirror=mirror: mirror.renew(self.domain.handle))  # type: ignore[misc]
 
     def measure_pauses(self, note: Callable[[float], None]) -> None:
@@ -93,6 +94,11 @@ class Parts:
         meter = PauseMeter(self.link.connection, self.domain, note)
         self._undo.callback(meter.close)
         self.link.on_renewed(meter.renew)
+
+    def copy_speed(self, bytes_s: int) -> None:
+        """Bound the initial copy of every disk; 0 is no bound."""
+        for mirror in self.mirrors:
+            self.deadline.call(f"speed of the copy of {mirror.target}", mirror.set_speed, bytes_s)
 
     def close(self, *, remove_gates: bool) -> None:
         """Take everything down. With `remove_gates`, held output goes out and the network is as found."""

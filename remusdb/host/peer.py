@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from remusdb.config import check_silence
+from remusdb.config import check_copy_patience, check_silence
 from remusdb.core.messages import (
     Base,
     Hello,
@@ -22,6 +22,7 @@ from remusdb.core.messages import (
     Question,
     Refuse,
     Standing,
+    Taken,
     Welcome,
     pack,
     unpack,
@@ -38,6 +39,7 @@ RECONNECT_S = 0.02
 # After half of the agent's silence limit without a word the connection is made anew: TCP, which doubles its waits,
 # may need longer than that limit to notice that a link which was cut for a moment is back.
 PATIENCE_OF_SILENCE = 0.5
+COPY_SILENCE = 1 / 3  # of protection.copy_patience_ms: nothing is at stake in the initial copy, so there is time
 LATE_LOOK = 1.5  # times that patience: not looked for so long, this process was stopped
 TRY_S = 0.15  # one try to connect again; the first ones must all fit into what is left of the limit
 
@@ -47,6 +49,12 @@ class Listener(Protocol):
 
     def may_be_replaced(self) -> bool:
         """Whether the agent may take the VM over: it may not before it holds an epoch."""
+
+    def on_taken(self, frames: int) -> None:
+        """The agent has applied so many frames of the initial copy."""
+
+    def on_given_up(self, reason: str) -> None:
+        """The initial copy cannot go on: the agent was away for too long, or lost what it had."""
 
     def on_ack(self, term: int, epoch: int) -> None:
         """The agent holds everything up to `epoch`."""
@@ -98,6 +106,7 @@ def greet(order: Order, hello: Hello, try_s: float | None = None) -> Greeting:
             raise BadFrame(f"agent {order.peer.name} answers HELLO with {frame.type.name}")
         welcome = unpack(Welcome, frame.payload)
         check_silence(order.protection.heartbeat_ms, welcome.silence_ms)
+        check_copy_patience(order.protection.copy_patience_ms, welcome.copy_patience_ms)
     except RemusError:
         stream.close()
         raise
@@ -148,6 +157,7 @@ class Peer:
         self._stream: FrameStream | None = None
         self._term = 0
         self._patience_s = 0.0
+        self._copy_patience_s = order.protection.copy_patience_ms / 1000
         self._ended = threading.Event()
         self._paused = False
         self._heard_at = 0.0
@@ -178,6 +188,7 @@ class Peer:
 
     def _take(self, greeting: Greeting) -> None:
         self._stream, self._term = greeting.stream, greeting.welcome.term
+        self._heard_at = time.monotonic()
         self._patience_s = PATIENCE_OF_SILENCE * greeting.welcome.silence_ms / 1000
 
     def _beat(self) -> None:
@@ -224,12 +235,18 @@ class Peer:
             if frame is not None:
                 self._act(frame)
                 looked = time.monotonic()
-            elif time.monotonic() - stream.last_heard > self._patience_s:
-                raise PeerUnreachable(f"agent {self._order.peer.name} is silent for {self._patience_s:g} s")
+            elif time.monotonic() - stream.last_heard > (patience_s := self._silence_s()):
+                raise PeerUnreachable(f"agent {self._order.peer.name} is silent for {patience_s:g} s")
+
+    def _silence_s(self) -> float:
+        """How long the agent may be silent on a connection before it is made anew."""
+        return self._patience_s if self._listener.may_be_replaced() else COPY_SILENCE * self._copy_patience_s
 
     def _act(self, frame: Frame) -> None:
         if frame.type is FrameType.ACK:
             self._listener.on_ack(frame.term, frame.epoch)
+        elif frame.type is FrameType.TAKEN:
+            self._listener.on_taken(unpack(Taken, frame.payload).frames)
         elif frame.type is FrameType.RENOUNCE:
             self._ended.set()
             self._listener.on_renounced(unpack(Notice, frame.payload).reason)
@@ -248,10 +265,20 @@ class Peer:
         self._ended.set()
         self._listener.on_fenced(term, reason)
 
+    def _too_late(self) -> bool:
+        away_s = time.monotonic() - self._heard_at
+        return not self._listener.may_be_replaced() and away_s > self._copy_patience_s
+
+    def _give_up(self, reason: str) -> None:
+        self._ended.set()
+        self._listener.on_given_up(reason)
+
     def _come_back(self) -> None:
-        """Try until the agent takes the session up again, or says that it will not."""
+        """Try until the agent takes the session up again, or will not; in the initial copy, for a while."""
         hello, try_s = self._hello(True), TRY_S
         while not self._ended.wait(RECONNECT_S):
+            if self._too_late():
+                return self._give_up(f"agent {self._order.peer.name} is away for {self._copy_patience_s:g} s")
             try:
                 greeting = greet(self._order, hello, try_s)
                 self._take(greeting)  # heartbeats first: what is sent again may take long
@@ -260,6 +287,8 @@ class Peer:
             except Fenced as exc:
                 return self._fenced(exc.term, str(exc))
             except NoStandby as exc:
+                if not self._listener.may_be_replaced():
+                    return self._give_up(str(exc))
                 self._ended.set()
                 return self._listener.on_renounced(str(exc))
             except RemusError as exc:

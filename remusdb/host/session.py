@@ -29,6 +29,7 @@ from remusdb.core.wire import FrameType
 from remusdb.disk.base import Bases
 from remusdb.errors import BadFrame, Fenced, GateError, PeerRefused, PeerUnreachable, RefusedForSafety
 from remusdb.history import Event, EventName, History
+from remusdb.host.brake import Brake, BrakeThread
 from remusdb.host.ending import DEAD_HINT, RENOUNCE_S, Ending
 from remusdb.host.epochs import EpochLoop
 from remusdb.host.figures import Figures, vm_status
@@ -59,12 +60,12 @@ class Session:
         self.arbiter = Arbiter(order.arbiter) if order.arbiter else None
         self.pipeline = Pipeline(order.protection.window)
         self.pipeline.term = self.state.term
-        self.outbox = Outbox(order.protection.sync_bandwidth_mib_s * 2**20)
         self.peer = Peer(order, self.hello, self)
         self.parts: Parts | None = None
         self.figures = Figures()
         self.lock = threading.Condition()
         self.over = threading.Event()  # nothing more is cut or shipped
+        self.outbox = Outbox(order.protection.sync_bandwidth_mib_s * 2**20, self.over)
         self.ended = threading.Event()
         self.renounced = threading.Event()
         self.leaving = False
@@ -176,13 +177,17 @@ class Session:
         bases.wait(self.over, self._progress)
         parts.build()
         pump = DiskPump(parts.logs, self.outbox, bases)
+        brake = BrakeThread(Brake(parts.logs, parts.copy_speed), self.peer.silence_ms, self.ending.fail)
         start_mirrors(parts.domain, parts.logs, parts.mirrors)
         pump.start()
+        brake.start()
         try:
             wait_for_disks(parts.domain, parts.mirrors, pump, self._progress)
             copy_memory(parts.domain, parts.capture, parts.encoder, self.outbox, self._progress)
         finally:
+            brake.finish()
             pump.finish()
+        self.outbox.await_seeded()  # before output is held for the first epoch: the agent is there, and has the rest
         self._bases = None  # its tables may take some memory
         self.figures.disks(pump.sent_bytes, bases.same_bytes)
         self._progress("first epoch", 0, 1, "epoch")
@@ -255,6 +260,7 @@ class Session:
             heartbeat_ms=self.order.protection.heartbeat_ms,
             qemu_version=parts.qemu_version,
             arbiter=self.arbiter.cluster() if self.arbiter and not resume else "",
+            told=self._bases.told if resume and self._bases is not None else [],
         )
 
     def gate_figures(self) -> GateFigures:
@@ -284,6 +290,14 @@ class Session:
         if bases is None:
             raise BadFrame("hashes of disks came when nobody asked")
         bases.take(base)
+
+    def on_taken(self, frames: int) -> None:
+        """The agent has applied so many frames of the initial copy."""
+        self.outbox.seed_taken(frames)
+
+    def on_given_up(self, reason: str) -> None:
+        """The initial copy cannot go on with this agent's replica."""
+        self.ending.fail(PeerUnreachable(reason))
 
     def on_ack(self, term: int, epoch: int) -> None:
         """Release what the agent holds."""
@@ -315,7 +329,7 @@ class Session:
             self.enter("held", f"{reason}; output is held until the agent answers, or `remusdb unprotect`", "held")
             self.solo.consider(reason)
         else:
-            self.ending.fail(PeerUnreachable(reason))
+            self.enter("seeding", f"{reason}; the copy goes on when the agent is back", "lost")
 
     def on_resumed(self, stream: FrameStream, welcome: Welcome) -> None:
         """The same session goes on: the agent tells what it holds, the rest is sent again."""
@@ -323,11 +337,13 @@ class Session:
             release, _again = self.pipeline.resumed(welcome.term, welcome.committed)
             self._release(release)
             self.lock.notify_all()
-        self.outbox.attach(stream, welcome.term, welcome.committed)
         if self.leaving:  # what was said while there was no connection
-            return self.outbox.say(FrameType.BYE, pack(Notice("protection ends")))
-        reason = f"epoch by epoch to {self.order.peer.name}; the connection was made anew"
-        self.enter("protected", reason, "resumed")
+            stream.send(FrameType.BYE, welcome.term, 0, pack(Notice("protection ends")))
+            return
+        self.outbox.attach_apart(stream, welcome.term, welcome.committed, welcome.taken)
+        seeding = self.pipeline.state is PrimaryState.SEEDING
+        how = "the initial copy goes on" if seeding else f"epoch by epoch to {self.order.peer.name}"
+        self.enter("seeding" if seeding else "protected", f"{how}; the connection was made anew", "resumed")
         self.handover.cancel("the connection broke meanwhile")
 
     def on_declined(self, reason: str) -> None:

@@ -73,7 +73,7 @@ def told(images: ReplicaImages, kept: dict[int, Path], wire: Any) -> Bases:
     """Everything was told, and nothing went wrong."""
     broken: list[Exception] = []
     bases = Bases(images, kept, broken.append)
-    bases.tell(wire, 3)
+    bases.tell(wire, 3, [])
     assert bases._thread is not None
     bases._thread.join(30)
     assert broken == [] and not images.spoiled
@@ -169,7 +169,7 @@ def test_an_image_that_cannot_be_read_ends_the_session_and_is_no_base(folder: Pa
     broken: list[Exception] = []
     bases = Bases(images, {}, broken.append)
     wire: Any = Wire()
-    bases.tell(wire, 3)
+    bases.tell(wire, 3, [])
     assert bases._thread is not None
     bases._thread.join(10)
     assert [type(exc) for exc in broken] == [DiskError] and images.spoiled
@@ -182,7 +182,7 @@ def test_closing_does_not_wait_for_a_primary_that_does_not_read(folder: Path) ->
     images = ReplicaImages(folder, [SIZE], ["vda"])
     bases = Bases(images, {}, lambda exc: pytest.fail(str(exc)))
     wire: Any = Wire(stuck=True)
-    bases.tell(wire, 3)
+    bases.tell(wire, 3, [])
     began = time.monotonic()
     bases.close()
     bases.close()

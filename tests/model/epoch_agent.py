@@ -8,12 +8,13 @@ from collections import deque
 
 from epoch_world import CELL, CELLS, Disk, End, World
 
-from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack, unpack
+from remusdb.core.messages import Hello, Notice, Refuse, Taken, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, PeerUnreachable
 from remusdb.state import OWNING
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
+from remusdb_agents.seeding import Seeding
 
 
 class Agent:
@@ -57,6 +58,7 @@ class Agent:
         self.core = Standby(self.disk.term, self.disk.role in OWNING, self.disk.owner)
         self._forget_replica()
         self.promoting = False
+        self.seeding = Seeding()
 
     # --- steps ---
 
@@ -90,10 +92,12 @@ class Agent:
             self.disk.save("standby", answer.term, owner=hello.primary)
             self._world.use_term(answer.term, self.disk.term)
             core.begin(hello.primary, answer.term)
+            self.seeding.begin()
             self._forget_replica()
         self.inbox.clear()
         self.stream = stream
-        welcome = Welcome("1", "beta", answer.term, answer.committed, answer.resumed, 500)
+        taken = self.seeding.pause()
+        welcome = Welcome("1", "beta", answer.term, answer.committed, answer.resumed, 500, taken=taken)
         stream.send(FrameType.WELCOME, answer.term, 0, pack(welcome))
 
     def hear(self) -> None:
@@ -106,8 +110,8 @@ class Agent:
                 self._take(frame)
         except BadFrame:
             raise  # between two correct sides there is none
-        except PeerUnreachable as exc:
-            self._lost(exc)
+        except PeerUnreachable:
+            self._lost()
 
     def commit(self) -> None:
         """Commit what a session's thread gathered; meanwhile others may have promoted, or begun a new session."""
@@ -166,7 +170,9 @@ class Agent:
         if not core.accepts(frame.term):
             return self._drop_stream()
         if frame.type in BULK and frame.epoch == 0:
-            self._apply(frame)
+            taken = self.seeding.take(frame, lambda: True, self._apply)
+            assert taken is not None
+            stream.send(FrameType.TAKEN, frame.term, 0, pack(Taken(taken)))
         elif frame.type in BULK:
             self.inbox.add(frame)
         elif frame.type is FrameType.COMMIT:
@@ -177,13 +183,18 @@ class Agent:
         else:
             raise AssertionError(f"the primary sends {frame.type.name}")
 
-    def _lost(self, exc: Exception) -> None:
+    def give_up_copy(self) -> None:
+        """The primary was away for too long in its initial copy."""
+        stream = self.stream
+        self._give_up()
+        if stream is not None:
+            stream.send(FrameType.RENOUNCE, self.standby.term, 0, pack(Notice("too long")))
+        self._drop_stream()
+
+    def _lost(self) -> None:
+        """An incomplete replica, too, waits for its primary, for a while."""
         stream, self.stream = self.stream, None
         self.inbox.clear()
-        if self.standby.state is StandbyState.SEEDING:
-            self._give_up()
-            if stream is not None and not stream.closed:
-                stream.send(FrameType.RENOUNCE, self.standby.term, 0, pack(Notice(str(exc))))
         if stream is not None:
             stream.close()
 

@@ -8,12 +8,14 @@ from collections import deque
 
 from epoch_world import CELL, CELLS, Connection, Disk, End, Gate, World
 
-from remusdb.core.messages import Commit, Hello, Notice, Refuse, Welcome, pack, unpack
+from remusdb.core.messages import Commit, Hello, Notice, Refuse, Taken, Welcome, pack, unpack
 from remusdb.core.pipeline import Pipeline, PrimaryState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, Fenced, PeerUnreachable
 from remusdb.host.encoder import EpochFrames
 from remusdb.host.outbox import Outbox
+
+ROUNDS = 2  # of the initial copy: a delta of a cell that is applied twice, or not at all, is seen
 
 
 class Primary:
@@ -43,9 +45,14 @@ class Primary:
         return self.pipeline.state if self.pipeline else None
 
     @property
+    def lost(self) -> bool:
+        """Whether the agent is away, and asked again."""
+        return self.pipeline is not None and (self.pipeline.away or self.pipeline.state is PrimaryState.HELD)
+
+    @property
     def cutting(self) -> bool:
         """Whether the initial copy is done, so that epochs are cut."""
-        return self.welcomed and not self.to_seed and not self.gate.passing
+        return self.welcomed and self.armed and not self.gate.passing
 
     def crash(self) -> None:
         """The daemon dies: its connection and what the gate held go with it."""
@@ -57,7 +64,8 @@ class Primary:
         self.stream: End | None = None
         self.hello_sent = self.welcomed = self.was_protected = False
         self.outbox = Outbox(seed_bytes_s=0)
-        self.to_seed: list[int] = []
+        self.to_seed: deque[int] = deque()
+        self.armed = False
         self.shadow: list[int] = [0] * CELLS
         self.to_ship: deque[EpochFrames] = deque()
 
@@ -76,11 +84,23 @@ class Primary:
 
     def seed_one(self) -> None:
         """Send one cell of the initial copy; after the last one, output is held from now on."""
-        cell = self.to_seed.pop()
-        self.line.send(FrameType.PAGES, self.session.term, 0, self._delta(cell))
-        if not self.to_seed:
-            self.disk.save("protected", self.session.term)
-            self.gate.hold()
+        cell = self.to_seed.popleft()
+        self.outbox.seed([(FrameType.PAGES, self._delta(cell))])
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the agent has all of the initial copy, and nothing was cut yet."""
+        return self.welcomed and not self.armed and not self.to_seed and not self.outbox._copy.waiting
+
+    def arm(self) -> None:
+        """Output is held from now on."""
+        self.disk.save("protected", self.session.term)
+        self.armed = True
+        self.gate.hold()
+
+    def give_up(self) -> None:
+        """The agent was away for too long in the initial copy."""
+        self._abandon()
 
     def cut_epoch(self) -> None:
         pipeline, guest = self.session, self._world.guest
@@ -148,6 +168,8 @@ class Primary:
                 self._renounced()
             else:
                 self._lost()  # no word about who may speak: ask again
+        elif frame.type is FrameType.TAKEN:
+            self.outbox.seed_taken(unpack(Taken, frame.payload).frames)
         elif frame.type is FrameType.RENOUNCE:
             self._renounced()
         else:
@@ -158,7 +180,7 @@ class Primary:
         if not welcome.resumed:
             self.disk.save("protected" if self.was_protected else "seeding", welcome.term)
             pipeline.begin(welcome.term)
-            self.welcomed, self.to_seed = True, list(range(CELLS))
+            self.welcomed, self.to_seed = True, deque(range(CELLS)) * ROUNDS
             self.outbox.attach(stream, welcome.term, 0)  # type: ignore[arg-type]
             return
         try:
@@ -170,7 +192,7 @@ class Primary:
         kept = {frames.epoch for frames in self.to_ship} | set(self.outbox._kept)
         assert again == sorted(epoch for epoch in kept if epoch > welcome.committed)
         assert set(again) == set(range(welcome.committed + 1, pipeline.captured + 1))
-        self.outbox.attach(stream, welcome.term, welcome.committed)  # type: ignore[arg-type]
+        self.outbox.attach(stream, welcome.term, welcome.committed, welcome.taken)  # type: ignore[arg-type]
 
     def _lost(self) -> None:
         pipeline = self.session
@@ -179,7 +201,7 @@ class Primary:
             self.stream.close()
         self.stream, self.hello_sent = None, False
         pipeline.lost()
-        if pipeline.state is not PrimaryState.HELD:
+        if pipeline.state is not PrimaryState.HELD and not pipeline.away:
             self._abandon()
 
     def _abandon(self) -> None:

@@ -187,13 +187,14 @@ def test_terms_offered_are_newer_than_all_that_either_side_knows() -> None:
 def test_a_session_is_resumed_only_in_its_own_term_and_with_a_replica() -> None:
     agent = standby(committed=4)
     assert agent.hello("alpha", 3, resume=True) == Offer(3, True, 4)
-    for other, term in ((agent, 2), (Standby(3), 3), (standby(committed=0), 3), (agent, 4)):
+    assert standby(committed=0).hello("alpha", 3, resume=True) == Offer(3, True, 0)  # in its initial copy
+    for other, term in ((agent, 2), (Standby(3), 3), (standby(committed=0), 4), (agent, 4)):
         refused(other, "alpha", term, resume=True)
 
 
 def test_a_refused_resume_means_that_this_side_cannot_take_over() -> None:
     """The primary goes on alone then; frames of the broken connection must not complete the replica after that."""
-    for agent, term in ((standby(committed=0), 3), (standby(committed=1), 4)):
+    for agent, term in ((standby(committed=0), 4), (standby(committed=1), 4)):
         assert refused(agent, "alpha", term, resume=True).renounced
         assert not agent.commit(3, agent.committed + 1) and agent.promotable() is not None
 
