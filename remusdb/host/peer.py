@@ -39,7 +39,7 @@ RECONNECT_S = 0.02
 # After half of the agent's silence limit without a word the connection is made anew: TCP, which doubles its waits,
 # may need longer than that limit to notice that a link which was cut for a moment is back.
 PATIENCE_OF_SILENCE = 0.5
-COPY_SILENCE = 1 / 3  # of protection.copy_patience_ms: nothing is at stake in the initial copy, so there is time
+COPY_SILENCE = 0.1  # of protection.copy_patience_ms: nothing is at stake in the initial copy, so there is time
 LATE_LOOK = 1.5  # times that patience: not looked for so long, this process was stopped
 TRY_S = 0.15  # one try to connect again; the first ones must all fit into what is left of the limit
 

@@ -190,6 +190,34 @@ def test_closing_does_not_wait_for_a_primary_that_does_not_read(folder: Path) ->
     assert not images.spoiled
 
 
+def test_a_lost_connection_is_told_what_it_lacks_and_no_more(folder: Path) -> None:
+    """The last that was sent may be lost; the first disk's tail with it."""
+    size = (2 * FRAME_BLOCKS + 4) * BLOCK_BYTES
+    for name in ("vda", "vdb"):
+        with (folder / f"{name}.raw").open("wb") as file:
+            file.write(os.urandom(1 << 20))
+            file.truncate(size)
+    images = ReplicaImages(folder, [size, size], ["vda", "vdb"])
+    bases = Bases(images, {}, lambda exc: pytest.fail(str(exc)))
+    stuck: Any = Wire(stuck=True)
+    bases.tell(stuck, 3, [])
+    stuck.close()
+    wire: Any = Wire()
+    bases.tell(wire, 3, [FRAME_BLOCKS, 0])
+    assert bases._thread is not None
+    bases._thread.join(30)
+    assert wire.heard[0].disk == 0 and wire.heard[0].first == FRAME_BLOCKS
+    assert wire.table(1) == hash_table((folder / "vdb.raw").read_bytes(), bases.seed)
+    late: Any = Wire()
+    bases.tell(late, 3, [2 * FRAME_BLOCKS + 4, 2 * FRAME_BLOCKS])
+    bases._thread.join(30)
+    assert [(part.disk, part.first) for part in late.heard] == [(1, 2 * FRAME_BLOCKS)]
+    done: Any = Wire()
+    bases.tell(done, 3, bases.counts)
+    assert done.heard == []
+    bases.close()
+
+
 def test_room_counts_what_the_images_take(folder: Path) -> None:
     written(folder / "vda.raw")
     images = ReplicaImages(folder, [SIZE], ["vda"])

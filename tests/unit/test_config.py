@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from remusdb.config import AgentConfig, HostConfig, check_silence, load_agent, load_host
+from remusdb.config import AgentConfig, HostConfig, check_copy_patience, check_silence, load_agent, load_host
 from remusdb.errors import ConfigError
 
 HOST = """
@@ -74,6 +74,11 @@ def test_an_agent_file(tmp_path: Path) -> None:
         (HOST + "[tls]\nca = 3", "tls.ca", "path"),
         (HOST.replace("window = 2", "heartbeat_ms = 200\nconnect_timeout_ms = 150"), "protection.heartbeat_ms", "less"),
         (HOST.replace("epoch_ms = 40", "vm_call_timeout_ms = 100\nepoch_ms = 100"), "protection.epoch_ms", "less"),
+        (
+            HOST.replace("window = 2", "connect_timeout_ms = 2000\ncopy_patience_ms = 2000"),
+            "protection.connect_timeout_ms",
+            "less",
+        ),
         (HOST.replace("epoch_ms = 40", "libvirt_patience_ms = 4000"), "protection.libvirt_patience_ms", "at least"),
     ],
 )
@@ -117,6 +122,14 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         load_agent(tmp_path / "agent.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_host(tmp_path)
+
+
+def test_an_agent_that_gives_a_copy_up_before_its_primary_is_refused(tmp_path: Path) -> None:
+    check_copy_patience(30_000, 30_000)
+    with pytest.raises(ConfigError, match="copy_patience_ms = 29999"):
+        check_copy_patience(30_000, 29_999)
+    with pytest.raises(ConfigError, match=r"failover.silence_ms: 5000 must be at most"):
+        agent(tmp_path, '[agent]\nname = "b"\n[failover]\nsilence_ms = 5000\ncopy_patience_ms = 4000\n')
 
 
 def test_a_heartbeat_too_slow_for_the_agent_is_refused() -> None:

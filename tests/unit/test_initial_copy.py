@@ -6,19 +6,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from remusdb.config import Protection, Tls
 from remusdb.core.copylog import CopyLog
 from remusdb.core.messages import Welcome
 from remusdb.core.wire import Frame, FrameType
 from remusdb.disk.base import Bases
 from remusdb.disk.stream import LogStream
-from remusdb.errors import BadFrame, DiskError, PeerUnreachable
+from remusdb.errors import BadFrame, DiskError, NoStandby, PeerUnreachable, RemusError
+from remusdb.host import peer
 from remusdb.host.brake import FULL_SPEED, GUEST_WAITS_S, SLOW_BYTES_S, Brake, BrakeThread
 from remusdb.host.encoder import EpochFrames
+from remusdb.host.order import Order, PeerAddress
 from remusdb.host.outbox import COPY_MAX_BYTES, Outbox
+from remusdb.host.peer import Greeting, Peer
 from remusdb_agents.seeding import Seeding, TornCopy
 
 
@@ -223,3 +228,50 @@ def test_the_agent_is_told_which_hashes_are_here() -> None:
     welcome = Welcome("0", "b", 1, 0, False, 500, [0, 16, 0])
     bases = Bases(welcome, [1 << 20, 1 << 20, 1 << 20])
     assert bases.told == [0, 0, 0]
+
+
+class Listening:
+    """A session in its initial copy."""
+
+    def __init__(self) -> None:
+        self.given_up: list[str] = []
+        self.done = threading.Event()
+
+    def may_be_replaced(self) -> bool:
+        return False
+
+    def on_lost(self, _reason: str) -> None:
+        return
+
+    def on_given_up(self, reason: str) -> None:
+        self.given_up.append(reason)
+        self.done.set()
+
+
+@pytest.mark.parametrize(("answer", "why"), [(PeerUnreachable("no"), "away for 1 s"), (NoStandby("gone"), "gone")])
+def test_the_primary_gives_the_copy_up_when_the_agent_stays_away_or_lost_it(
+    monkeypatch: pytest.MonkeyPatch, answer: RemusError, why: str
+) -> None:
+    def greet(*_: Any) -> Greeting:
+        raise answer
+
+    class Dead:
+        def receive(self, _timeout_s: float) -> None:
+            raise PeerUnreachable("reset")
+
+        def close(self) -> None:
+            return
+
+    monkeypatch.setattr(peer, "greet", greet)
+    listening: Any = Listening()
+    protection = Protection(copy_patience_ms=1000, connect_timeout_ms=900)
+    here = Path()
+    order = Order("vm", "a", "", here, here, here, PeerAddress("b", "192.0.2.2", 1), Tls(), protection)
+    stream: Any = Dead()
+    found = Peer(order, lambda _resume: None, listening)  # type: ignore[arg-type,return-value]
+    began = time.monotonic()
+    found.start(Greeting(stream, Welcome("0", "b", 1, 0, False, 500)))
+    assert listening.done.wait(5)
+    assert why in listening.given_up[0]
+    assert (time.monotonic() - began > 0.9) == ("away" in why), "tried for so long, and a word ends it at once"
+    found.close()

@@ -24,6 +24,7 @@ from remusdb_agents.admission import Admission
 from remusdb_agents.context import Context
 from remusdb_agents.inbox import EpochTooLarge, WholeEpoch
 from remusdb_agents.replica import Replica
+from remusdb_agents.seeding import TornCopy
 
 
 class FakeApplier:
@@ -294,3 +295,46 @@ def test_without_the_other_hosts_arbiter_there_is_no_session(replica: Replica) -
     other = Hello("0", "a", "vm", "uuid", 0, False, 0, "q35", "<domain/>", [], [], 100, "10", "cluster-7")
     answer = replica.greet(stream, other)
     assert isinstance(answer, Refuse) and "same arbiter" in answer.reason and not answer.renounced
+
+
+def test_a_lost_copy_is_taken_up_where_it_was(replica: Replica) -> None:
+    stream: Any = FakeStream()
+    assert isinstance(replica.greet(stream, hello()), Welcome)
+    for _ in range(3):
+        assert replica.take(stream, Frame(FrameType.PAGES, 1, 0, b""))
+    assert stream.sent == [FrameType.TAKEN] * 3
+    replica.lost(stream, "reset")
+    assert replica.status()["state"] == "seeding" and not FakeMachine.made[0].closed
+    other: Any = FakeStream()
+    welcome = replica.greet(other, hello(1, resume=True))
+    assert isinstance(welcome, Welcome) and welcome.resumed and (welcome.committed, welcome.taken) == (0, 3)
+    assert not replica.take(stream, Frame(FrameType.PAGES, 1, 0, b"")), "of the old connection"
+    assert replica.take(other, Frame(FrameType.PAGES, 1, 0, b""))
+    assert isinstance(replica.greet(other, hello(1)), Welcome), "a new session"
+    assert replica.take(other, Frame(FrameType.PAGES, 2, 0, b""))
+    replica.lost(other, "reset")
+    welcome = replica.greet(other, hello(2, resume=True))
+    assert isinstance(welcome, Welcome) and welcome.taken == 1
+
+
+def test_a_copy_that_cannot_be_applied_is_not_taken_up(replica: Replica) -> None:
+    stream: Any = FakeStream()
+    assert isinstance(replica.greet(stream, hello()), Welcome)
+    FakeMachine.made[0].applier.apply = lambda _frame: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(TornCopy) as caught:
+        replica.take(stream, Frame(FrameType.PAGES, 1, 0, b""))
+    replica.lost(stream, str(caught.value), hopeless=True)
+    assert FakeMachine.made[0].closed and stream.sent[-1] is FrameType.RENOUNCE
+
+
+def test_a_copy_whose_primary_is_gone_is_given_up_after_a_while(replica: Replica) -> None:
+    stream: Any = FakeStream()
+    assert isinstance(replica.greet(stream, hello()), Welcome)
+    replica.end_silent_copy()
+    assert FakeMachine.made[0].closed and replica.status()["state"] == "empty"
+
+
+def test_a_whole_replica_waits_for_its_primary(replica: Replica) -> None:
+    ready(replica)
+    replica.end_silent_copy()
+    assert replica.status()["state"] == "ready"

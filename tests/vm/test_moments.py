@@ -19,7 +19,7 @@ from tools.lab import domains
 from tools.lab.guest import Mode
 
 REPO = Path(__file__).resolve().parents[2]
-COPIED_MIB = 96  # of random data: 12 s of copying
+COPIED_MIB = 64  # of random data: 8 s of copying
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,8 @@ def test_the_copy_goes_on_whatever_happens_to_the_other_host_in_it(pair: Pair) -
     pair.a.run(["virsh", "start", vm.name])
     with copying(pair, vm) as protect:
         stop_agent(pair, 0.35)
-        stop_agent(pair, 5.0)
         cut_link(pair, 3.0)
-        stop_agent(pair, 20.0)
+        stop_agent(pair, 5.0)  # longer than a connection of the copy may be silent: it is made anew
         assert protect.wait(90) == 0
     assert pair.state(vm.name) == "protected"
     told = [event["event"] for event in pair.events(vm.name)]

@@ -109,14 +109,15 @@ _SYNC: dict[str, Expect] = {
         _stays(f"{_NO_REPLICA}; the copy goes on or begins anew"),
     ),
     "backup-kill": _stays(
-        f"{_NO_REPLICA}; the copy begins anew once the host is back", ("solo", "failed", "unprotected")
+        f"{_NO_REPLICA}; the copy begins anew once the host is back", ("solo", "failed", "unprotected", "seeding")
     ),
     "etcd-kill": _stays("the session was entered in the arbiter when it began"),
     "etcd-stop": _stays("the session was entered in the arbiter when it began"),
     **dict.fromkeys(
         ("link-cut", "link-out", "link-in", "backuplink-cut", "backuplink-out", "backuplink-in"),
         _stays(
-            f"{_NO_REPLICA}; the copy begins anew once the link is back", ("solo", "failed", "unprotected", "seeding")
+            f"{_NO_REPLICA}; the copy goes on, or begins anew, once the link is back",
+            ("solo", "failed", "unprotected", "seeding"),
         ),
     ),
     "link-delay": _stays("the copy takes longer", ("protected", "seeding")),
