@@ -44,6 +44,7 @@ class Row:
     values: Mapping[str, frozenset[str] | None]
     any_attribute: bool = False
     anything_inside: bool = False
+    nothing_else_inside: bool = False
 
     def lets(self, name: str, value: str) -> bool:
         """Whether the element may have this attribute."""
@@ -69,8 +70,9 @@ def row_of(path: Path) -> Row | None:
         part = path[:length]
         row = rows.get(part) or (rows.get((part[0], "*", *part[2:])) if length > 2 else None)
         if row is not None:
-            whole = row.anything_inside or row.fate == "refused"
-            return row if length == len(path) or whole else None
+            if length == len(path) or row.anything_inside or row.fate == "refused":
+                return row
+            return Row("refused", {}) if row.nothing_else_inside else None
     return None
 
 
@@ -111,5 +113,6 @@ def _row(line: str) -> tuple[Path, Row]:
     for word in words:
         name, _, choices = word.partition("=")
         values[name] = frozenset(choices.split("|")) if choices else None
-    stars = "**" in words
-    return () if where == "." else tuple(where.split("/")), Row(fate, values, stars or "*" in words, stars)
+    marks = {word for word in ("*", "**", "!") if values.pop(word, True) is None}
+    row = Row(fate, values, bool(marks & {"*", "**"}), "**" in marks, "!" in marks)
+    return () if where == "." else tuple(where.split("/")), row

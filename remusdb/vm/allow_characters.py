@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from remusdb.vm.allow_problem import Problem, edit
 
 LOG_FOLDER = "/var/log/libvirt/"  # libvirt's own on every host, so that the standby can open a file in it, too
-# Nothing, a terminal that libvirt opens, the guest's display in text or SPICE, QEMU's own stdout (libvirt's log).
-UNHEARD = ("null", "pty", "vc", "stdio", "spicevmc", "spiceport", "file")
+# Nothing, a terminal of libvirt's, the guest's display in text or SPICE, QEMU's stdout (libvirt's log), a file.
+UNHEARD = ("null", "pty", "vc", "stdio", "spicevmc", "file")
 AGENT = "org.qemu.guest_agent.0"
 # libvirt's own sockets: up to 9 under lib/.../channel/target/domain-ID-NAME/, now under /run/.../channel/ID-NAME/
 AGENT_SOCKET = re.compile(

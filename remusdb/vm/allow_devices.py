@@ -16,16 +16,16 @@ devices/*/address               rebuilt  **
 devices/*/acpi                  rebuilt  *
 devices/*/boot                  rebuilt  *
 devices/*/rom                   rebuilt  *
+devices/*/source/seclabel       rebuilt  **
 
 devices/disk                    mirrored type=file|block|volume device=disk|cdrom|floppy model snapshot rawio=no \
 sgio=filtered
 devices/disk/driver             rebuilt  name=qemu type cache io error_policy discard detect_zeroes discard_no_unref \
-copy_on_read event_idx ioeventfd iothread queues queue_size statistics iommu ats packed page_per_vq
+copy_on_read rerror_policy event_idx ioeventfd iothread queues queue_size statistics iommu ats packed page_per_vq
 devices/disk/driver/iothreads   rebuilt  **
 devices/disk/driver/statistics  rebuilt  **
 devices/disk/driver/metadata_cache rebuilt **
-devices/disk/source             mirrored file dev pool volume index startupPolicy mode=host
-devices/disk/source/seclabel    rebuilt  **
+devices/disk/source             mirrored file dev pool volume index startupPolicy mode=host !
 devices/disk/source/privateData rebuilt  **
 devices/disk/privateData        rebuilt  **
 devices/disk/backingStore       mirrored **
@@ -43,9 +43,10 @@ devices/disk/throttlefilters    rebuilt  **
 
 devices/interface               gated    type=bridge|network trustGuestRxFilters
 devices/interface/mac           rebuilt  *
-devices/interface/source        gated    bridge network portgroup portid macTableManager
+devices/interface/source        gated    bridge network portgroup portid macTableManager !
 devices/interface/target        rebuilt  dev managed
-devices/interface/model         rebuilt  type
+devices/interface/model         rebuilt  type=virtio|virtio-transitional|virtio-non-transitional|virtio-net|e1000|\
+e1000e|e1000-82544gc|e1000-82545em|igb|rtl8139|vmxnet3|ne2k_pci|ne2k_isa|pcnet|tulip|i82550|i82551|i82557b|i82559er
 devices/interface/driver        rebuilt  name=qemu|vhost txmode ioeventfd event_idx queues rx_queue_size tx_queue_size \
 rss rss_hash_report iommu ats packed page_per_vq
 devices/interface/driver/host   rebuilt  *
@@ -62,24 +63,22 @@ devices/interface/ip            rebuilt  *
 devices/interface/route         rebuilt  *
 
 devices/serial                  rebuilt  type tty
-devices/serial/target           rebuilt  **
-devices/serial/source           rebuilt  path append channel
-devices/serial/source/seclabel  rebuilt  **
+devices/serial/target           rebuilt  type=isa-serial|pci-serial|isa-debug|serial port
+devices/serial/target/model     rebuilt  *
+devices/serial/source           rebuilt  path append
 devices/serial/log              rebuilt  file append
 devices/parallel                rebuilt  type tty
 devices/parallel/target         rebuilt  **
-devices/parallel/source         rebuilt  path append channel
-devices/parallel/source/seclabel rebuilt **
+devices/parallel/source         rebuilt  path append
 devices/parallel/log            rebuilt  file append
 devices/console                 rebuilt  type tty
-devices/console/target          rebuilt  **
-devices/console/source          rebuilt  path append channel
-devices/console/source/seclabel rebuilt  **
+devices/console/target          rebuilt  type=serial|virtio|isa-serial|pci-serial|isa-debug port
+devices/console/target/model    rebuilt  *
+devices/console/source          rebuilt  path append
 devices/console/log             rebuilt  file append
-devices/channel                 rebuilt  type tty
+devices/channel                 rebuilt  type
 devices/channel/target          rebuilt  type=virtio name state
-devices/channel/source          rebuilt  path append channel mode
-devices/channel/source/seclabel rebuilt  **
+devices/channel/source          rebuilt  path append mode
 devices/channel/log             rebuilt  file append
 devices/redirdev                display  bus=usb type
 devices/redirdev/source         rebuilt
@@ -131,13 +130,13 @@ freePageReporting
 devices/memballoon/stats        rebuilt  *
 devices/memballoon/driver       rebuilt  iommu ats packed page_per_vq
 devices/memory                  rebuilt  model=dimm|virtio-mem access discard
-devices/memory/source           rebuilt
+devices/memory/source           rebuilt  !
 devices/memory/source/pagesize  rebuilt  *
 devices/memory/source/nodemask  rebuilt
 devices/memory/target           rebuilt  **
 devices/memory/uuid             rebuilt
 devices/rng                     rebuilt  model
-devices/rng/backend             rebuilt  model=random|builtin
+devices/rng/backend             rebuilt  model=random|builtin !
 devices/rng/rate                rebuilt  *
 devices/rng/driver              rebuilt  iommu ats packed page_per_vq
 devices/watchdog                rebuilt  model=i6300esb|ib700|itco action=reset|shutdown|poweroff|pause|none|inject-nmi
@@ -154,24 +153,26 @@ devices/pstore                  refused
 devices/crypto                  refused
 devices/lease                   refused
 devices/nvram                   refused
+devices/*/protocol              refused
+devices/*/source/clipboard      refused
+devices/*/source/mouse          refused
+devices/*/source/reconnect      refused
 devices/disk/shareable          refused
 devices/disk/transient          refused
 devices/disk/encryption         refused
 devices/disk/auth               refused
 devices/disk/backenddomain      refused
-devices/disk/source/encryption  refused
-devices/disk/source/reservations refused
-devices/disk/source/slices      refused
-devices/disk/source/dataStore   refused
-devices/interface/bandwidth     refused
-devices/interface/filterref     refused
-devices/interface/virtualport   refused
-devices/interface/teaming       refused
-devices/interface/script        refused
-devices/interface/downscript    refused
-devices/interface/portForward   refused
 devices/interface/backenddomain refused
-devices/interface/source/ip     refused
-devices/memory/source/path      refused
-devices/memory/source/pmem      refused
+devices/interface/bandwidth     refused
+devices/interface/downscript    refused
+devices/interface/filterref     refused
+devices/interface/portForward   refused
+devices/interface/script        refused
+devices/interface/teaming       refused
+devices/interface/virtualport   refused
+devices/input/source            refused
+devices/smartcard/certificate   refused
+devices/smartcard/database      refused
+devices/smartcard/target        refused
+devices/sound/driver            refused
 """

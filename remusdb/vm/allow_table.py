@@ -7,10 +7,11 @@ An element that has no line is refused, by name. The fates:
     mirrored   its content is on the backup, epoch by epoch
     gated      what it says is held until the backup has the epoch
     display    shows what the guest shows to whoever looks, now; nothing of it is held
-    refused    with the words of allow_refused.py
+    refused    by its name, or with words of its own (allow_rules.py)
 
 Then the attributes, each with the values that are let through (`a|b`) or any value (no `=`); `*` stands for any
-attribute, `**` for any attribute and anything inside. A value that the line does not name is refused.
+attribute, `**` for any attribute and anything inside. A value that the line does not name is refused. `!`: all
+that libvirt knows to stand inside, and has no line here, was looked at and is refused.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ launchSecurity                  refused
 os                              rebuilt  firmware
 os/type                         rebuilt  arch machine
 os/loader                       rebuilt  readonly type secure stateless format
-os/nvram                        mirrored template templateFormat type format
-os/nvram/source                 mirrored **
+os/nvram                        mirrored template templateFormat type=file format
+os/nvram/source                 mirrored file index !
+os/nvram/source/seclabel        rebuilt  **
 os/firmware                     rebuilt  **
 os/varstore                     refused
 os/boot                         rebuilt  *
@@ -106,6 +108,8 @@ bootloader                      refused
 bootloader_args                 refused
 idmap                           refused
 keywrap                         refused
+namespace                       refused
+datacenterpath                  refused
 os/init                         refused
 os/initarg                      refused
 os/initenv                      refused

@@ -150,7 +150,8 @@ def test_a_property_that_is_no_path_may_be_overridden() -> None:
     assert told(line) == []
 
 
-OUT = ("tcp", "udp", "unix", "pipe", "dev", "nmdm", "dbus", "qemu-vdagent", "something-new")
+TARGET = "type='virtio' name='x'"
+OUT = ("spiceport", "tcp", "udp", "unix", "pipe", "dev", "nmdm", "dbus", "qemu-vdagent", "something-new")
 
 
 @pytest.mark.parametrize("tag", ["serial", "parallel", "console", "channel"])
@@ -162,10 +163,11 @@ def test_what_a_guest_writes_may_not_go_out(tag: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("tag", ["serial", "parallel", "console", "channel"])
-@pytest.mark.parametrize("kind", ["pty", "null", "vc", "stdio", "spicevmc", "spiceport"])
+@pytest.mark.parametrize("kind", ["pty", "null", "vc", "stdio", "spicevmc"])
 def test_what_nobody_hears_is_taken(tag: str, kind: str) -> None:
     source = "<source path='/dev/pts/3'/>" if kind == "pty" else ""
-    target = "<target type='virtio' name='x'/><alias name='a'/><address type='virtio-serial' bus='0'/>"
+    kinds = {"serial": "type='isa-serial' port='0'", "console": "type='virtio' port='1'", "parallel": "port='0'"}
+    target = f"<target {kinds.get(tag, TARGET)}/><alias name='a'/><address type='virtio-serial' bus='0'/>"
     assert told(f"<{tag} type='{kind}'>{source}{target}</{tag}>") == []
 
 
@@ -227,6 +229,8 @@ def test_a_channel_on_a_socket_is_the_guest_agents_or_refused(source: str, targe
         ("<sound model='virtio'/>", "model='virtio' of <sound>"),
         ("<sound model='usb'/>", "model='usb' of <sound>"),
         ("<watchdog model='itco' action='dump'/>", "action='dump' of <watchdog>"),
+        ("<serial type='pty'><target type='usb-serial' port='0'/></serial>", "type='usb-serial' of <target>"),
+        ("<interface type='bridge'><source bridge='b'/><model type='usb-net'/></interface>", "type='usb-net'"),
         ("<controller type='nvme' index='0'/>", "type='nvme' of <controller>"),
         ("<controller type='xenbus'/>", "type='xenbus' of <controller>"),
         ("<iommu model='amd'/>", "model='amd' of <iommu>"),
