@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from remusdb.vm.allow_devices import DEVICES
-from remusdb.vm.allow_problem import Path, Problem, edit, shown, vm_of
+from remusdb.vm.allow_problem import Path, Problem, Vm, edit, shown, vm_of
 from remusdb.vm.allow_rules import RULES
 from remusdb.vm.allow_table import DOMAIN
 
@@ -76,7 +76,7 @@ def row_of(path: Path) -> Row | None:
     return None
 
 
-def _walk(element: ET.Element, path: Path, vm: str) -> Iterator[Problem]:
+def _walk(element: ET.Element, path: Path, vm: Vm) -> Iterator[Problem]:
     row = row_of(path)
     told = list(RULES[path](element, vm)) if path in RULES else []
     if not told and (row is None or row.fate == "refused"):
@@ -90,13 +90,13 @@ def _walk(element: ET.Element, path: Path, vm: str) -> Iterator[Problem]:
             yield from _walk(child, (*path, shown(child.tag)), vm)
 
 
-def _unknown(path: Path, vm: str) -> Problem:
+def _unknown(path: Path, vm: Vm) -> Problem:
     nested = len(path) > 1 and path[:-1] != ("devices",)
     what = f"<{path[-1]}>" + (f" in <{path[-2]}>" if nested else "")
     return Problem(_area(path), f"{what} is not known to be harmless", edit(vm, f"take {what} out"))
 
 
-def _unknown_value(row: Row, path: Path, name: str, value: str, vm: str) -> Problem:
+def _unknown_value(row: Row, path: Path, name: str, value: str, vm: Vm) -> Problem:
     where = f"<{path[-1]}>" if path else "<domain>"
     allowed = row.values.get(name)
     instead = f"set {name} of {where} to {' or '.join(sorted(allowed))}" if allowed else f"take {name} out of {where}"

@@ -12,7 +12,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from remusdb.vm.allow_problem import Problem, edit
+from remusdb.vm.allow_problem import Problem, Vm, edit
 
 LOG_FOLDER = "/var/log/libvirt/"  # libvirt's own on every host, so that the standby can open a file in it, too
 # Nothing, a terminal of libvirt's, the guest's display in text or SPICE, QEMU's stdout (libvirt's log), a file.
@@ -26,7 +26,7 @@ AGENT_SOCKET = re.compile(
 SOURCES_OF_CHANCE = ("/dev/urandom", "/dev/random", "/dev/hwrng")
 
 
-def character(element: ET.Element, vm: str) -> Iterator[Problem]:
+def character(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """A serial or parallel port, a console, a channel."""
     kind, name = element.get("type", "pty"), _named(element)
     if kind == "unix" and element.tag == "channel" and _is_agents(element):
@@ -42,7 +42,7 @@ def character(element: ET.Element, vm: str) -> Iterator[Problem]:
         yield from _log(element, name, vm)
 
 
-def redirection(element: ET.Element, vm: str) -> Iterator[Problem]:
+def redirection(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """USB redirection and smart cards: by the SPICE display or not at all."""
     tag, mode, kind = element.tag, element.get("mode", "passthrough"), element.get("type", "spicevmc")
     if mode != "passthrough":
@@ -54,7 +54,7 @@ def redirection(element: ET.Element, vm: str) -> Iterator[Problem]:
         yield from _log(element, f"a {tag}", vm)
 
 
-def chance(element: ET.Element, vm: str) -> Iterator[Problem]:
+def chance(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """Where a random number generator's numbers come from."""
     if element.get("model") == "egd":
         hint = edit(vm, "<backend model='random'>/dev/urandom</backend>")
@@ -74,13 +74,13 @@ def _is_agents(channel: ET.Element) -> bool:
     return source.get("mode", "bind") == "bind" and bool(AGENT_SOCKET.fullmatch(source.get("path", "")))
 
 
-def _file(source: ET.Element | None, name: str, vm: str) -> Iterator[Problem]:
+def _file(source: ET.Element | None, name: str, vm: Vm) -> Iterator[Problem]:
     if source is not None and not _is_log(path := source.get("path", "")):
         hint = edit(vm, f"{_base(path)} as the path of its source, or type='pty'")
         yield Problem("devices", f"{name} writes to {path}, outside {LOG_FOLDER}", hint)
 
 
-def _log(element: ET.Element, name: str, vm: str) -> Iterator[Problem]:
+def _log(element: ET.Element, name: str, vm: Vm) -> Iterator[Problem]:
     log = element.find("log")
     if log is not None and not _is_log(path := log.get("file", "")):
         hint = edit(vm, f"take <log file='{path}'/> out, or write {_base(path)}")

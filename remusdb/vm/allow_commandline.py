@@ -12,7 +12,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from remusdb.vm.allow_problem import Problem, edit, shown
+from remusdb.vm.allow_problem import Problem, Vm, edit, shown
 from remusdb.vm.prepare import CHARDEV
 
 WORD = r"[\w.+:-]*"  # no slash and no comma: neither a path nor a second setting
@@ -33,7 +33,7 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def command_line(element: ET.Element, vm: str) -> Iterator[Problem]:
+def command_line(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """Each word that is not known to be harmless, with what follows it."""
     words = []
     for child in element:
@@ -48,7 +48,7 @@ def command_line(element: ET.Element, vm: str) -> Iterator[Problem]:
             yield Problem("command line", f"{text}: not known to be harmless", edit(vm, f"take {_args(said)} out"))
 
 
-def override(element: ET.Element, vm: str) -> Iterator[Problem]:
+def override(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """Properties of devices that libvirt makes: anything that can be no path."""
     for prop in element.iter():
         name, value = prop.get("name", ""), prop.get("value", "")

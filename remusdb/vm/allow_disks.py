@@ -6,7 +6,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from remusdb.vm.allow_problem import Problem, edit, target_of
+from remusdb.vm.allow_problem import Problem, Vm, edit, target_of
 
 KINDS = ("file", "block", "volume")
 FORMATS = ("raw", "qcow2")
@@ -15,7 +15,7 @@ FOREIGN_WRITERS = ("vhostuser", "vhostvdpa", "nvme")
 MEDIUM = ("file", "dev", "dir", "pool", "name", "protocol")  # attributes of a source that names something
 
 
-def disk(element: ET.Element, vm: str) -> Iterator[Problem]:
+def disk(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """All that is wrong with one disk or drive."""
     if element.get("type") in FOREIGN_WRITERS:
         what = f"disk {target_of(element)} of type {element.get('type')}"
@@ -28,15 +28,15 @@ def disk(element: ET.Element, vm: str) -> Iterator[Problem]:
         yield from _flags(element, vm)
 
 
-def take_out(element: ET.Element, vm: str) -> str:
+def take_out(element: ET.Element, vm: Vm) -> str:
     """The command that takes a disk out of its VM: at once where the bus lets it go."""
     target, bus = target_of(element), element.find("target")
     if bus is not None and bus.get("bus") in HOT:
-        return f"virsh detach-disk {vm} {target} --live --config"
+        return f"virsh detach-disk {vm} {target} {vm.scope}"
     return f"virsh detach-disk {vm} {target} --config; in effect from the VM's next start"
 
 
-def _medium(element: ET.Element, vm: str) -> Iterator[Problem]:
+def _medium(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """A drive may stay; what is in it is not on the backup. An ejected one keeps a <source> with an index alone."""
     source, target = element.find("source"), target_of(element)
     if source is not None and any(source.get(name) for name in MEDIUM):
@@ -44,7 +44,7 @@ def _medium(element: ET.Element, vm: str) -> Iterator[Problem]:
         yield Problem("media", f"{target} has a medium, which the backup does not have", hint)
 
 
-def _backend(element: ET.Element, vm: str) -> Iterator[Problem]:
+def _backend(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     target, driver, source = target_of(element), element.find("driver"), element.find("source")
     kind, device = element.get("type", "file"), element.get("device", "disk")
     form = driver.get("type", "raw") if driver is not None else "raw"
@@ -67,7 +67,7 @@ def _backend(element: ET.Element, vm: str) -> Iterator[Problem]:
         yield Problem("disks", f"{target} has format {form}", hint)
 
 
-def _flags(element: ET.Element, vm: str) -> Iterator[Problem]:
+def _flags(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     target, out = target_of(element), take_out(element, vm)
     if element.find("readonly") is not None:
         hint = f"a seed disk that has done its work: {out}"

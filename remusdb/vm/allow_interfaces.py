@@ -6,14 +6,14 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from remusdb.vm.allow_problem import Problem, edit
+from remusdb.vm.allow_problem import Problem, Vm, edit
 
 FOREIGN_WRITERS = ("hostdev", "vhostuser", "vdpa")
 # Rules on the tap by its name: the gate stands between tap and bridge, so they would be passed by.
 PASSED_BY = {"filterref": "a filterref", "bandwidth": "a bandwidth limit"}
 
 
-def interface(element: ET.Element, vm: str) -> Iterator[Problem]:
+def interface(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """All that is wrong with one interface's definition."""
     kind, name = element.get("type", ""), name_of(element)
     if kind in FOREIGN_WRITERS:
@@ -33,7 +33,7 @@ def name_of(element: ET.Element) -> str:
     return f"interface {mac.get('address', '')}" if mac is not None else "an interface"
 
 
-def _parts(element: ET.Element, name: str, vm: str) -> Iterator[Problem]:
+def _parts(element: ET.Element, name: str, vm: Vm) -> Iterator[Problem]:
     for tag, what in PASSED_BY.items():
         if element.find(tag) is not None:
             hint = edit(vm, f"take <{tag}> out of {name}")

@@ -7,7 +7,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from remusdb.vm.allow_problem import Problem, edit
+from remusdb.vm.allow_problem import Problem, Vm, edit
 
 # Upstream's pc-q35-10.0, distributions' pc-q35-noble, pc-i440fx-rhel7.6.0, rhel6.6.0, pc-1.2. QEMU keeps the device
 # state of these alike from version to version, which it does not promise for microvm, isapc or none.
@@ -23,7 +23,7 @@ LIFECYCLE = {
 EVENTS = {"on_poweroff": "poweroff", "on_reboot": "reboot", "on_crash": "crash"}
 
 
-def machine(element: ET.Element, vm: str) -> Iterator[Problem]:
+def machine(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """`<os><type>`: an x86-64 machine of a real type."""
     arch, kind = element.get("arch", "x86_64"), element.get("machine", "")
     if arch != "x86_64":
@@ -43,14 +43,14 @@ def canonical_hint(alias: str) -> str:
     return "pc-q35-8.2" if "q35" in alias else "pc-i440fx-8.2"
 
 
-def comes_back(element: ET.Element, vm: str) -> Iterator[Problem]:
+def comes_back(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """Nothing but the operator may start this VM again: after a failover that would be a second one speaking."""
     action = (element.text or "").strip()
     if action in LIFECYCLE[element.tag]:
         return
     what = f"libvirt starts it again ({element.tag} is {action})"
     if element.tag in EVENTS:
-        hint = f"virsh set-lifecycle-action {vm} {EVENTS[element.tag]} destroy --live --config"
+        hint = f"virsh set-lifecycle-action {vm} {EVENTS[element.tag]} destroy {vm.scope}"
     else:
         hint = edit(vm, f"<{element.tag}>poweroff</{element.tag}>")
     yield Problem("on_crash", what, hint)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from remusdb.vm.allow_problem import Problem, edit
+from remusdb.vm.allow_problem import Problem, Vm, edit
 
 HUGE_BYTES = 2 << 20  # x86-64's ordinary huge page: the largest of which a scan of 64 MiB tells anything
 UNITS = {
@@ -24,26 +24,26 @@ def bytes_of(value: str, unit: str) -> int:
     return int(value) * UNITS.get(unit or "KiB", 1 << 10) if value.strip().isdigit() else 0
 
 
-def page(element: ET.Element, vm: str) -> Iterator[Problem]:
+def page(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """`<page>` of `<hugepages>`, and `<pagesize>` of a memory module."""
     size = bytes_of(element.get("size") or element.text or "", element.get("unit", ""))
     if size > HUGE_BYTES:
         yield too_huge(size, vm)
 
 
-def too_huge(size: int, vm: str) -> Problem:
+def too_huge(size: int, vm: Vm) -> Problem:
     """What is said of pages of `size` bytes."""
     hint = edit(vm, "<hugepages><page size='2' unit='MiB'/></hugepages>, or without <hugepages>")
     return Problem("guest memory", f"huge pages of {size >> 20} MiB: each write would copy all of one", hint)
 
 
-def hostdev(element: ET.Element, vm: str) -> Iterator[Problem]:
+def hostdev(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """A passed-through device writes memory by DMA, and its own state cannot be had."""
     kind = element.get("type", "host")
     yield _foreign(f"a passed-through {kind} device", f"take <hostdev type='{kind}'> out", vm)
 
 
-def filesystem(element: ET.Element, vm: str) -> Iterator[Problem]:
+def filesystem(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """Shares of this host's folders."""
     driver, target = element.find("driver"), element.find("target")
     name = f" ({target.get('dir')})" if target is not None and target.get("dir") else ""
@@ -54,18 +54,18 @@ def filesystem(element: ET.Element, vm: str) -> Iterator[Problem]:
         yield Problem("devices", what, edit(vm, "take <filesystem> out"))
 
 
-def shmem(_element: ET.Element, vm: str) -> Iterator[Problem]:
+def shmem(_element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """ivshmem."""
     yield _foreign("shared memory with another process (shmem)", "take <shmem> out", vm)
 
 
-def launch_security(element: ET.Element, vm: str) -> Iterator[Problem]:
+def launch_security(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """SEV, TDX: nobody can read it, which is their point."""
     kind = element.get("type", "")
     yield _foreign(f"encrypted memory (launchSecurity {kind})", "take <launchSecurity> out", vm)
 
 
-def video(element: ET.Element, vm: str) -> Iterator[Problem]:
+def video(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """Displays that another process or a GPU draws."""
     driver, model = element.find("driver"), element.find("model")
     if driver is not None and driver.get("name") == "vhostuser":
@@ -75,12 +75,12 @@ def video(element: ET.Element, vm: str) -> Iterator[Problem]:
         yield Problem("devices", "a 3D-accelerated display: its state is in this host's GPU", hint)
 
 
-def module(element: ET.Element, vm: str) -> Iterator[Problem]:
+def module(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """Memory modules that are files or enclaves of this host."""
     if (model := element.get("model", "")) in ("nvdimm", "virtio-pmem", "sgx-epc"):
         hint = edit(vm, f"take <memory model='{model}'> out")
         yield Problem("devices", f"{model} memory: what is in it is not on the backup", hint)
 
 
-def _foreign(what: str, instead: str, vm: str) -> Problem:
+def _foreign(what: str, instead: str, vm: Vm) -> Problem:
     return Problem("guest memory", what, edit(vm, f"{instead}: it writes the guest's memory unseen by QEMU"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shlex
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from remusdb.vm.prepare import QEMU_NS
@@ -21,17 +22,33 @@ class Problem(NamedTuple):
     hint: str
 
 
-Rule = Callable[[ET.Element, str], Iterator[Problem]]  # an element and the VM's name, quoted, to what is wrong with it
+@dataclass(frozen=True)
+class Vm:
+    """A VM as hints name it: by its name as a shell takes it."""
+
+    name: str
+    running: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def scope(self) -> str:
+        """The options by which virsh changes all there is of it: with `--live` it refuses a VM that is off."""
+        return "--live --config" if self.running else "--config"
 
 
-def edit(vm: str, what: str) -> str:
-    """A hint to change the definition; `vm` is quoted already."""
+Rule = Callable[[ET.Element, Vm], Iterator[Problem]]  # an element of a VM, to what is wrong with it
+
+
+def edit(vm: Vm, what: str) -> str:
+    """A hint to change the definition."""
     return f"virsh edit {vm}: {what}; in effect from the VM's next start"
 
 
-def vm_of(tree: ET.Element) -> str:
-    """The VM's name as a shell takes it."""
-    return shlex.quote(tree.findtext("name") or "VM")
+def vm_of(tree: ET.Element) -> Vm:
+    """The VM of a domain XML; libvirt gives only those that run an id."""
+    return Vm(shlex.quote(tree.findtext("name") or "VM"), tree.get("id") is not None)
 
 
 def shown(tag: str) -> str:

@@ -12,12 +12,12 @@ from remusdb.vm.allow_commandline import command_line, override
 from remusdb.vm.allow_disks import disk
 from remusdb.vm.allow_interfaces import interface
 from remusdb.vm.allow_machine import comes_back, machine
-from remusdb.vm.allow_problem import Path, Problem, Rule, edit
+from remusdb.vm.allow_problem import Path, Problem, Rule, Vm, edit
 from remusdb.vm.firmware import firmware
 
 
 def _told(what: str, instead: str) -> Rule:
-    def rule(_element: ET.Element, vm: str) -> Iterator[Problem]:
+    def rule(_element: ET.Element, vm: Vm) -> Iterator[Problem]:
         yield Problem("devices", what, edit(vm, instead))
 
     return rule

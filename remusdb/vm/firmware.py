@@ -6,10 +6,10 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from remusdb.vm.allow_problem import Problem
+from remusdb.vm.allow_problem import Problem, Vm
 
 
-def firmware(element: ET.Element, _vm: str) -> Iterator[Problem]:
+def firmware(element: ET.Element, _vm: Vm) -> Iterator[Problem]:
     """What is wrong with `<os>`'s firmware: nothing for a BIOS, which keeps no variables."""
     loader = element.find("loader")
     efi = element.get("firmware") == "efi" or element.find("nvram") is not None

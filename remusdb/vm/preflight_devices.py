@@ -89,7 +89,7 @@ def _interfaces(facts: Facts, tree: ET.Element) -> Iterator[Problem]:
             hint = edit(vm, f"make {name} <interface type='bridge'> with <source bridge='BRIDGE'/>")
             yield Problem("interfaces", f"{name} is of type {kind}, not on a bridge", hint)
         elif target is None or not target.get("dev"):
-            yield Problem("interfaces", f"{name} has no tap", f"virsh detach-interface and attach-interface {vm} again")
+            yield Problem("interfaces", f"{name} has no tap", f"virsh shutdown {vm}, then: virsh start {vm}")
 
 
 def _block_jobs(facts: Facts, tree: ET.Element) -> Iterator[Problem]:
