@@ -126,7 +126,23 @@ def test_the_standbys_private_socket_is_not_taken_from_it() -> None:
     assert words(made(prepared)) == ["-incoming", "defer"]
 
 
-@pytest.mark.parametrize("device", ["<hostdev/>", "<redirdev type='tcp'/>", "<vsock/>"])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "<hostdev/>",
+        "<redirdev type='tcp'/>",
+        "<redirdev bus='usb' type='spicevmc'/><redirdev bus='usb' type='tcp'/>",
+        "<vsock/>",
+        "<rng model='virtio'><backend model='egd' type='udp'><source host='h' service='1'/></backend></rng>",
+        "<pstore backend='acpi-erst'><path>/x</path></pstore>",
+        "<smartcard mode='host'/>",
+        "<filesystem type='mount'><source dir='/srv'/><target dir='x'/></filesystem>",
+        "<input type='evdev'><source dev='/dev/input/event0'/></input>",
+        "<graphics type='sdl' display=':0'/>",
+        "<shmem name='x'/>",
+        "<loudspeaker/>",
+    ],
+)
 def test_a_device_that_leads_out_is_refused(device: str) -> None:
     with pytest.raises(CannotProtect, match="leads out"):
         made(LIVE.replace("</devices>", f"{device}</devices>"))
@@ -136,6 +152,13 @@ def test_a_network_of_the_command_line_is_refused() -> None:
     line = f"<q:commandline xmlns:q='{QEMU_NS}'><q:arg value='-netdev'/><q:arg value='user,id=n'/></q:commandline>"
     with pytest.raises(CannotProtect, match="-netdev"):
         made(LIVE.replace("</domain>", f"{line}</domain>"))
+    for option, value in (
+        ("--netdev", "user,id=n"), ("-drive", "file=/srv/d.raw,if=virtio"), ("--device", "e1000"), ("-s", "x"),
+        ("-chardev", "socket,id=c,host=h,port=1"), ("-object", "remusdb-qmp"),
+    ):  # fmt: skip
+        other = line.replace("-netdev", option).replace("user,id=n", value)
+        with pytest.raises(CannotProtect, match=re.escape(f"{option} {value}")):
+            made(LIVE.replace("</domain>", f"{other}</domain>"))
     harmless = line.replace("-netdev", "-global").replace("user,id=n", "a.b=c")
     assert words(made(LIVE.replace("</domain>", f"{harmless}</domain>")))[:2] == ["-global", "a.b=c"]
 
