@@ -38,6 +38,7 @@ class Frozen:
         self._waiting = waiting
         self._why = ""
         self._broken = threading.Event()
+        self._then: Callable[[], None] = _nothing
 
     @property
     def waiting(self) -> int:
@@ -49,10 +50,16 @@ class Frozen:
         if self._broken.wait(within_s):
             raise RefusedForSafety(self._why)
 
+    def on_broken(self, then: Callable[[], None]) -> None:
+        """Have `then` called, at once, by whoever breaks the freeze: it must not wait for anything."""
+        self._then = then
+        self.require()
+
     def broken_by(self, why: str) -> None:
         """Tell whoever froze the replica that it moves on."""
         self._why = why
         self._broken.set()
+        self._then()
 
 
 class Applier:
@@ -190,6 +197,10 @@ class Applier:
             self._changed.wait_for(lambda: (self._epochs and self._frozen is None) or self._closed)
             self._applying = not self._closed
             return None if self._closed else self._epochs[0]
+
+
+def _nothing() -> None:
+    return
 
 
 def _size(epoch: WholeEpoch) -> int:

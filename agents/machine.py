@@ -24,6 +24,7 @@ from remusdb_agents.context import Context
 from remusdb_agents.definition import Definition
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.inbox import WholeEpoch
+from remusdb_agents.proof import Prover
 from remusdb_agents.rehearsal import Rehearsals
 from remusdb_agents.standby_vm import StandbyVm, announce_self
 from remusdb_agents.standby_xml import ARGUMENT, COMMAND_LINE, standby_xml, survivor_xml
@@ -94,6 +95,7 @@ class Machine:
         self._standby.match(hello.blocks)
         self.applier = Applier(self._standby, self._images, moved, broken)
         self.rehearsals = Rehearsals(context, hello, self._standby, self.applier, images)
+        self.prover = Prover(context, hello, self._standby, self.applier, images, self.rehearsals)
         self._undo.callback(self.rehearsals.await_gone)
         self._undo.callback(self.applier.close)
 

@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,21 @@ class Rehearsals:
         self._applier = applier
         self._images = images
         self._busy = threading.Lock()
+        self._what = "rehearsal"  # what `_busy` was last taken for
 
     def run(self, wanted: Wanted, progress: Progress) -> dict[str, Any]:
         """One rehearsal; its result as `remusdb rehearse --json` shows it, without VM and term."""
-        if not self._busy.acquire(blocking=False):
-            raise RefusedForSafety(f"a rehearsal of {self._hello.vm} runs already")
-        try:
+        with self.alone("rehearsal"):
             return self._run(wanted, progress)
+
+    @contextlib.contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Have the one copy that there may be, for a rehearsal or a proof. RefusedForSafety when there is one."""
+        if not self._busy.acquire(blocking=False):
+            raise RefusedForSafety(f"a {self._what} of {self._hello.vm} runs already", hint="wait for its end")
+        self._what = what
+        try:
+            yield
         finally:
             self._busy.release()
 

@@ -25,6 +25,7 @@ from remusdb.errors import DiskError, RemusError, VmError
 from remusdb.net.island import Island
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain, connect
+from remusdb_agents.borrowed_memory import BorrowedMemory
 from remusdb_agents.rehearsal_xml import MARKER_NS, SERIAL_FILE, SUFFIX, rehearsal_xml
 from remusdb_agents.standby_vm import StandbyVm, announce_self
 
@@ -120,6 +121,14 @@ class Copy:
         with contextlib.suppress(VmError):  # it may be down again already: the checks will tell
             announce_self(self._vm.domain)  # so that the guest shows its addresses, in the island alone
         return took_ms
+
+    def borrow(self, standby: StandbyVm) -> BorrowedMemory:
+        """See a standby's memory without copying it; see StandbyVm.borrow_memory."""
+        return self._vm.borrow_memory(standby)
+
+    def load(self, devices: bytes) -> None:
+        """Load the device state and stay paused. StateRefused when QEMU does not take it."""
+        self._vm.load(devices, stay=True)
 
     def close(self) -> None:
         """Throw it away. Idempotent."""

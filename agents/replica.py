@@ -32,6 +32,7 @@ from remusdb_agents.context import Context
 from remusdb_agents.greeting import refusal
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
 from remusdb_agents.machine import Machine, remove_leftover
+from remusdb_agents.proving import Proving
 from remusdb_agents.rehearsal import Progress, Wanted
 from remusdb_agents.seeding import Seeding
 from remusdb_agents.takeover import Takeover
@@ -68,6 +69,7 @@ class Replica:
         if self.state.role == "standby":  # of an agent that is gone, and its replica with it
             self.save("none", "the agent was restarted: there is no replica")
             threading.Thread(target=self._sweep, name=f"sweep-{vm}", daemon=True).start()
+        self.proving = Proving(self)
         self.takeover = Takeover(self)
         for name, work in (("watch", self.takeover.watch), ("beat", self._beat)):
             threading.Thread(target=work, name=f"{name}-{vm}", daemon=True).start()
@@ -151,6 +153,8 @@ class Replica:
         with self.lock:
             if stream is self.stream and self.machine is not None and self.core.state is StandbyState.SEEDING:
                 self.machine.bases.tell(stream, welcome.term, told)
+        if welcome.resumed:
+            self.proving.tell(stream)
 
     def _refuse(self, answer: Refusal) -> Refuse:
         """Say no; a replica that the core renounced with it goes."""
@@ -233,6 +237,8 @@ class Replica:
                 self.tell("protected", "seeding", self.reason)
             if new:
                 machine.applier.put(whole)
+            if new and whole.epoch == 1:
+                self.proving.begin(machine)
             if machine.applier.crowded:
                 self._owed = whole.epoch
                 return
@@ -316,6 +322,7 @@ class Replica:
                 "committed": core.committed,
                 "applied": core.applied,
                 "primary_silence_ms": round(1000 * (time.monotonic() - heard)) if waiting else None,
+                **self.proving.status(),
                 "kept": state.kept,
                 "decided_at_ns": state.decided_at_ns,
                 "resumed_at_ns": state.resumed_at_ns,

@@ -26,6 +26,8 @@ from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain
 from remusdb.vm.memory import ProcessMemory
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
+from remusdb_agents.borrowed_memory import BorrowedMemory
+from remusdb_agents.qemu_log import QemuLog
 
 CONFIGURATION_SECTION = 0x07  # migration/qemu-file-types.h QEMU_VM_CONFIGURATION
 FILE_HEADER_BYTES = 8  # magic and version
@@ -35,6 +37,11 @@ STEP_PAGES = 4096
 LOAD_S = 20.0
 DESTROY_S = 5.0
 POLL_S = 0.002
+END_S = 0.25  # a QEMU that refuses a state says so and exits
+
+
+class StateRefused(VmError):
+    """QEMU read the device state and does not take it; the message has its own words."""
 
 
 def device_stream(devices: bytes, machine: str) -> bytes:
@@ -106,10 +113,32 @@ class StandbyVm:
                 done += len(numbers) * PAGE_BYTES
                 told(done)
 
-    def load(self, devices: bytes) -> None:
-        """Feed the device state: QEMU then is the machine of that epoch, still paused."""
+    def borrow_memory(self, other: StandbyVm) -> BorrowedMemory:
+        """See the memory of a standby that stands still, without a copy of all of it. Both were matched alike."""
+        pairs = list(zip(self._blocks, other._blocks, strict=True))
+        return BorrowedMemory(self.domain.pid, pairs, other._memory, SMALL_BLOCK_BYTES, lambda _exc: self.domain.kill())
+
+    def load(self, devices: bytes, *, stay: bool = False) -> None:
+        """Feed the device state: QEMU then is the machine of that epoch, still paused.
+
+        StateRefused when QEMU does not take it, VmError when it did not come to that. With `stay` a QEMU >= 9.1 that
+        refuses it does not end, and so tells more.
+        """
+        said = QemuLog(self.name)
+        try:
+            self._load(devices, stay)
+        except LibvirtAway:
+            raise
+        except VmError as exc:
+            refused = isinstance(exc, StateRefused)
+            words = said.words() if refused or self.domain.ends_within(END_S) else ""
+            if not words and not refused:
+                raise
+            raise StateRefused(f"{exc}: {words}" if words else str(exc)) from exc
+
+    def _load(self, devices: bytes, stay: bool) -> None:
         socket_path = self._folder / "remusdb-load"
-        self.domain.qmp("migrate-incoming", uri=f"unix:{socket_path}")
+        self._await_stream(f"unix:{socket_path}", stay)
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(LOAD_S)
             try:
@@ -120,6 +149,16 @@ class StandbyVm:
             self._await_load()
         with contextlib.suppress(OSError):
             socket_path.unlink()
+
+    def _await_stream(self, uri: str, stay: bool) -> None:
+        if stay:
+            try:
+                self.domain.qmp("migrate-incoming", uri=uri, **{"exit-on-error": False})
+                return
+            except VmError as exc:  # an older QEMU
+                if "exit-on-error" not in str(exc):
+                    raise
+        self.domain.qmp("migrate-incoming", uri=uri)
 
     def resume(self) -> None:
         """Let the VM run. libvirt hears of it by QEMU's RESUME event, sooner or later."""
@@ -144,7 +183,7 @@ class StandbyVm:
             if state.get("status") == "completed":
                 return
             if state.get("status") == "failed":
-                raise VmError(f"standby {self.name} cannot load the device state: {state.get('error-desc', state)}")
+                raise StateRefused(f"QEMU cannot load the device state: {state.get('error-desc', state)}")
             time.sleep(POLL_S)
         raise VmError(f"standby {self.name} did not load the device state within {LOAD_S:g} s")
 

@@ -11,6 +11,7 @@ monitor before it is the operator's (`remusdb prepare`) and stays.
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ COMMAND_LINE, ARGUMENT = f"{{{QEMU_NS}}}commandline", f"{{{QEMU_NS}}}arg"
 
 # Libvirt writes these into live XML; on another host it must choose them anew, or they name the primary's files.
 RUNTIME_CHILDREN = ("seclabel", "resource", "genid")
+# Where libvirt puts the socket of a channel that names none: below /run since 9.7, /var/lib before, there in `target`.
+LIBVIRTS_CHANNEL = re.compile(r"/libvirt/qemu/channel/")
 DISK_RUNTIME = ("mirror", "backingStore", "backenddomain", "snapshot")
 
 
@@ -127,7 +130,7 @@ def _console(console: ET.Element) -> None:
 def _channel(channel: ET.Element) -> None:
     """Libvirt's own socket paths are made anew; the guest's view is the target, which stays."""
     source, target = channel.find("source"), channel.find("target")
-    if source is not None and "/channel/target/" in source.get("path", ""):
+    if source is not None and LIBVIRTS_CHANNEL.search(source.get("path", "")):
         channel.remove(source)
     if target is not None:
         target.attrib.pop("state", None)

@@ -43,7 +43,7 @@ LOOK_S = 0.02
 CALL_S = 5.0
 LOOK_AGAIN_S = 0.25  # after a takeover that was refused
 ASK_AGAIN_S = 0.1
-WARM, COLD = "resumed where it was", "booted from its disks, the warm standby was lost"
+WARM, COLD = "resumed where it was", "booted from its disks, the standby could not be resumed"
 
 
 class Overruled(RefusedForSafety):
@@ -246,7 +246,7 @@ def run(machine: Machine, vm: str, applied: Callable[[], bool]) -> str:
     except RemusError as exc:
         log.error("%s: the standby cannot be resumed, its disks are booted: %s", vm, exc)
         machine.cold_start()
-        return COLD
+        return f"{COLD}: {exc}"
 
 
 def runs(libvirt_uri: str, vm: str) -> bool:

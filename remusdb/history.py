@@ -38,6 +38,8 @@ Author = Literal["agent", "worker", "host", "operator"]
 EventName = Literal[
     "protect",  # asked for: the first copy begins
     "protected",
+    "proven",  # the standby's QEMU takes the device state after all
+    "unproven",  # it does not, or it could not be tried: a takeover may have to boot the disks
     "lost",  # the other side is not heard any more
     "held",
     "resumed",  # the other side is back, and the session goes on

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -113,6 +113,21 @@ class Notice(msgspec.Struct, frozen=True):
 
     reason: str
     forget: bool = False
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """PROOF, agent to primary: what came of loading the device state of `epoch` into a throw-away copy of the standby.
+
+    `proven`: QEMU took it, in `took_ms`. `refused`: QEMU did not; `reason` has its own words. `unable`: it could not be
+    tried, which says nothing of the standby. `at_ns`: when it was over, by the clock of the agent's host.
+    """
+
+    verdict: Literal["proven", "refused", "unable"]
+    at_ns: int
+    epoch: int = 0
+    took_ms: float = 0.0
+    reason: str = ""
+    hint: str = ""
 
 
 class Question(msgspec.Struct, frozen=True):

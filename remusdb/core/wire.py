@@ -55,6 +55,7 @@ class FrameType(IntEnum):
     ASK = 16
     STANDING = 17
     TAKEN = 18
+    PROOF = 19
 
 
 @dataclass(frozen=True)

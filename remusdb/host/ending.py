@@ -130,10 +130,12 @@ class Ending:
         shipped = session.pipeline.captured > 0 or (session.was_armed and not session.greeted)
         safe = not shipped or session.renounced.wait(RENOUNCE_S)
         self._stop_work()
+        again = session.was_wanted or isinstance(cause, PeerUnreachable | LibvirtAway)
         if safe:
+            if not again:
+                self._restore_autostart()
             session.close_parts(remove_gates=session.gated)
             if session.greeted or session.was_armed:
-                again = session.was_wanted or isinstance(cause, PeerUnreachable | LibvirtAway)
                 self._record("solo" if again else "unprotected", str(cause))
         else:
             session.close_parts(remove_gates=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from remusdb.core.messages import Proof
 from remusdb.core.pipeline import Pipeline
 from remusdb.host.order import Order
 from remusdb.host.parts import Parts
@@ -36,6 +37,8 @@ class Figures:
     committed_cut_at: float | None = None
     seeded_bytes: int | None = None
     same_bytes: int | None = None
+    proven: Proof | None = None
+    unproven: str = ""  # why the standby is not proven: told beside the reason while protected
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def set(self, state: str, reason: str) -> None:
@@ -48,6 +51,12 @@ class Figures:
         log.info("disks: %d bytes sent, %d bytes were there already", seeded_bytes, same_bytes)
         with self.lock:
             self.seeded_bytes, self.same_bytes = seeded_bytes, same_bytes
+
+    def proof(self, proof: Proof | None, unproven: str) -> None:
+        """What is known of the standby; `unproven`: why it is not proven, or empty."""
+        with self.lock:
+            self.proven = proof if proof is not None and proof.verdict == "proven" else self.proven
+            self.unproven = unproven
 
     def wait(self, reason: str) -> None:
         """Epochs are not cut for now, with why; they are again: empty."""
@@ -82,7 +91,7 @@ class Figures:
             age = None if self.committed_cut_at is None else 1000 * (time.monotonic() - self.committed_cut_at)
             return {
                 "state": self.state,
-                "reason": self.waits_for if self.waits_for and self.state == "protected" else self.reason,
+                "reason": self._reason(),
                 "committed_age_ms": None if age is None else round(age, 1),
                 "pause_ms_p50": _percentile(self.pause_ms, 50),
                 "pause_ms_p99": _percentile(self.pause_ms, 99),
@@ -90,7 +99,16 @@ class Figures:
                 "dirty_pages": _percentile(self.dirty_pages, 50),
                 "seeded_bytes": self.seeded_bytes,
                 "same_bytes": self.same_bytes,
+                "proven_at_ns": self.proven.at_ns if self.proven else None,
+                "proven_epoch": self.proven.epoch if self.proven else None,
+                "proven_ms": self.proven.took_ms if self.proven else None,
+                "unproven": self.unproven,
             }
+
+    def _reason(self) -> str:
+        if self.state != "protected":
+            return self.reason
+        return "; ".join(part for part in (self.waits_for or self.reason, self.unproven) if part)
 
 
 def vm_status(

@@ -48,6 +48,7 @@ class Handover:
                 f"VM {session.order.vm} is {session.figures.state}: only a protected VM can be moved",
                 hint=f"see: remusdb status {session.order.vm}",
             )
+        session.proof.require_not_refused()
         if not self._one.acquire(blocking=False):
             raise RefusedForSafety("a switchover is under way already")
         try:

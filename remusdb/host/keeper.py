@@ -103,20 +103,26 @@ class Keeper:
             )
         return self.protect(vm, peer, progress)
 
-    def begin(self, record: VmRecord, peer: str, progress: Progress) -> dict[str, Any]:
-        """Start a worker that protects the VM; its status once it is protected. With `record.work` held."""
+    def begin(self, record: VmRecord, peer: str, progress: Progress, *, asked: bool = True) -> dict[str, Any]:
+        """Start a worker that protects the VM; its status once it is protected. With `record.work` held.
+
+        `asked`: by an operator, who gets a refusal; else what can be had is better than nothing.
+        """
         link = self.workers.link(record, peer)
         try:
             self.require_peer(peer)  # here as well: a peer that was saved may be gone from the file
             if not record.state.armed:  # a VM with the gate still in has passed already
                 self._preflight(record.vm)
             link.spawn()
-            link.request("start", self.workers.order(record, peer), progress)
+            link.request("start", self.workers.order(record, peer, asked), progress)
         except RemusError as exc:
             self._failed(record, link, exc)
             raise
+        status = record.status()
+        if status["state"] != "protected":  # the other host, or the VM, was lost in its first moments
+            raise RemusError(f"VM {record.vm} is {status['state']}: {status['reason']}")
         log.info("protected to %s", peer, extra={"vm": record.vm})
-        return record.status()
+        return status
 
     def unprotect(self, vm: str, peer_is_dead: bool, progress: Progress) -> str:
         """End a VM's protection; what is worth a word about how it ended."""

@@ -32,6 +32,7 @@ class Order(msgspec.Struct, frozen=True):
     tls: Tls
     protection: Protection
     arbiter: Arbiter | None = None
+    asked: bool = True  # by somebody who waits for the answer; False: begun by the host daemon itself
 
     @property
     def goes_solo(self) -> bool:

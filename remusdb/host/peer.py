@@ -19,6 +19,7 @@ from remusdb.core.messages import (
     Base,
     Hello,
     Notice,
+    Proof,
     Question,
     Refuse,
     Standing,
@@ -76,6 +77,9 @@ class Listener(Protocol):
 
     def on_base(self, base: Base) -> None:
         """Hashes of an older image of a disk that the agent has."""
+
+    def on_proof(self, proof: Proof) -> None:
+        """The agent has tried whether its standby would take the VM's state."""
 
     def on_declined(self, reason: str) -> None:
         """The agent was asked to take over, and does not."""
@@ -256,6 +260,8 @@ class Peer:
                 self._fenced(refuse.term, refuse.reason)
         elif frame.type is FrameType.BASE:
             self._listener.on_base(unpack(Base, frame.payload))
+        elif frame.type is FrameType.PROOF:
+            self._listener.on_proof(unpack(Proof, frame.payload))
         elif frame.type is FrameType.DECLINE:
             self._listener.on_declined(unpack(Notice, frame.payload).reason)
         elif frame.type is not FrameType.HEARTBEAT:

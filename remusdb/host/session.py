@@ -23,7 +23,7 @@ from typing import Any
 
 from remusdb import __version__
 from remusdb.arbiter.arbiter import Arbiter
-from remusdb.core.messages import Base, Hello, Notice, RamBlock, Welcome, pack
+from remusdb.core.messages import Base, Hello, Notice, Proof, RamBlock, Welcome, pack
 from remusdb.core.pipeline import Pipeline, PrimaryState, Release
 from remusdb.core.wire import FrameType
 from remusdb.disk.base import Bases
@@ -38,6 +38,7 @@ from remusdb.host.order import Order
 from remusdb.host.outbox import Outbox
 from remusdb.host.parts import Parts
 from remusdb.host.peer import Greeting, Peer, greet
+from remusdb.host.proof import StandbyProof
 from remusdb.host.seed import DiskPump, Progress, copy_memory, start_mirrors, wait_for_disks
 from remusdb.host.solo import Solo, claim_session
 from remusdb.net.gate import GateFigures
@@ -81,6 +82,7 @@ class Session:
         self.ending = Ending(self)
         self.solo = Solo(self)
         self.handover = Handover(self)
+        self.proof = StandbyProof(self)
         self.epochs = EpochLoop(self.pipeline, self.outbox, self.figures, self.lock, self.ending.fail)
 
     # --- orders ---
@@ -139,22 +141,26 @@ class Session:
         was = self.figures.state
         self.figures.set(state, reason)
         if event:
-            self._history.record(
-                Event(
-                    vm=self.order.vm,
-                    at_ns=time.time_ns(),
-                    host=self.order.host,
-                    by="worker",
-                    event=event,
-                    was=was,
-                    now=state,
-                    reason=reason,
-                    term=self.pipeline.term,
-                    epoch=self.pipeline.committed,
-                    heard_ms_ago=self.peer.silence_ms(),
-                    peer=self.order.peer.name,
-                )
+            self.tell(event, was, reason)
+
+    def tell(self, event: EventName, was: str, reason: str) -> None:
+        """Into the history and to the hooks."""
+        self._history.record(
+            Event(
+                vm=self.order.vm,
+                at_ns=time.time_ns(),
+                host=self.order.host,
+                by="worker",
+                event=event,
+                was=was,
+                now=self.figures.state,
+                reason=reason,
+                term=self.pipeline.term,
+                epoch=self.pipeline.committed,
+                heard_ms_ago=self.peer.silence_ms(),
+                peer=self.order.peer.name,
             )
+        )
 
     # --- the initial copy ---
 
@@ -195,8 +201,10 @@ class Session:
         self._arm(parts)
         self.epochs.start(parts)
         self._await_first_ack()
-        if self.pipeline.state is PrimaryState.PROTECTED:
+        self.proof.wait(self._progress)
+        if self.pipeline.state is PrimaryState.PROTECTED and not self.over.is_set():
             self.enter("protected", f"epoch by epoch to {self.order.peer.name}", "protected")
+            self.proof.told()
 
     def _arm(self, parts: Parts) -> None:
         """From here on the agent may take over: that is on the disk before the first epoch is cut."""
@@ -345,6 +353,10 @@ class Session:
         how = "the initial copy goes on" if seeding else f"epoch by epoch to {self.order.peer.name}"
         self.enter("seeding" if seeding else "protected", f"{how}; the connection was made anew", "resumed")
         self.handover.cancel("the connection broke meanwhile")
+
+    def on_proof(self, proof: Proof) -> None:
+        """Whether the agent's standby would take this VM's state."""
+        self.proof.take(proof)
 
     def on_declined(self, reason: str) -> None:
         """The agent does not take the VM over: it runs on here."""

@@ -129,7 +129,7 @@ class Tender:
                 self.put_away(record)
             elif self._ours_to_protect(record):
                 costly = True
-                self._keeper.begin(record, record.state.peer, _unheard)
+                self._keeper.begin(record, record.state.peer, _unheard, asked=False)
         except RemusError as exc:
             log.warning("%s: not yet: %s", action.value, exc, extra={"vm": record.vm})
         except Exception:

@@ -49,8 +49,8 @@ class Workers:
             link.follow()
         return found
 
-    def order(self, record: VmRecord, peer: str) -> dict[str, Any]:
-        """All that a worker must know of its VM, as JSON has it."""
+    def order(self, record: VmRecord, peer: str, asked: bool = True) -> dict[str, Any]:
+        """All that a worker must know of its VM, as JSON has it. `asked`: by somebody who waits for the answer."""
         config = self._config
         order = {
             "vm": record.vm,
@@ -63,6 +63,7 @@ class Workers:
             "tls": config.tls,
             "protection": config.for_vm(record.vm),
             "arbiter": config.arbiter,
+            "asked": asked,
         }
         plain: dict[str, Any] = msgspec.to_builtins(order, enc_hook=str)
         return plain

@@ -117,15 +117,16 @@ def _call(pid: int, instruction: int, number: int, argument: int) -> int:
     return result
 
 
-def userfaultfd_of(pid: int) -> int:
+def userfaultfd_of(pid: int, flags: int = UFFD_USER_MODE_ONLY) -> int:
     """A userfaultfd that watches the memory of process `pid`, as a descriptor of this process alone.
 
-    QEMU's own copy is closed again, so that the watch ends when this process closes its descriptor or dies.
+    QEMU's own copy is closed again, so that the watch ends when this process closes its descriptor or dies. `flags` of
+    0: faults that the kernel takes for QEMU are told as well, which only a privileged QEMU may ask for.
     """
     try:
         instruction = _syscall_instruction(pid)
         with _stopped(pid):
-            theirs = _call(pid, instruction, SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY)
+            theirs = _call(pid, instruction, SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | flags)
             try:
                 return pidfd_getfd(pid, theirs)
             finally:

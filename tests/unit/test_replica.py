@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from remusdb.config import Agent, AgentConfig, Failover, Limits
-from remusdb.core.messages import Commit, Hello, Notice, Refuse, Welcome, pack
+from remusdb.core.messages import Commit, Hello, Notice, Proof, Refuse, Welcome, pack
 from remusdb.core.ownership import Claim, Ownership, Rule, Verdict
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RefusedForSafety, VmError
@@ -42,6 +42,18 @@ class FakeApplier:
         return
 
 
+class FakeProver:
+    """Says what it is told to say, once it may."""
+
+    def __init__(self) -> None:
+        self.proof = Proof("proven", 1, 1, 2.0)
+        self.may = threading.Event()
+
+    def prove(self, tell: Callable[[Proof], None]) -> None:
+        if self.may.wait(5):
+            tell(self.proof)
+
+
 class FakeMachine:
     """Counts what is done to it; a takeover waits at `gate`."""
 
@@ -55,6 +67,7 @@ class FakeMachine:
         self.broken = broken
         self.closed = self.resumed = self.booted = False
         self.waiting = threading.Event()
+        self.prover = FakeProver()
         FakeMachine.made.append(self)
 
     def wait_applied(self, timeout_s: float) -> bool:
@@ -266,7 +279,7 @@ def test_a_standby_that_cannot_be_resumed_is_booted_from_its_disks(replica: Repl
     ready(replica)
     FakeMachine.gate.set()
     FakeMachine.dead = "standby"
-    assert replica.takeover.promote("silence")["how"] == takeover.COLD
+    assert replica.takeover.promote("silence")["how"] == f"{takeover.COLD}: the standby is dead"
     assert FakeMachine.made[0].booted and StateStore(tmp_path).load("vm").role == "promoted"
 
 

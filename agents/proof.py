@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The standby is proven: a copy of it takes the last epoch's device state, once, and is thrown away unrun.
+
+    copy started, empty ─▶ replica frozen ─▶ its memory lent ─▶ device state loaded ─▶ thawed, told, thrown away
+
+What QEMU refuses it would refuse at the takeover, and the VM would be booted from its disks. A takeover, or the
+session's end, does not wait for a proof: it breaks the freeze, and that kills the copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from remusdb.core.messages import Hello, Proof
+from remusdb.errors import RemusError
+from remusdb_agents.applier import Applier
+from remusdb_agents.context import Context
+from remusdb_agents.rehearsal import Rehearsals
+from remusdb_agents.rehearsal_copy import Copy
+from remusdb_agents.standby_vm import SMALL_BLOCK_BYTES, StandbyVm, StateRefused
+
+log = logging.getLogger(__name__)
+
+# A word of QEMU's refusal, and what can be done about it.
+HINTS = (
+    ("savevm section", "the backup's QEMU lacks a device that the VM has: give both hosts the same QEMU and libvirt"),
+    (
+        "unsupported. Allowed",
+        "the guest uses virtio features that the backup's kernel or QEMU lacks: bring it up to date",
+    ),
+    ("MSR", "the backup's CPU or kernel lacks what the VM's CPU model has: choose a model that both hosts have"),
+    ("kvm", "the backup's CPU or kernel lacks what the VM's CPU model has: choose a model that both hosts have"),
+)
+HINT = (
+    "the backup would have to boot the VM from its disks: give both hosts the same QEMU, kernel and firmware packages"
+)
+
+
+class Prover:
+    """Proves one session's standby."""
+
+    def __init__(
+        self,
+        context: Context,
+        hello: Hello,
+        standby: StandbyVm,
+        applier: Applier,
+        images: Mapping[str, Path],
+        rehearsals: Rehearsals,
+    ) -> None:
+        self._context = context
+        self._hello = hello
+        self._standby = standby
+        self._applier = applier
+        self._images = images
+        self._rehearsals = rehearsals
+
+    def prove(self, tell: Callable[[Proof], None]) -> None:
+        """One proof; `tell` gets what came of it before the copy is thrown away, which takes longer."""
+        began = time.monotonic()
+        try:
+            with self._rehearsals.alone("proof"), self._room(), contextlib.closing(self._copy()) as copy:
+                tell(self._load(copy, began))
+        except RemusError as exc:
+            tell(Proof("unable", time.time_ns(), reason=str(exc), hint=exc.hint))
+
+    def _copy(self) -> Copy:
+        return Copy(self._context.config, self._hello, self._images)
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Memory for a second QEMU, whose guest's memory stays where it is."""
+        name = f"{self._hello.vm}-rehearsal"
+        sizes = [block.size for block in self._hello.blocks]
+        self._context.admission.admit(name, sum(size for size in sizes if size <= SMALL_BLOCK_BYTES))
+        try:
+            yield
+        finally:
+            self._context.admission.release(name)
+
+    def _load(self, copy: Copy, began: float) -> Proof:
+        backlog = self._context.config.limits.rehearsal_backlog_max_bytes
+        with contextlib.closing(copy.borrow(self._standby)) as memory, self._applier.freeze(backlog) as frozen:
+            froze = time.monotonic()
+            frozen.on_broken(copy.domain.kill)
+            try:
+                with memory.lend():
+                    copy.load(frozen.devices)
+            except StateRefused as exc:
+                frozen.require()
+                log.error("%s: the standby is refused: %s", self._hello.vm, exc)
+                return Proof("refused", time.time_ns(), frozen.epoch, reason=str(exc), hint=hint_of(str(exc)))
+            ended = time.monotonic()
+        took_ms = 1000 * (ended - began)
+        log.info(
+            "%s: the standby is proven at epoch %d: %.0f ms, of which it stood still for %.0f; %d pages were touched",
+            self._hello.vm, frozen.epoch, took_ms, 1000 * (ended - froze), memory.given,
+        )  # fmt: skip
+        return Proof("proven", time.time_ns(), frozen.epoch, round(took_ms, 1))
+
+
+def hint_of(reason: str) -> str:
+    """What can be done about this refusal of QEMU's."""
+    return next((hint for word, hint in HINTS if word.lower() in reason.lower()), HINT)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a standby is proven, and who hears of it.
+
+Owns what is known of the present session's standby. Invariant: what is told is of the machine that would be resumed;
+a proof that outlived its session is dropped.
+
+    first epoch committed ─▶ proof ─▶ proven, refused
+                               ▲  └─▶ unable: told, tried again later ─┐
+                               └──────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from remusdb.core.messages import Proof, pack
+from remusdb.core.standby import StandbyState
+from remusdb.core.wire import FrameType
+from remusdb.errors import PeerUnreachable
+from remusdb.transport.stream import FrameStream
+from remusdb_agents.machine import Machine
+
+if TYPE_CHECKING:
+    from remusdb_agents.replica import Replica
+
+log = logging.getLogger(__name__)
+
+RETRY_S = (30.0, 60.0, 300.0, 1800.0)  # a proof that was not possible is tried again; the last one repeats
+
+
+class Proving:
+    """The proofs of one replica's standby."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._last: Proof | None = None
+        self._proven: Proof | None = None
+
+    def begin(self, machine: Machine) -> None:
+        """Prove this standby, in a thread: it is a new session's, and its first epoch was just committed."""
+        self._last = self._proven = None
+        threading.Thread(target=self._run, args=(machine,), name=f"prove-{self._replica.vm}", daemon=True).start()
+
+    def _run(self, machine: Machine) -> None:
+        for tries in range(1 << 30):
+            try:
+                machine.prover.prove(lambda proof: self._take(machine, proof))
+            except Exception as exc:  # task boundary: whatever it was, the primary waits for a word
+                log.exception("%s: the proof of the standby failed", self._replica.vm)
+                self._take(machine, Proof("unable", time.time_ns(), reason=f"{type(exc).__name__}: {exc}"))
+            end = time.monotonic() + RETRY_S[min(tries, len(RETRY_S) - 1)]
+            while time.monotonic() < end:
+                if not self._current(machine) or self._last is None or self._last.verdict != "unable":
+                    return
+                time.sleep(1.0)
+
+    def _current(self, machine: Machine) -> bool:
+        return self._replica.machine is machine and self._replica.core.state is not StandbyState.PROMOTED
+
+    def _take(self, machine: Machine, proof: Proof) -> None:
+        replica = self._replica
+        with replica.lock:
+            if not self._current(machine):
+                return
+            before, self._last = self._last, proof
+            if proof.verdict == "proven":
+                self._proven = proof
+            stream = replica.stream
+        if proof.verdict != "proven" and (before is None or before.reason != proof.reason):
+            replica.tell("unproven", replica.core.state.value, unproven(proof))
+        if stream is not None:
+            self.tell(stream)
+
+    def tell(self, stream: FrameStream) -> None:
+        """Tell the primary, also one whose connection was made anew, what is known."""
+        last = self._last
+        if last is not None:
+            with contextlib.suppress(PeerUnreachable):
+                stream.send(FrameType.PROOF, self._replica.session_term, last.epoch, pack(last))
+
+    def status(self) -> dict[str, Any]:
+        """The part of StandbyStatus that is about it."""
+        last, proven = self._last, self._proven
+        return {
+            "proven_at_ns": proven.at_ns if proven else None,
+            "proven_epoch": proven.epoch if proven else None,
+            "proven_ms": proven.took_ms if proven else None,
+            "unproven": unproven(last) if last and last.verdict != "proven" else "",
+        }
+
+
+def unproven(proof: Proof) -> str:
+    """Why a standby is not proven, in words."""
+    if proof.verdict == "refused":
+        return f"QEMU would refuse to resume the standby, a takeover would boot its disks: {proof.reason}"
+    return f"the standby could not be proven: {proof.reason}"
