@@ -15,6 +15,7 @@ import contextlib
 import logging
 import threading
 import time
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from remusdb.core.messages import Proof, pack
@@ -46,17 +47,25 @@ class Proving:
         threading.Thread(target=self._run, args=(machine,), name=f"prove-{self._replica.vm}", daemon=True).start()
 
     def _run(self, machine: Machine) -> None:
-        for tries in range(1 << 30):
-            try:
-                machine.prover.prove(lambda proof: self._take(machine, proof))
-            except Exception as exc:  # task boundary: whatever it was, the primary waits for a word
-                log.exception("%s: the proof of the standby failed", self._replica.vm)
-                self._take(machine, Proof("unable", time.time_ns(), reason=f"{type(exc).__name__}: {exc}"))
-            end = time.monotonic() + RETRY_S[min(tries, len(RETRY_S) - 1)]
-            while time.monotonic() < end:
-                if not self._current(machine) or self._last is None or self._last.verdict != "unable":
-                    return
-                time.sleep(1.0)
+        delays = chain(RETRY_S, repeat(RETRY_S[-1]))
+        while self._current(machine):
+            self._prove(machine)
+            end = time.monotonic() + next(delays)
+            while self._wanted(machine) and time.monotonic() < end:
+                time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+            if not self._wanted(machine):
+                return
+
+    def _prove(self, machine: Machine) -> None:
+        try:
+            machine.prover.prove(lambda proof: self._take(machine, proof))
+        except Exception as exc:  # task boundary: whatever it was, the primary waits for a word
+            log.exception("%s: the proof of the standby failed", self._replica.vm)
+            self._take(machine, Proof("unable", time.time_ns(), reason=f"{type(exc).__name__}: {exc}"))
+
+    def _wanted(self, machine: Machine) -> bool:
+        """Whether it was not possible, and may be another time."""
+        return self._current(machine) and self._last is not None and self._last.verdict == "unable"
 
     def _current(self, machine: Machine) -> bool:
         return self._replica.machine is machine and self._replica.core.state is not StandbyState.PROMOTED
@@ -74,6 +83,10 @@ class Proving:
             replica.tell("unproven", replica.core.state.value, unproven(proof))
         if stream is not None:
             self.tell(stream)
+
+    def rehearsed(self, machine: Machine, epoch: int, took_ms: float) -> None:
+        """A rehearsal resumed this epoch: more than a proof."""
+        self._take(machine, Proof("proven", time.time_ns(), epoch, took_ms))
 
     def tell(self, stream: FrameStream) -> None:
         """Tell the primary, also one whose connection was made anew, what is known."""

@@ -30,6 +30,7 @@ from remusdb_agents.standby_vm import StandbyVm
 
 log = logging.getLogger(__name__)
 
+PROOF_S = 60.0  # what a proof may take, with its QEMU's start and end
 GONE_S = 5.0  # a session's end waits so long for the copy to go
 ROOM_BYTES = 256 << 20  # what the copy must leave free where the replica's images are
 TOLD_BYTES = 64 << 20
@@ -72,8 +73,11 @@ class Rehearsals:
 
     @contextlib.contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Have the one copy that there may be, for a rehearsal or a proof. RefusedForSafety when there is one."""
-        if not self._busy.acquire(blocking=False):
+        """Have the one copy that there may be, for a rehearsal or a proof. RefusedForSafety when there is one.
+
+        A proof is waited for: it is short, and nobody but remusdb knows of it.
+        """
+        if not self._busy.acquire(timeout=PROOF_S if self._what == "proof" else 0):
             raise RefusedForSafety(f"a {self._what} of {self._hello.vm} runs already", hint="wait for its end")
         self._what = what
         try:

@@ -303,7 +303,9 @@ class Replica:
             wanted = Wanted(seconds, tcp_port, list(self.addresses))
         if refused is not None or machine is None:
             raise NotProtected(f"{self.vm} cannot be rehearsed here: {refused or 'there is no replica here'}")
-        return {"vm": self.vm, "term": term, **machine.rehearsals.run(wanted, progress)}
+        result = machine.rehearsals.run(wanted, progress)
+        self.proving.rehearsed(machine, result["epoch"], result["took_ms"])
+        return {"vm": self.vm, "term": term, **result}
 
     def status(self) -> dict[str, Any]:
         """StandbyStatus, see docs/architecture.md."""

@@ -90,6 +90,20 @@ def test_freeze_waits_for_the_epoch_in_hand_and_stands_still(bench: Bench) -> No
     wait(lambda: bench.moved == [1, 2, 3])
 
 
+def test_whoever_breaks_a_freeze_does_what_was_asked_for_at_once(bench: Bench) -> None:
+    """A takeover must not wait until somebody has noticed; and who asks too late is told."""
+    bench.put(1)
+    bench.allow(1, 1)
+    called: list[str] = []
+    with bench.applier.freeze(LIMIT) as frozen:
+        frozen.on_broken(lambda: called.append("killed"))
+        assert called == []
+        assert bench.applier.wait_empty(1) and called == ["killed"]
+        with pytest.raises(RefusedForSafety, match="takes the VM over"):
+            frozen.on_broken(lambda: called.append("too late"))
+    assert called == ["killed"]
+
+
 def test_before_the_first_epoch_there_is_nothing_to_freeze(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("remusdb_agents.applier.FREEZE_S", 0.05)
     with pytest.raises(RefusedForSafety), bench.applier.freeze(LIMIT):

@@ -87,6 +87,21 @@ def test_disks_are_overlays_that_lock_nothing() -> None:
     assert device.find(f"./{{{QEMU_NS}}}frontend/{{{QEMU_NS}}}property").get("name") == "share-rw"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/run/libvirt/qemu/channel/7-db1/org.qemu.guest_agent.0",  # libvirt 9.7 and later
+        "/var/lib/libvirt/qemu/channel/target/domain-7-db1/a",
+    ],
+)
+def test_the_guest_agents_channel_is_libvirts_again(path: str) -> None:
+    """Else the agent of the copy, which may be the only one that shows life, can never be asked."""
+    live = LIVE.replace("/run/libvirt/qemu/channel/target/domain-7-db1/a", path)
+    channel, mine = made(live).findall("./devices/channel")
+    assert channel.get("type") == "unix" and channel.find("source") is None
+    assert mine.get("type") == "file"
+
+
 def test_interfaces_are_taps_on_no_bridge_and_the_same_to_the_guest() -> None:
     interfaces = made().findall("./devices/interface")
     assert [interface.get("type") for interface in interfaces] == ["ethernet", "ethernet"]

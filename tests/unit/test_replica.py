@@ -18,8 +18,8 @@ from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RefusedForSafety, VmError
 from remusdb.history import History
 from remusdb.state import StateStore
+from remusdb_agents import proving, takeover
 from remusdb_agents import replica as module
-from remusdb_agents import takeover
 from remusdb_agents.admission import Admission
 from remusdb_agents.context import Context
 from remusdb_agents.inbox import EpochTooLarge, WholeEpoch
@@ -351,3 +351,67 @@ def test_a_whole_replica_waits_for_its_primary(replica: Replica) -> None:
     ready(replica)
     replica.end_silent_copy()
     assert replica.status()["state"] == "ready"
+
+
+def proven(replica: Replica, verdict: str, **told: Any) -> tuple[FakeStream, FakeProver]:
+    """A session whose standby is tried just now, and what comes of it."""
+    stream = ready(replica)
+    prover = FakeMachine.made[-1].prover
+    prover.proof = Proof(verdict, 5, 3, **told)  # type: ignore[arg-type]
+    return stream, prover
+
+
+def proofs(stream: FakeStream, count: int = 1) -> None:
+    """Wait until the primary was told so often."""
+    end = time.monotonic() + 5
+    while stream.sent.count(FrameType.PROOF) < count:
+        assert time.monotonic() < end, stream.sent
+        time.sleep(0.005)
+
+
+def test_the_standby_is_proven_once_its_first_epoch_is_here(replica: Replica) -> None:
+    stream, prover = proven(replica, "proven", took_ms=80.0)
+    status = replica.status()
+    assert (status["proven_at_ns"], status["unproven"]) == (None, "") and FrameType.PROOF not in stream.sent
+    prover.may.set()
+    proofs(stream)
+    status = replica.status()
+    assert (status["proven_at_ns"], status["proven_epoch"], status["proven_ms"]) == (5, 3, 80.0)
+
+
+def test_a_primary_that_comes_back_hears_it_again(replica: Replica) -> None:
+    stream, prover = proven(replica, "refused", reason="no such device")
+    prover.may.set()
+    proofs(stream)
+    again: Any = FakeStream()
+    welcome = replica.greet(again, hello(1, resume=True))
+    assert isinstance(welcome, Welcome) and FrameType.PROOF not in again.sent
+    replica.welcomed(again, welcome, [])
+    assert again.sent == [FrameType.PROOF]
+    assert "no such device" in replica.status()["unproven"]
+
+
+def test_a_proof_that_outlived_its_session_says_nothing(replica: Replica) -> None:
+    """Neither of the next session's standby, nor of the VM that this host took over."""
+    old, prover = proven(replica, "refused", reason="of the old one")
+    new: Any = FakeStream()
+    assert isinstance(replica.greet(new, hello(1)), Welcome)
+    prover.may.set()
+    time.sleep(0.1)
+    assert FrameType.PROOF not in old.sent + new.sent and replica.status()["unproven"] == ""
+
+
+def test_what_could_not_be_tried_is_tried_again(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proving, "RETRY_S", (0.0,))
+    stream, prover = proven(replica, "unable", reason="no memory")
+    prover.may.set()
+    proofs(stream)
+    assert "no memory" in replica.status()["unproven"]
+    prover.proof = Proof("proven", 9, 4, 70.0)
+    proofs(stream, 2)
+    end = time.monotonic() + 5
+    while replica.status()["proven_at_ns"] != 9:
+        assert time.monotonic() < end
+    told = stream.sent.count(FrameType.PROOF)
+    time.sleep(0.1)
+    assert replica.status()["unproven"] == "" and stream.sent.count(FrameType.PROOF) == told

@@ -58,12 +58,10 @@ def begin(pair: Pair, vm: str) -> subprocess.Popen[str]:
 def test_good_standby_is_proven(pair: Pair) -> None:
     """Both sides say when; nothing of the proof stays; the VM is protected, and what was proven happens."""
     vm = pair.bare()
-    links = network_of(pair.b)
     before = time.time_ns()
     done = pair.protect(vm.name)
     assert "prove the standby" in done.stderr
     here, there = pair.product.status(vm.name), pair.product.standby(vm.name)
-    print(here, there)
     for told in (here, there):
         assert before < told["proven_at_ns"] < time.time_ns() and told["unproven"] == "", told
         assert told["proven_epoch"] >= 1 and 0 < told["proven_ms"] < 20_000
@@ -82,7 +80,6 @@ def test_refusal_is_protects(pair: Pair) -> None:
     pair.a.run(["virsh", "autostart", vm.name])
     network = network_of(pair.a)
     refused = pair.protect(vm.name, check=False)
-    print(refused.stderr)
     assert refused.returncode == 8 and LACKING in refused.stderr and "refuses" in refused.stderr, refused.stderr
     assert pair.runs(vm) and pair.state(vm.name) == "failed" and LACKING in pair.product.status(vm.name)["reason"]
     assert network_of(pair.a) == network
