@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import heapq
-import time
 from pathlib import Path
 
 import click
@@ -53,7 +52,7 @@ def history(vm: str, last: int | None, state_dir: Path, as_json: bool) -> None:
 
 def _row(event: Event) -> list[str]:
     return [
-        _local(event.at_ns),
+        words.moment(event.at_ns),
         event.host,
         event.by,
         event.event,
@@ -63,8 +62,3 @@ def _row(event: Event) -> list[str]:
         words.age(event.heard_ms_ago),
         " ".join(event.reason.split()),
     ]
-
-
-def _local(at_ns: int) -> str:
-    seconds, rest_ns = divmod(at_ns, 10**9)
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}.{rest_ns // 10**6:03d}"

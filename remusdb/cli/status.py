@@ -117,6 +117,8 @@ def _in_full(one: Vm) -> list[str]:
         name, shown = key, "-" if value is None or value == "" else str(value)
         if key.endswith("_age_ms") or key.endswith("_silence_ms"):
             name, shown = key.removesuffix("_ms"), words.age(value)
+        elif key.endswith("_at_ns") and value:
+            name, shown = key.removesuffix("_ns"), words.moment(value)
         elif key.endswith("_bytes") or key.startswith("bytes_"):
             shown = words.size(value)
         lines.append(f"{name:<18} {shown}")

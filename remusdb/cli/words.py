@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 NOTHING = "-"
@@ -22,6 +23,12 @@ def age(ms: float | None) -> str:
         return f"{minutes} min {seconds} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
+
+
+def moment(at_ns: int) -> str:
+    """When something was, by the local clock: `2026-11-27 09:40:12.345`."""
+    seconds, rest_ns = divmod(at_ns, 10**9)
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}.{rest_ns // 10**6:03d}"
 
 
 def size(count: float | None) -> str:
