@@ -101,6 +101,11 @@ class Applier:
         many = len(self._epochs) > BACKLOG_EPOCHS
         return many and (not self._catching_up or self._bytes > self._backlog_max_bytes)
 
+    @property
+    def over(self) -> str:
+        """Why nothing can be frozen any more; empty while it can."""
+        return self._over
+
     def put(self, epoch: WholeEpoch) -> None:
         """A committed epoch, to be applied after those before it."""
         with self._changed:

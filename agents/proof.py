@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from remusdb.core.messages import Hello, Proof
-from remusdb.errors import RemusError
+from remusdb.errors import RefusedForSafety, RemusError
 from remusdb_agents.applier import Applier
 from remusdb_agents.context import Context
 from remusdb_agents.rehearsal import Rehearsals
@@ -69,6 +69,8 @@ class Prover:
             tell(Proof("unable", time.time_ns(), reason=str(exc), hint=exc.hint))
 
     def _copy(self) -> Copy:
+        if self._applier.over:
+            raise RefusedForSafety(self._applier.over)
         return Copy(self._context.config, self._hello, self._images)
 
     @contextlib.contextmanager

@@ -4,9 +4,9 @@
 Owns what is known of the present session's standby. Invariant: what is told is of the machine that would be resumed;
 a proof that outlived its session is dropped.
 
-    first epoch committed ─▶ proof ─▶ proven, refused
-                               ▲  └─▶ unable: told, tried again later ─┐
-                               └──────────────────────────────────────┘
+    first epoch committed ─▶ proof ─▶ proven, refused: again after an hour ─┐
+                               ▲  └─▶ unable: told, tried again sooner ──────┤
+                               └────────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRY_S = (30.0, 60.0, 300.0, 1800.0)  # a proof that was not possible is tried again; the last one repeats
+AGAIN_S = 3600.0  # a guest that was started anew may use what it did not use before
+LOOK_S = 1.0
 
 
 class Proving:
@@ -50,11 +52,10 @@ class Proving:
         delays = chain(RETRY_S, repeat(RETRY_S[-1]))
         while self._current(machine):
             self._prove(machine)
-            end = time.monotonic() + next(delays)
-            while self._wanted(machine) and time.monotonic() < end:
-                time.sleep(min(1.0, max(0.0, end - time.monotonic())))
-            if not self._wanted(machine):
-                return
+            unable = self._last is None or self._last.verdict == "unable"
+            end = time.monotonic() + (next(delays) if unable else AGAIN_S)
+            while self._current(machine) and (left := end - time.monotonic()) > 0:
+                time.sleep(min(LOOK_S, left))
 
     def _prove(self, machine: Machine) -> None:
         try:
@@ -62,10 +63,6 @@ class Proving:
         except Exception as exc:  # task boundary: whatever it was, the primary waits for a word
             log.exception("%s: the proof of the standby failed", self._replica.vm)
             self._take(machine, Proof("unable", time.time_ns(), reason=f"{type(exc).__name__}: {exc}"))
-
-    def _wanted(self, machine: Machine) -> bool:
-        """Whether it was not possible, and may be another time."""
-        return self._current(machine) and self._last is not None and self._last.verdict == "unable"
 
     def _current(self, machine: Machine) -> bool:
         return self._replica.machine is machine and self._replica.core.state is not StandbyState.PROMOTED

@@ -30,6 +30,7 @@ from remusdb_agents.standby_vm import StandbyVm
 
 log = logging.getLogger(__name__)
 
+REHEARSAL_S = 900.0  # more than a rehearsal may take
 PROOF_S = 60.0  # what a proof may take, with its QEMU's start and end
 GONE_S = 5.0  # a session's end waits so long for the copy to go
 ROOM_BYTES = 256 << 20  # what the copy must leave free where the replica's images are
@@ -75,9 +76,10 @@ class Rehearsals:
     def alone(self, what: str) -> Iterator[None]:
         """Have the one copy that there may be, for a rehearsal or a proof. RefusedForSafety when there is one.
 
-        A proof is waited for: it is short, and nobody but remusdb knows of it.
+        A proof is waited for: it is short, and nobody but remusdb knows of it. And a proof waits: nobody else asks.
         """
-        if not self._busy.acquire(timeout=PROOF_S if self._what == "proof" else 0):
+        patience_s = PROOF_S if self._what == "proof" else REHEARSAL_S if what == "proof" else 0.0
+        if not self._busy.acquire(timeout=patience_s):
             raise RefusedForSafety(f"a {self._what} of {self._hello.vm} runs already", hint="wait for its end")
         self._what = what
         try:

@@ -114,15 +114,14 @@ class Keeper:
             if not record.state.armed:  # a VM with the gate still in has passed already
                 self._preflight(record.vm)
             link.spawn()
-            link.request("start", self.workers.order(record, peer, asked), progress)
+            told = link.request("start", self.workers.order(record, peer, asked), progress)
         except RemusError as exc:
             self._failed(record, link, exc)
             raise
-        status = record.status()
-        if status["state"] != "protected":  # the other host, or the VM, was lost in its first moments
-            raise RemusError(f"VM {record.vm} is {status['state']}: {status['reason']}")
+        if told["state"] != "protected":  # the other host, or the VM, was lost in its first moments
+            raise RemusError(f"VM {record.vm} is {told['state']}: {told['reason']}")
         log.info("protected to %s", peer, extra={"vm": record.vm})
-        return status
+        return record.status()
 
     def unprotect(self, vm: str, peer_is_dead: bool, progress: Progress) -> str:
         """End a VM's protection; what is worth a word about how it ended."""

@@ -413,5 +413,5 @@ def test_what_could_not_be_tried_is_tried_again(replica: Replica, monkeypatch: p
     while replica.status()["proven_at_ns"] != 9:
         assert time.monotonic() < end
     told = stream.sent.count(FrameType.PROOF)
-    time.sleep(0.1)
+    time.sleep(0.1)  # the next one is hours away
     assert replica.status()["unproven"] == "" and stream.sent.count(FrameType.PROOF) == told
