@@ -40,12 +40,13 @@ class Proving:
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
+        self._of: Machine | None = None  # whose proofs these are
         self._last: Proof | None = None
         self._proven: Proof | None = None
 
     def begin(self, machine: Machine) -> None:
         """Prove this standby, in a thread: it is a new session's, and its first epoch was just committed."""
-        self._last = self._proven = None
+        self._of, self._last, self._proven = machine, None, None
         threading.Thread(target=self._run, args=(machine,), name=f"prove-{self._replica.vm}", daemon=True).start()
 
     def _run(self, machine: Machine) -> None:
@@ -88,13 +89,14 @@ class Proving:
     def tell(self, stream: FrameStream) -> None:
         """Tell the primary, also one whose connection was made anew, what is known."""
         last = self._last
-        if last is not None:
+        if last is not None and self._of is self._replica.machine:
             with contextlib.suppress(PeerUnreachable):
                 stream.send(FrameType.PROOF, self._replica.session_term, last.epoch, pack(last))
 
     def status(self) -> dict[str, Any]:
         """The part of StandbyStatus that is about it."""
-        last, proven = self._last, self._proven
+        mine = self._of is self._replica.machine
+        last, proven = (self._last, self._proven) if mine else (None, None)
         return {
             "proven_at_ns": proven.at_ns if proven else None,
             "proven_epoch": proven.epoch if proven else None,

@@ -401,6 +401,19 @@ def test_a_proof_that_outlived_its_session_says_nothing(replica: Replica) -> Non
     assert FrameType.PROOF not in old.sent + new.sent and replica.status()["unproven"] == ""
 
 
+def test_a_copy_that_is_taken_up_hears_nothing_of_the_last_sessions_standby(replica: Replica) -> None:
+    old, prover = proven(replica, "refused", reason="of the old one")
+    prover.may.set()
+    proofs(old)
+    new: Any = FakeStream()
+    assert isinstance(replica.greet(new, hello(1)), Welcome)
+    replica.lost(new, "reset")
+    welcome = replica.greet(new, hello(2, resume=True))
+    assert isinstance(welcome, Welcome) and welcome.resumed
+    replica.proving.tell(new)
+    assert FrameType.PROOF not in new.sent and replica.status()["unproven"] == ""
+
+
 def test_what_could_not_be_tried_is_tried_again(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proving, "RETRY_S", (0.0,))
     stream, prover = proven(replica, "unable", reason="no memory")
