@@ -53,7 +53,9 @@ class BorrowedMemory:
         self._large = [pair for pair in pairs if pair[0].size > small_bytes]
         self._broken = broken
         self.given = 0  # pages, so far
-        self._uffd = _watch(pid)
+        self._uffd, self.kernel_too = _watch(
+            pid
+        )  # whether the kernel, on QEMU's behalf, sees the lender's pages as well
         try:
             fcntl.ioctl(self._uffd, kernel.UFFDIO_API, bytearray(struct.pack("<QQQ", 0xAA, 0, 0)))
             for mine, _ in self._large:
@@ -131,14 +133,14 @@ class BorrowedMemory:
             fcntl.ioctl(self._uffd, kernel.UFFDIO_WAKE, bytearray(struct.pack("<QQ", address, PAGE_BYTES)))
 
 
-def _watch(pid: int) -> int:
-    """With the kernel's faults where QEMU is privileged: KVM writes Hyper-V's pages when it takes a vCPU's state."""
+def _watch(pid: int) -> tuple[int, bool]:
+    """The descriptor, and whether it hears of faults that the kernel takes: only a privileged QEMU may ask for them."""
     try:
-        return userfaultfd_of(pid, 0)
+        return userfaultfd_of(pid, 0), True
     except VmError as exc:
         if not isinstance(exc.__cause__, OSError) or exc.__cause__.errno != errno.EPERM:
             raise
-    return userfaultfd_of(pid)
+    return userfaultfd_of(pid), False
 
 
 def _present(pid: int, block: Block) -> NDArray[np.int64]:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from remusdb.core.messages import Hello, Proof
-from remusdb.errors import RefusedForSafety, RemusError
+from remusdb.errors import RefusedForSafety, RemusError, VmError
 from remusdb_agents.applier import Applier
+from remusdb_agents.borrowed_memory import BorrowedMemory
 from remusdb_agents.context import Context
 from remusdb_agents.rehearsal import Rehearsals
 from remusdb_agents.rehearsal_copy import Copy
@@ -84,9 +86,19 @@ class Prover:
         finally:
             self._context.admission.release(name)
 
+    def _require_seen(self, memory: BorrowedMemory) -> None:
+        """KVM itself writes the pages of Hyper-V's features while it takes a vCPU's state, and would be refused."""
+        hyperv = ET.fromstring(self._hello.domain_xml).find("./features/hyperv") is not None
+        if hyperv and not memory.kernel_too:
+            raise VmError(
+                "it has Hyper-V features, and its QEMU may not ask for page faults that KVM takes",
+                hint=f"have all of its memory copied instead: remusdb rehearse {self._hello.vm}",
+            )
+
     def _load(self, copy: Copy, began: float) -> Proof:
         backlog = self._context.config.limits.rehearsal_backlog_max_bytes
         with contextlib.closing(copy.borrow(self._standby)) as memory, self._applier.freeze(backlog) as frozen:
+            self._require_seen(memory)
             froze = time.monotonic()
             frozen.on_broken(copy.domain.kill)
             try:

@@ -71,8 +71,8 @@ class Proving:
     def _take(self, machine: Machine, proof: Proof) -> None:
         replica = self._replica
         with replica.lock:
-            if not self._current(machine):
-                return
+            if not self._current(machine) or (proof.verdict == "unable" and self._proven is not None):
+                return  # the last one that could be tried is what counts
             before, self._last = self._last, proof
             if proof.verdict == "proven":
                 self._proven = proof

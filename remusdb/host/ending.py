@@ -38,6 +38,7 @@ class Ending:
         self._finishing = threading.Lock()
         self._failing = threading.Lock()  # taken by the first failure and kept
         self.late: tuple[str, str] | None = None  # state and reason, once the agent gives its word
+        self.in_copy = False  # it failed before the agent could take over: protect() cleans up
 
     def fail(self, exc: Exception) -> None:
         """Cutting or shipping cannot go on. A dead VM falls silent, so that the agent takes over. Once."""
@@ -45,7 +46,8 @@ class Ending:
         if not self._failing.acquire(blocking=False):
             return
         session.failure = session.failure or exc
-        seeding = session.pipeline.state is PrimaryState.SEEDING
+        with session.lock:  # an ACK that comes now must not change who cleans up
+            seeding = self.in_copy = session.pipeline.state is PrimaryState.SEEDING
         # Not over yet: until the agent gives its word the output is held.
         session.enter("failed" if seeding else "held", f"{exc}" if seeding else f"{exc}; output is held", "failed")
         session.over.set()

@@ -84,4 +84,7 @@ def unproven(proof: Proof | None, peer: str) -> str:
         return f"the standby is not proven: agent {peer} did not say within {PROOF_S:g} s"
     if proof.verdict == "refused":
         return f"QEMU on {peer} refuses to resume this VM, a takeover would boot its disks: {proof.reason}"
-    return f"the standby is not proven, it will be tried again: {proof.reason}" if proof.verdict == "unable" else ""
+    if proof.verdict == "proven":
+        return ""
+    advice = f" ({proof.hint})" if proof.hint else ""
+    return f"the standby is not proven, it will be tried again: {proof.reason}{advice}"

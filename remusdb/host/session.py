@@ -245,7 +245,7 @@ class Session:
     def _await_first_ack(self) -> None:
         with self.lock:
             self.lock.wait_for(lambda: self.pipeline.committed > 0 or self.over.is_set(), FIRST_ACK_S)
-        if self.failure is not None or not self.pipeline.committed:
+        if self.ending.in_copy or not self.pipeline.committed:
             why = self.figures.reason if self.over.is_set() else f"no answer within {FIRST_ACK_S:g} s"
             raise PeerUnreachable(f"agent {self.order.peer.name} did not take the first epoch: {why}")
 

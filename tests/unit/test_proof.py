@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +47,7 @@ class FakeCopy:
 
     no_start: Exception | None = None
     no_load: Exception | None = None
+    kernel_too = True
     made: list[FakeCopy] = []
 
     def __init__(self, *_: Any) -> None:
@@ -56,7 +58,8 @@ class FakeCopy:
         FakeCopy.made.append(self)
 
     def borrow(self, _standby: Any) -> Any:
-        return SimpleNamespace(given=3, lend=contextlib.nullcontext, close=lambda: self.done.append("given back"))
+        back = partial(self.done.append, "given back")
+        return SimpleNamespace(given=3, lend=contextlib.nullcontext, close=back, kernel_too=self.kernel_too)
 
     def load(self, devices: bytes) -> None:
         assert devices == b"devices"
@@ -71,9 +74,9 @@ class FakeCopy:
 class Rig:
     """A prover of a VM with 64 GiB, and what it told."""
 
-    def __init__(self, tmp_path: Path, free: int) -> None:
+    def __init__(self, tmp_path: Path, free: int, xml: str = "<domain/>") -> None:
         blocks = [RamBlock("pc.ram", RAM), RamBlock("vga.vram", 16 * MiB)]
-        hello = Hello("0", "a", "vm", "uuid", 0, False, 0, "q35", "<domain/>", blocks, [], 100, "10")
+        hello = Hello("0", "a", "vm", "uuid", 0, False, 0, "q35", xml, blocks, [], 100, "10")
         config = AgentConfig(agent=Agent(name="b"))
         admission = Admission(available=lambda: free)
         context = Context(config, StateStore(tmp_path), History(tmp_path, None), None, admission)
@@ -137,6 +140,16 @@ def test_a_copy_that_a_takeover_killed_was_not_refused(rig: Rig, monkeypatch: py
     monkeypatch.setattr(FakeCopy, "load", load)
     proof = rig.prove()
     assert (proof.verdict, proof.reason) == ("unable", "this host takes the VM over")
+
+
+def test_what_kvm_would_look_at_unseen_is_not_tried(tmp_path: Path, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else KVM's own failure would look like a refusal."""
+    windows = Rig(tmp_path, 1 << 40, "<domain><features><hyperv><relaxed state='on'/></hyperv></features></domain>")
+    assert windows.prove().verdict == "proven"
+    monkeypatch.setattr(FakeCopy, "kernel_too", False)
+    proof = windows.prove()
+    assert proof.verdict == "unable" and "Hyper-V" in proof.reason and "remusdb rehearse vm" in proof.hint
+    assert rig.prove().verdict == "proven"
 
 
 def test_for_a_session_that_ended_no_qemu_is_started(rig: Rig) -> None:
