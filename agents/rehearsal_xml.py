@@ -63,16 +63,29 @@ def _identity(root: ET.Element, vm: str, uuid: str) -> None:
 
 
 def _host_side(root: ET.Element) -> None:
-    """Huge or locked pages would be needed twice, and an audio backend is this host's."""
-    backing = root.find("memoryBacking")
-    if backing is not None:
-        for tag in ("hugepages", "locked"):
-            for child in backing.findall(tag):
-                backing.remove(child)
+    """An audio backend is this host's."""
+    _memory(root)
     for audio in root.iterfind("./devices/audio"):
         number = audio.get("id", "1")
         audio.clear()
         audio.attrib.update(id=number, type="none")
+
+
+def _memory(root: ET.Element) -> None:
+    """Huge, locked or allocated pages would be needed twice; and nothing can be lent to a file on a disk."""
+    backing = root.find("memoryBacking")
+    if backing is not None:
+        for tag in ("hugepages", "locked", "allocation"):
+            for child in backing.findall(tag):
+                backing.remove(child)
+    source = root.find("./memoryBacking/source")
+    shared = root.find("./memoryBacking/access[@mode='shared']")
+    cell = root.find("./cpu/numa/cell[@memAccess='shared']")
+    if source is not None:
+        source.set("type", "memfd" if source.get("type") == "file" else source.get("type", ""))
+    elif shared is not None or cell is not None:  # libvirt would take a file
+        backing = backing if backing is not None else ET.SubElement(root, "memoryBacking")
+        ET.SubElement(backing, "source", {"type": "memfd"})
 
 
 def _require_unheard(root: ET.Element) -> None:

@@ -76,6 +76,26 @@ def test_it_is_another_domain_that_ends_for_good() -> None:
     assert [child.tag for child in root.find("memoryBacking") or []] == ["source"]
 
 
+@pytest.mark.parametrize(
+    ("backing", "left"),
+    [
+        ("<hugepages/><locked/><source type='memfd'/>", [("source", "memfd")]),
+        ("<source type='file'/><access mode='shared'/>", [("source", "memfd"), ("access", None)]),
+        ("<access mode='shared'/><nosharepages/>", [("access", None), ("nosharepages", None), ("source", "memfd")]),
+        ("<source type='anonymous'/><allocation mode='immediate'/>", [("source", "anonymous")]),
+    ],
+)
+def test_its_memory_is_neither_set_aside_nor_in_a_file(backing: str, left: list[tuple[str, str | None]]) -> None:
+    found = made(LIVE.replace("<hugepages/><locked/><source type='memfd'/>", backing)).find("memoryBacking")
+    assert [(child.tag, child.get("type")) for child in found or []] == left
+
+
+def test_memory_of_a_cell_that_is_shared_is_in_no_file_either() -> None:
+    cell = "<cpu><numa><cell id='0' cpus='0' memory='1' memAccess='shared'/></numa></cpu>"
+    live = re.sub("<memoryBacking>.*</memoryBacking>", cell, LIVE)
+    assert made(live).find("./memoryBacking/source[@type='memfd']") is not None
+
+
 def test_disks_are_overlays_that_lock_nothing() -> None:
     root = made()
     disk = root.find("./devices/disk")
