@@ -102,7 +102,7 @@ class Figures:
                 "proven_at_ns": self.proven.at_ns if self.proven else None,
                 "proven_epoch": self.proven.epoch if self.proven else None,
                 "proven_ms": self.proven.took_ms if self.proven else None,
-                "unproven": self.unproven,
+                "unproven": self.unproven if self.state in ("protected", "held") else "",
             }
 
     def _reason(self) -> str:
