@@ -18,11 +18,9 @@ LOG_FOLDER = "/var/log/libvirt/"  # libvirt's own on every host, so that the sta
 # Nothing, a terminal of libvirt's, the guest's display in text or SPICE, QEMU's stdout (libvirt's log), a file.
 UNHEARD = ("null", "pty", "vc", "stdio", "spicevmc", "file")
 AGENT = "org.qemu.guest_agent.0"
-# libvirt's own sockets: up to 9 under lib/.../channel/target/domain-ID-NAME/, now under /run/.../channel/ID-NAME/
-AGENT_SOCKET = re.compile(
-    r"(/var/lib|/run|/var/run)/libvirt/qemu/channel/(target/)?[^/]+/" + re.escape(AGENT)
-    + r"|/var/lib/libvirt/qemu/[^/]+\." + re.escape(AGENT.removesuffix(".0")) + r"\.0"
-)  # fmt: skip
+# libvirt's own sockets: /run/libvirt/qemu/channel/ID-NAME/AGENT; of older versions domain-ID-NAME/AGENT or NAME.AGENT
+# in /var/lib/libvirt/qemu/channel/target/.
+AGENT_SOCKET = re.compile(r"(/var/lib|/run|/var/run)/libvirt/qemu/channel/(target/)?([^/]+[/.])?" + re.escape(AGENT))
 SOURCES_OF_CHANCE = ("/dev/urandom", "/dev/random", "/dev/hwrng")
 
 
@@ -71,7 +69,9 @@ def _is_agents(channel: ET.Element) -> bool:
         return False
     if source is None or not source.get("path"):
         return True
-    return source.get("mode", "bind") == "bind" and bool(AGENT_SOCKET.fullmatch(source.get("path", "")))
+    path = source.get("path", "")
+    libvirts = AGENT_SOCKET.fullmatch(path) is not None and posixpath.normpath(path) == path
+    return source.get("mode", "bind") == "bind" and libvirts
 
 
 def _file(source: ET.Element | None, name: str, vm: Vm) -> Iterator[Problem]:

@@ -25,6 +25,7 @@ import psutil
 from remusdb.errors import VmError
 from remusdb.net.factory import plug_works
 from remusdb.vm import kernel
+from remusdb.vm.states import state_of
 
 QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -96,7 +97,7 @@ def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
     """Ask libvirt and QEMU. Blocks as libvirt does: call under a deadline."""
     try:
         domain = connection.lookupByName(name)
-        state, reason = domain.state()
+        state, paused = state_of(domain)
         running = bool(domain.isActive())
         xml = domain.XMLDesc(0)
         facts: dict[str, Any] = {}
@@ -108,9 +109,8 @@ def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
     except libvirt.libvirtError as exc:
         hint = "see: virsh list --all" if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN else ""
         raise VmError(f"VM {name}: {exc.get_error_message() or exc}", hint=hint) from exc
-    facts["paused"] = _PAUSED.get(reason, "") if state == libvirt.VIR_DOMAIN_PAUSED else ""
     facts["canonical"] = _canonical_machine(connection, ET.fromstring(xml))
-    return VmFacts(name, xml, running, state=_STATES.get(state, "not running"), snapshots=snapshots, **facts)
+    return VmFacts(name, xml, running, state=state, paused=paused, snapshots=snapshots, **facts)
 
 
 def gather_host(*, try_plug: bool) -> HostFacts:
@@ -229,28 +229,3 @@ def _lock_manager(path: Path) -> str:
     except OSError:
         return ""
     return found[1] if found and found[1] != "nop" else ""
-
-
-_STATES = {
-    libvirt.VIR_DOMAIN_RUNNING: "running",
-    libvirt.VIR_DOMAIN_BLOCKED: "running",
-    libvirt.VIR_DOMAIN_PAUSED: "paused",
-    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended by the guest",
-    libvirt.VIR_DOMAIN_CRASHED: "crashed",
-    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
-}
-
-_PAUSED = {
-    libvirt.VIR_DOMAIN_PAUSED_USER: "by an operator",
-    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: "for a migration",
-    libvirt.VIR_DOMAIN_PAUSED_SAVE: "while it is saved",
-    libvirt.VIR_DOMAIN_PAUSED_DUMP: "while it is dumped",
-    libvirt.VIR_DOMAIN_PAUSED_IOERROR: "by QEMU for an I/O error",
-    libvirt.VIR_DOMAIN_PAUSED_WATCHDOG: "by its watchdog",
-    libvirt.VIR_DOMAIN_PAUSED_FROM_SNAPSHOT: "since it was made from a snapshot",
-    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: "while a snapshot is made",
-    libvirt.VIR_DOMAIN_PAUSED_CRASHED: "after a crash of its guest",
-    libvirt.VIR_DOMAIN_PAUSED_STARTING_UP: "while it is started",
-    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY: "for a post-copy migration",
-    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED: "by a post-copy migration that failed",
-}

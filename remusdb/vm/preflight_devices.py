@@ -57,7 +57,7 @@ def _default_pages(tree: ET.Element) -> bool:
 
 
 def _huge_pages(facts: Facts, tree: ET.Element) -> Check:
-    problem = "in huge pages: of one that was written all 2 MiB are copied, as 512 pages, while the VM is stopped"
+    problem = "in huge pages: each that was written counts as 512 pages, and some 0.2 ms of pause to copy it"
     hint = edit(vm_of(tree), "without <hugepages> pauses are shorter")
     has = tree.find("./memoryBacking/hugepages") is not None
     return advice("memory pages", problem if has else "", "of 4 KiB", hint)

@@ -194,6 +194,8 @@ AGENT = "<target type='virtio' name='org.qemu.guest_agent.0' state='connected'/>
         ("<source mode='bind' path='/run/libvirt/qemu/channel/3-db1/org.qemu.guest_agent.0'/>", AGENT, True),
         ("<source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-3-db1/org.qemu.guest_agent.0'/>",
          AGENT, True),
+        ("<source mode='bind' path='/var/lib/libvirt/qemu/channel/target/db1.org.qemu.guest_agent.0'/>", AGENT, True),
+        ("<source mode='bind' path='/run/libvirt/qemu/channel/../org.qemu.guest_agent.0'/>", AGENT, False),
         ("<source mode='connect' path='/run/libvirt/qemu/channel/3-db1/org.qemu.guest_agent.0'/>", AGENT, False),
         ("<source mode='bind' path='/tmp/agent'/>", AGENT, False),
         ("<source mode='bind' path='/run/libvirt/qemu/channel/../x/org.qemu.guest_agent.0'/>", AGENT, False),

@@ -8,11 +8,13 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import libvirt
 import pytest
 
 from remusdb.vm.allow import judge
 from remusdb.vm.facts import Facts, HostFacts, VmFacts
 from remusdb.vm.preflight import decide
+from remusdb.vm.states import state_of
 
 NAMES = ("db1", "it's odd & old", 'a "b" <c>', "x;y $HOME `z` \\")
 BAD = """<domain type='test'><name>{name}</name><memory unit='KiB'>65536</memory>
@@ -173,3 +175,16 @@ def test_huge_pages_are_refused_or_come_with_advice(huge: str, default: int, fin
     assert checks["guest memory"].ok is fine
     assert not checks["memory pages"].ok and checks["memory pages"].level == "advice"
     assert fine or "1024 MiB" in checks["guest memory"].detail
+
+
+def test_the_state_of_a_domain_in_words() -> None:
+    connection = libvirt.open("test:///default")
+    domain = connection.lookupByName("test")
+    assert state_of(domain) == ("running", "")
+    domain.suspend()
+    assert state_of(domain) == ("paused", "by an operator")
+    domain.destroy()
+    assert state_of(domain) == ("not running", "")
+    domain.create()
+    assert state_of(domain) == ("running", "")
+    connection.close()
