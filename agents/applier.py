@@ -21,6 +21,7 @@ from remusdb.core.pages import decode_pages
 from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import decode_writes
 from remusdb.errors import RefusedForSafety
+from remusdb_agents.catch_up import CatchUp
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.inbox import WholeEpoch
 from remusdb_agents.standby_vm import StandbyVm
@@ -32,9 +33,10 @@ FREEZE_S = 30.0  # how long a freeze waits for the epoch that is being applied
 class Frozen:
     """A replica that stands still at one epoch, until it is thawed or the freeze is broken."""
 
-    def __init__(self, epoch: int, devices: bytes, waiting: Callable[[], int]) -> None:
+    def __init__(self, epoch: int, devices: bytes, catch_up: CatchUp, waiting: Callable[[], int]) -> None:
         self.epoch = epoch
         self.devices = devices
+        self.catch_up = catch_up
         self._waiting = waiting
         self._why = ""
         self._broken = threading.Event()
@@ -87,6 +89,7 @@ class Applier:
         self._catching_up = False
         self.epoch = 0
         self.devices = b""
+        self.catch_up = CatchUp()  # of `devices`
         self._thread = threading.Thread(target=self._run, name="apply", daemon=True)
         self._thread.start()
 
@@ -142,14 +145,14 @@ class Applier:
             self._changed.wait_for(lambda: self._over or self.epoch, FREEZE_S)
             if self._over or not self.epoch or self._frozen is not None:
                 raise RefusedForSafety(self._over or "the replica cannot be frozen: it is being rehearsed or copied")
-            frozen = self._frozen = Frozen(0, b"", lambda: len(self._epochs))
+            frozen = self._frozen = Frozen(0, b"", CatchUp(), lambda: len(self._epochs))
             self._backlog_max_bytes = backlog_max_bytes
             self._changed.wait_for(lambda: self._over or not self._applying, end - time.monotonic())
             if self._applying and not self._over:
                 self._thaw()
                 raise RefusedForSafety(f"the replica did not come to the end of an epoch within {FREEZE_S:g} s")
             frozen.require()
-            frozen.epoch, frozen.devices = self.epoch, self.devices
+            frozen.epoch, frozen.devices, frozen.catch_up = self.epoch, self.devices, self.catch_up
             return frozen
 
     def _thaw(self) -> None:
@@ -182,6 +185,7 @@ class Applier:
             while (epoch := self._next()) is not None:
                 for frame in epoch.frames:
                     self.apply(frame)
+                self.catch_up = CatchUp(self.catch_up.earlier or self.devices, epoch.stopped_at_ns)
                 self._moved(epoch)
                 with self._changed:
                     self._epochs.popleft()

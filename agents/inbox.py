@@ -29,6 +29,7 @@ class WholeEpoch:
     epoch: int
     frames: list[Frame]
     addresses: list[str]
+    stopped_at_ns: int | None = None  # of its cut, by this host's clock (catch_up.now_ns)
 
 
 @dataclass
@@ -52,8 +53,8 @@ class Inbox:
             raise EpochTooLarge(f"epoch {frame.epoch} is larger than {self.max_bytes} bytes (limits.epoch_max_bytes)")
         self._frames.append(frame)
 
-    def close(self, frame: Frame) -> WholeEpoch:
-        """COMMIT came: the epoch, if it is whole."""
+    def close(self, frame: Frame, arrived_ns: int) -> WholeEpoch:
+        """COMMIT came just now: the epoch, if it is whole."""
         commit = unpack(Commit, frame.payload)
         frames, size = self._frames, self._bytes
         self.clear()
@@ -64,4 +65,5 @@ class Inbox:
             )
         if any((part.epoch, part.term) != (frame.epoch, frame.term) for part in frames):
             raise BadFrame(f"epoch {frame.epoch} holds frames of another")
-        return WholeEpoch(frame.term, frame.epoch, frames, commit.addresses)
+        stopped_at = None if commit.age_ns is None else arrived_ns - max(0, commit.age_ns)
+        return WholeEpoch(frame.term, frame.epoch, frames, commit.addresses, stopped_at)

@@ -107,7 +107,7 @@ class Machine:
         """Load the last epoch's device state and let the VM run: from here on this is the VM. VmError: it does not."""
         self.applier.close()
         self._undo.pop_all()
-        self._standby.load(self.applier.devices)
+        self._standby.load(self.applier.devices, self.applier.catch_up)
         self._standby.resume()
         Definition(self._uri, self._vm, self._survivor_xml).keep()
 

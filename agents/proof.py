@@ -103,7 +103,7 @@ class Prover:
             frozen.on_broken(copy.domain.kill)
             try:
                 with memory.lend():
-                    copy.load(frozen.devices)
+                    copy.load(frozen.devices, frozen.catch_up)
             except StateRefused as exc:
                 frozen.require()
                 log.error("%s: the standby is refused: %s", self._hello.vm, exc)

@@ -110,7 +110,7 @@ class Rehearsals:
                 froze = time.monotonic()
                 try:
                     self._fill(copy, frozen, ram, progress)
-                    resume_ms = copy.resume(frozen.devices)
+                    resume_ms = copy.resume(frozen.devices, frozen.catch_up)
                     checks = self._look(copy, frozen, wanted, progress)
                 finally:
                     copy.close()  # while what it reads still stands still

@@ -26,6 +26,7 @@ from remusdb.net.island import Island
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain, connect
 from remusdb_agents.borrowed_memory import BorrowedMemory
+from remusdb_agents.catch_up import CatchUp
 from remusdb_agents.rehearsal_xml import MARKER_NS, SERIAL_FILE, SUFFIX, rehearsal_xml
 from remusdb_agents.standby_vm import StandbyVm, announce_self
 
@@ -112,10 +113,10 @@ class Copy:
         """Take over a standby's memory; see StandbyVm.copy_memory."""
         self._vm.copy_memory(standby, told)
 
-    def resume(self, devices: bytes) -> float:
-        """Load the device state and let it run; how long that took, in ms."""
+    def resume(self, devices: bytes, catch_up: CatchUp) -> float:
+        """Load the device state, its clocks as of now, and let it run; how long that took, in ms."""
         began = time.monotonic()
-        self._vm.load(devices)
+        self._vm.load(devices, catch_up)
         self._vm.resume()
         took_ms = (time.monotonic() - began) * 1000
         with contextlib.suppress(VmError):  # it may be down again already: the checks will tell
@@ -126,9 +127,9 @@ class Copy:
         """See a standby's memory without copying it; see StandbyVm.borrow_memory."""
         return self._vm.borrow_memory(standby)
 
-    def load(self, devices: bytes) -> None:
-        """Load the device state and stay paused. StateRefused when QEMU does not take it."""
-        self._vm.load(devices, stay=True)
+    def load(self, devices: bytes, catch_up: CatchUp) -> None:
+        """Load the device state, as a takeover would now, and stay paused. StateRefused when QEMU does not take it."""
+        self._vm.load(devices, catch_up, stay=True)
 
     def close(self) -> None:
         """Throw it away. Idempotent."""

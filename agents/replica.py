@@ -28,6 +28,7 @@ from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety, Remu
 from remusdb.history import Author, Event, EventName
 from remusdb.state import OWNING, Role
 from remusdb.transport.stream import FrameStream
+from remusdb_agents.catch_up import now_ns
 from remusdb_agents.context import Context
 from remusdb_agents.greeting import refusal
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
@@ -178,7 +179,7 @@ class Replica:
         elif frame.type in BULK:
             self._inbox.add(frame)
         elif frame.type is FrameType.COMMIT:
-            self._commit(stream, self._inbox.close(frame))
+            self._commit(stream, self._inbox.close(frame, now_ns()))
         elif frame.type is FrameType.BYE:
             self._bye(stream, frame)
             return False

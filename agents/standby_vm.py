@@ -27,6 +27,7 @@ from remusdb.vm.domain import Domain
 from remusdb.vm.memory import ProcessMemory
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
 from remusdb_agents.borrowed_memory import BorrowedMemory
+from remusdb_agents.catch_up import CatchUp, CaughtUp
 from remusdb_agents.qemu_log import QemuLog
 
 CONFIGURATION_SECTION = 0x07  # migration/qemu-file-types.h QEMU_VM_CONFIGURATION
@@ -69,6 +70,7 @@ class StandbyVm:
         self._folder: Path = self.domain.state_folder()
         self._memory = ProcessMemory(self.domain.pid)
         self._blocks: list[Block] = []
+        self._caught_up = CaughtUp(b"")
 
     def match(self, wanted: Sequence[RamBlock]) -> None:
         """Put the blocks into the primary's order; CannotProtect when the machines differ. Blanks the small ones."""
@@ -118,15 +120,15 @@ class StandbyVm:
         pairs = list(zip(self._blocks, other._blocks, strict=True))
         return BorrowedMemory(self.domain.pid, pairs, other._memory, SMALL_BLOCK_BYTES, lambda _exc: self.domain.kill())
 
-    def load(self, devices: bytes, *, stay: bool = False) -> None:
-        """Feed the device state: QEMU then is the machine of that epoch, still paused.
+    def load(self, devices: bytes, catch_up: CatchUp, *, stay: bool = False) -> None:
+        """Feed the device state, its clocks as of now: QEMU then is the machine of that epoch, still paused.
 
         StateRefused when QEMU does not take it, VmError when it did not come to that. With `stay` a QEMU >= 9.1 that
         refuses it does not end, and so tells more.
         """
         said = QemuLog(self.name)
         try:
-            self._load(devices, stay)
+            self._load(devices, catch_up, stay)
         except LibvirtAway:
             raise
         except VmError as exc:
@@ -136,14 +138,15 @@ class StandbyVm:
                 raise
             raise StateRefused(f"{exc}: {words}" if words else str(exc)) from exc
 
-    def _load(self, devices: bytes, stay: bool) -> None:
+    def _load(self, devices: bytes, catch_up: CatchUp, stay: bool) -> None:
         socket_path = self._folder / "remusdb-load"
         self._await_stream(f"unix:{socket_path}", stay)
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(LOAD_S)
             try:
                 sock.connect(str(socket_path))
-                sock.sendall(device_stream(devices, self.domain.machine))
+                self._caught_up = catch_up.apply(devices)
+                sock.sendall(device_stream(self._caught_up.devices, self.domain.machine))
             except OSError as exc:
                 raise VmError(f"standby {self.name} does not take its device state: {exc}") from exc
             self._await_load()
@@ -163,6 +166,7 @@ class StandbyVm:
     def resume(self) -> None:
         """Let the VM run. libvirt hears of it by QEMU's RESUME event, sooner or later."""
         self.domain.qmp("cont")
+        self._caught_up.finish(self.domain.pid)
 
     def destroy(self) -> None:
         """End the standby. Quiet when it is gone already; where libvirt is away, QEMU is killed without it."""

@@ -54,6 +54,7 @@ EventName = Literal[
     "rehearse",
     "resync",
     "failed",
+    "clock",  # the guest's clock was put right at each cut, and is not any more
     "adopted",  # a restarted daemon found the VM protected, and went on with it
 ]
 

@@ -99,11 +99,15 @@ class Refuse(msgspec.Struct, frozen=True):
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """COMMIT, the end of an epoch: what must have come before it, and the guest's addresses for the announcement."""
+    """COMMIT, the end of an epoch: what must have come before it, and the guest's addresses for the announcement.
+
+    `age_ns`: how long ago the VM was stopped for it, when this was sent; None if it did not run until then.
+    """
 
     frames: int
     payload_bytes: int
     addresses: list[str]
+    age_ns: int | None = None
 
 
 class Notice(msgspec.Struct, frozen=True):

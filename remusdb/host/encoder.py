@@ -7,8 +7,11 @@ the same frames in the same order. Memory: as much as the VM's touched RAM.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from remusdb.core.devices import encode_devices
@@ -22,11 +25,23 @@ from remusdb.vm.ramblocks import PAGE_BYTES, Block
 
 @dataclass(frozen=True)
 class EpochFrames:
-    """One epoch, ready to ship: (type, payload) in order, COMMIT last."""
+    """One epoch, ready to ship: (type, payload) in order, and what ends it. `stopped_at_ns`: of its cut."""
 
     epoch: int
     frames: list[tuple[FrameType, bytes]]
-    payload_bytes: int
+    commit: Commit
+    stopped_at_ns: int | None = None
+
+    @property
+    def payload_bytes(self) -> int:
+        """Without the COMMIT."""
+        return self.commit.payload_bytes
+
+    def outgoing(self) -> Iterator[tuple[FrameType, bytes]]:
+        """The frames, COMMIT last: it tells how old the cut is once all the rest was sent."""
+        yield from self.frames
+        age_ns = None if self.stopped_at_ns is None else time.monotonic_ns() - self.stopped_at_ns
+        yield FrameType.COMMIT, pack(msgspec.structs.replace(self.commit, age_ns=age_ns))
 
 
 class Encoder:
@@ -50,4 +65,4 @@ class Encoder:
         self._devices = cut.devices
         size = sum(len(payload) for _, payload in frames)
         commit = Commit(frames=len(frames), payload_bytes=size, addresses=addresses)
-        return EpochFrames(epoch, [*frames, (FrameType.COMMIT, pack(commit))], size)
+        return EpochFrames(epoch, frames, commit, cut.stopped_at_ns)

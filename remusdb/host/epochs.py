@@ -157,7 +157,8 @@ class EpochLoop:
     def _stop_and_cut(self, epoch: int, last: Future[int]) -> None:
         """The last epoch before a switchover; then nothing more is cut until it is called off."""
         try:
-            self._parts.domain.qmp("stop")
+            with self._parts.clock.halting():
+                self._parts.domain.qmp("stop")
             self._cut(epoch)
         except Exception as exc:
             last.set_exception(exc)
@@ -165,6 +166,7 @@ class EpochLoop:
         last.set_result(epoch)
         while self._last is last and not self._over.wait(PRESSED_LOOK_S / 4):
             pass
+        self._parts.clock.held_until_now()
 
     def _cut(self, epoch: int) -> None:
         parts = self._parts

@@ -133,6 +133,7 @@ def vm_status(
         "gate": parts.gate_kind if parts else order.protection.gate,
         "encoding": order.protection.encoding,
         "accel": parts.domain.accel if parts else None,
+        **(parts.clock.figures() if parts else {}),
     }
 
 

@@ -2,14 +2,14 @@
 """What was or is to be sent to the agent: frames of the epochs in flight, kept until they are acknowledged.
 
 Invariant: epochs go out in order; after a reconnection those that the agent does not hold go out again, the
-same bytes. A dead connection loses nothing: frames wait here, those of the initial copy up to a bound.
+same bytes but for their age. A dead connection loses nothing: frames wait here, those of the initial copy up to a bound.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from remusdb.core.copylog import CopyFrame, CopyLog
 from remusdb.core.wire import FrameType
@@ -49,7 +49,7 @@ class Outbox:
             for frame in again:
                 self._send_frames(0, [frame])
             for number in sorted(self._kept):
-                self._send_frames(number, self._kept[number].frames)
+                self._send_frames(number, self._kept[number].outgoing())
 
     def attach_apart(self, stream: FrameStream, term: int, committed: int, taken: int) -> None:
         """`attach` in a thread of its own, after an earlier one: whoever listens on `stream` must not wait for what is
@@ -76,7 +76,7 @@ class Outbox:
         """Send an epoch, or keep it for the next connection."""
         with self._lock:
             self._kept[frames.epoch] = frames
-            self._send_frames(frames.epoch, frames.frames)
+            self._send_frames(frames.epoch, frames.outgoing())
 
     def acked(self, epoch: int) -> None:
         """The agent holds everything up to `epoch`: forget it."""
@@ -133,11 +133,11 @@ class Outbox:
         except PeerUnreachable:
             stream.close()
 
-    def _send_frames(self, epoch: int, frames: Sequence[CopyFrame]) -> None:
+    def _send_frames(self, epoch: int, frames: Iterable[CopyFrame]) -> None:
         stream = self._stream  # `detach` may take it away meanwhile: that is what frees a blocked send
         if stream is None:
             return
         try:
-            stream.send_many([(kind, self.term, epoch, payload) for kind, payload in frames])
+            stream.send_many((kind, self.term, epoch, payload) for kind, payload in frames)
         except PeerUnreachable:
             stream.close()

@@ -16,6 +16,7 @@ from remusdb.host.encoder import Encoder
 from remusdb.host.order import Order
 from remusdb.net.factory import GateGroup, make_gate, plug_works
 from remusdb.vm.capture import Capture
+from remusdb.vm.clock import GuestClock
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain
 from remusdb.vm.fifo import StateFifo
@@ -45,6 +46,7 @@ class Parts:
             self.disks: list[DiskSpec] = self.deadline.call("disks", disks_of, self.domain.handle)
             self.replicas = [self._replica(disk) for disk in self.disks if not disk.readonly]
             self.blocks = self.domain.blocks()
+            self.clock = GuestClock(self.domain.pid, self.blocks, kvm=self.domain.accel == "kvm")
             nics = self.domain.nics
             held = order.protection.held_max_bytes
             self.gate_kind = order.protection.gate
@@ -73,8 +75,9 @@ class Parts:
         fifo = StateFifo(self.domain.state_folder(), owner.st_uid, owner.st_gid)
         self._undo.callback(fifo.close)
         self.patience_s = self.order.protection.libvirt_patience_ms / 1000
-        self.capture = Capture(self.domain, self.tracker, fifo, self.link, self.patience_s)
+        self.capture = Capture(self.domain, self.tracker, fifo, self.link, self.clock, self.patience_s)
         self._undo.callback(self.capture.close)
+        self.clock.learn(self.capture.device_state)
         self.encoder = Encoder(self.blocks, self.order.protection.encoding)
         self.tracker.protect_all()
         self.logs: list[WriteLog] = []

@@ -198,6 +198,7 @@ class Session:
         self.figures.disks(pump.sent_bytes, bases.same_bytes)
         self._progress("first epoch", 0, 1, "epoch")
         parts.measure_pauses(self.figures.paused)
+        parts.clock.told = self._clock_runs_slow
         self._arm(parts)
         self.epochs.start(parts)
         self._await_first_ack()
@@ -205,6 +206,10 @@ class Session:
         if self.pipeline.state is PrimaryState.PROTECTED and not self.over.is_set():
             self.enter("protected", f"epoch by epoch to {self.order.peer.name}", "protected")
             self.proof.told()
+
+    def _clock_runs_slow(self, why: str) -> None:
+        """The clock was put right at each cut, and cannot be any more: protection goes on."""
+        self.enter(self.figures.state, f"the guest's clock is not put right at each cut: {why}", "clock")
 
     def _arm(self, parts: Parts) -> None:
         """From here on the agent may take over: that is on the disk before the first epoch is cut."""

@@ -42,6 +42,9 @@ class VmStatus(msgspec.Struct, kw_only=True):
     gate: str | None = None
     encoding: str | None = None
     accel: str | None = None
+    clock_lag_ms: float | None = None  # how late the guest's clock is because of the cuts
+    clock_lost_ppm: float | None = None  # that, of the time since they began
+    clock_slow: str = ""  # why it is not put right at each cut
 
     def take(self, told: dict[str, Any]) -> None:
         """Take over what a worker told; what it does not name stays, keys that are none of these are dropped."""

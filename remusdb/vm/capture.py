@@ -6,7 +6,7 @@
                     ├─ at_stop()     gates begin to mark, disk positions are read
                     ├─ collect, read written pages, copied out of QEMU
                     ├─ before_start() gates have marked
-                    └─ drain the state ─▶ QEMU starts the VM
+                    └─ the guest's clock is put right, the state drained ─▶ QEMU starts the VM
 
 Only what must be done while the VM is stopped is done here; the read end of the FIFO is closed in any case, so
 that QEMU goes on whatever fails.
@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remusdb.errors import LibvirtAway, VmError
+from remusdb.vm.clock import GuestClock
 from remusdb.vm.domain import Domain
 from remusdb.vm.fifo import StateFifo, drain, wait_any
 from remusdb.vm.libvirt_link import LibvirtLink
@@ -60,6 +61,7 @@ class Cut:
 
     devices: bytes
     memory: list[DirtyBlock]
+    stopped_at_ns: int | None = None  # time.monotonic_ns() of its stop; None if the VM did not run until then
 
     @property
     def pages(self) -> int:
@@ -89,6 +91,7 @@ class Capture:
         tracker: Tracker,
         fifo: StateFifo,
         link: LibvirtLink,
+        clock: GuestClock,
         patience_s: float,
     ) -> None:
         """`patience_s`: how long one cut waits for a libvirt that is away."""
@@ -96,6 +99,7 @@ class Capture:
         self._tracker = tracker
         self._fifo = fifo
         self._link = link
+        self._clock = clock
         self._patience_s = patience_s
         self._memory = ProcessMemory(domain.pid)
         self._end = b""  # how a whole device state of this VM ends, once one was seen
@@ -120,17 +124,32 @@ class Capture:
 
         `waiting` is told, again and again, for how many seconds libvirt has not answered; the VM runs meanwhile.
         """
+
+        def copy() -> list[DirtyBlock]:
+            at_stop()
+            memory = self._read(self._tracker.collect())
+            before_start()
+            return memory
+
+        return self._stopped(copy, waiting)
+
+    def device_state(self) -> bytes:
+        """What QEMU saves at one instant, nothing of the memory: nothing is taken from the next cut."""
+        return self._stopped(list, lambda _seconds: None).devices
+
+    def _stopped(self, copy: Callable[[], list[DirtyBlock]], waiting: Callable[[float], None]) -> Cut:
+        """Stop the VM, `copy`, drain the device state, and let it go on."""
         with self._busy:
             if not self._fifo.guarded():
                 raise VmError("the guard process of the state FIFO is gone")
             fd = self._fifo.open()
+            self._clock.begin()
             save = _Save(self._begin(SAVE, filename=str(self._fifo.path), live=False))
             try:
                 self._await_stop(fd, save, waiting)
-                at_stop()
-                memory = self._read(self._tracker.collect())
-                before_start()
-                devices = drain(fd, self._domain.deadline.timeout_s)
+                stopped_at = time.monotonic_ns()
+                memory = copy()
+                devices = self._drain(fd, stopped_at)
             except BaseException:
                 if not save.answered:
                     self._fifo.abandon()
@@ -138,7 +157,14 @@ class Capture:
             finally:
                 os.close(fd)
             self._confirm(save, devices)
-            return Cut(devices, memory)
+            return Cut(devices, memory, self._clock.done(devices))
+
+    def _drain(self, fd: int, stopped_at: int) -> bytes:
+        """The device state. The guest's clock is put right as late as can be: what follows is lost to it for now."""
+        timeout_s = self._domain.deadline.timeout_s
+        head = drain(fd, timeout_s, self._clock.after_bytes)
+        self._clock.repair(stopped_at)
+        return head + drain(fd, timeout_s)
 
     def close(self) -> None:
         """Have a cut that waits give up, and release the descriptor; tracker and FIFO belong to the caller."""

@@ -82,11 +82,11 @@ def wait_any(descriptors: Sequence[int], timeout_s: float) -> set[int]:
     return ready
 
 
-def drain(fd: int, timeout_s: float) -> bytes:
-    """Everything until the writer closes; VmError when that takes longer than `timeout_s`."""
+def drain(fd: int, timeout_s: float, least: int | None = None) -> bytes:
+    """Everything until the writer closes, or `least` bytes and a few more; VmError when that takes longer."""
     end = time.monotonic() + timeout_s
     parts: list[bytes] = []
-    while True:
+    while least is None or sum(map(len, parts)) < least:
         try:
             part = os.read(fd, 1 << 16)
         except BlockingIOError:
@@ -94,5 +94,6 @@ def drain(fd: int, timeout_s: float) -> bytes:
                 raise VmError(f"QEMU stopped handing its device state for {timeout_s:g} s") from None
             continue
         if not part:
-            return b"".join(parts)
+            break
         parts.append(part)
+    return b"".join(parts)

@@ -50,7 +50,8 @@ def _ptrace(request: int, pid: int, address: int | None = None, data: int | None
     check(libc.ptrace(request, pid, address, data), "ptrace")
 
 
-def _syscall_instruction(pid: int) -> int:
+def syscall_instruction(pid: int) -> int:
+    """Where a `syscall` instruction stands in the process. VmError when it maps no libc."""
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb") as memory:
         for line in maps:
             if "r-xp" in line and ("libc.so" in line or "libc-2" in line):
@@ -63,7 +64,7 @@ def _syscall_instruction(pid: int) -> int:
 
 
 @contextmanager
-def _stopped(pid: int) -> Iterator[None]:
+def stopped(pid: int) -> Iterator[None]:
     """The main thread of `pid` stands still, and no signal but SIGSTOP and SIGKILL reaches it meanwhile."""
     try:
         _ptrace(PTRACE_SEIZE, pid)
@@ -92,12 +93,20 @@ def _await_stop(pid: int) -> tuple[int, int]:
     return os.WSTOPSIG(status), status >> 16
 
 
-def _call(pid: int, instruction: int, number: int, argument: int) -> int:
-    """Run one system call with one argument in the stopped main thread of `pid`; its result or OSError."""
+def stack_pointer(pid: int) -> int:
+    """Of the stopped main thread."""
+    saved = Registers()
+    _ptrace(PTRACE_GETREGS, pid, None, ctypes.addressof(saved))
+    return int(saved.rsp)
+
+
+def call(pid: int, instruction: int, number: int, first: int, second: int = 0, third: int = 0) -> int:
+    """Run one system call in the stopped main thread of `pid`; its result or OSError."""
     saved = Registers()
     _ptrace(PTRACE_GETREGS, pid, None, ctypes.addressof(saved))
     work = Registers.from_buffer_copy(saved)
-    work.rax, work.orig_rax, work.rip, work.rdi = number, NO_RESTART, instruction, argument
+    work.rax, work.orig_rax, work.rip = number, NO_RESTART, instruction
+    work.rdi, work.rsi, work.rdx = first, second, third
     try:
         _ptrace(PTRACE_SETREGS, pid, None, ctypes.addressof(work))
         stop, event, deliver = 0, 0, 0
@@ -124,13 +133,13 @@ def userfaultfd_of(pid: int, flags: int = UFFD_USER_MODE_ONLY) -> int:
     0: faults that the kernel takes for QEMU are told as well, which only a privileged QEMU may ask for.
     """
     try:
-        instruction = _syscall_instruction(pid)
-        with _stopped(pid):
-            theirs = _call(pid, instruction, SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | flags)
+        instruction = syscall_instruction(pid)
+        with stopped(pid):
+            theirs = call(pid, instruction, SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | flags)
             try:
                 return pidfd_getfd(pid, theirs)
             finally:
-                _call(pid, instruction, SYS_CLOSE, theirs)
+                call(pid, instruction, SYS_CLOSE, theirs)
     except OSError as exc:
         hint = "QEMU's seccomp sandbox or the kernel forbids userfaultfd" if exc.errno == errno.EPERM else ""
         raise VmError(f"no userfaultfd in QEMU (pid {pid}): {exc}", hint=hint) from exc

@@ -11,9 +11,15 @@ import os
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
+for _call in (libc.process_vm_readv, libc.process_vm_writev):
+    _call.restype = ctypes.c_ssize_t
+    _call.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
+    ]  # fmt: skip
 
 SYS_USERFAULTFD = 323
 SYS_CLOSE = 3
+SYS_IOCTL = 16
 SYS_PIDFD_GETFD = 438
 UFFD_USER_MODE_ONLY = 1
 UFFDIO_API = 0xC018AA3F

@@ -15,12 +15,6 @@ from remusdb.vm.ramblocks import PAGE_BYTES
 IOV_MAX = 1024  # linux/uio.h UIO_MAXIOV
 SHIFT = np.int64(12)
 
-for _call in (libc.process_vm_readv, libc.process_vm_writev):
-    _call.restype = ctypes.c_ssize_t
-    _call.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
-    ]  # fmt: skip
-
 
 def runs_of(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Ascending page numbers as (first page, page count) of their contiguous runs."""

@@ -112,10 +112,9 @@ class Primary:
         frames = [(FrameType.PAGES, self._delta(cell)) for cell in changed]
         frames.append((FrameType.DEVICES, struct.pack("<Q", guest.clock)))
         size = sum(len(payload) for _, payload in frames)
-        commit = (FrameType.COMMIT, pack(Commit(len(frames), size, [])))
         self._world.cuts[pipeline.term, epoch] = (tuple(guest.memory), guest.clock)
         pipeline.cut(epoch)
-        self.to_ship.append(EpochFrames(epoch, [*frames, commit], size))
+        self.to_ship.append(EpochFrames(epoch, frames, Commit(len(frames), size, [])))
 
     def ship_one(self) -> None:
         self.outbox.ship(self.to_ship.popleft())

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from remusdb.core.wire import FrameType
+from remusdb.core.messages import Commit
 from remusdb.errors import PeerUnreachable
 from remusdb.host.encoder import EpochFrames
 from remusdb.host.outbox import Outbox
@@ -41,7 +41,7 @@ class Recorder:
 
 
 def epoch(number: int) -> EpochFrames:
-    return EpochFrames(number, [(FrameType.COMMIT, b"")], 0)
+    return EpochFrames(number, [], Commit(0, 0, []))
 
 
 def test_a_blocked_sender_is_freed_and_its_epoch_goes_out_again() -> None:

@@ -61,7 +61,7 @@ class FakeCopy:
         back = partial(self.done.append, "given back")
         return SimpleNamespace(given=3, lend=contextlib.nullcontext, close=back, kernel_too=self.kernel_too)
 
-    def load(self, devices: bytes) -> None:
+    def load(self, devices: bytes, catch_up: CatchUp) -> None:
         assert devices == b"devices"
         if self.no_load:
             raise self.no_load
@@ -132,7 +132,7 @@ def test_only_qemus_word_is_a_refusal(
 
 
 def test_a_copy_that_a_takeover_killed_was_not_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(copy: FakeCopy, _devices: bytes) -> None:
+    def load(copy: FakeCopy, _devices: bytes, _catch_up: CatchUp) -> None:
         rig.applier.frozen.broken_by("this host takes the VM over")
         assert copy.done == ["killed"]
         raise StateRefused("QEMU ended")

@@ -41,10 +41,10 @@ class Pair:
         self.etcd: Etcd | None = None
         self._count = 0
 
-    def bare(self, mode: Mode = Mode.DIRTIER) -> domains.Vm:
-        """A running bare-metal guest with a name of its own: under KVM where there is one."""
+    def bare(self, mode: Mode = Mode.DIRTIER, *, kind: str = "", vcpus: int = 1) -> domains.Vm:
+        """A running bare-metal guest with a name of its own, under KVM where there is one. `kind`: `qemu` for TCG."""
         self._count += 1
-        vm = domains.define_bare(self.a, mode, name=f"bare{self._count}")
+        vm = domains.define_bare(self.a, mode, name=f"bare{self._count}", kind=kind, vcpus=vcpus)
         self.a.run(["virsh", "start", vm.name])
         eventually(lambda: len(vm.serial_text(self.a)) > 20, 20, f"{vm.name} prints nothing")
         return vm

@@ -50,9 +50,18 @@ def define_pg(host: Host, image: Image, *, name: str = "pg", memory_mib: int = 5
     return vm
 
 
-def define_bare(host: Host, mode: guest.Mode, *, name: str = "bare", memory_mib: int = 256, disk_mib: int = 8) -> Vm:
-    """Defines the bare-metal guest, with an empty disk and a NIC that it never looks at."""
-    vm = Vm(name, accel.bare_metal(), f"{_IMAGES}/{name}.raw", f"/var/log/libvirt/{name}-serial.log")
+def define_bare(
+    host: Host,
+    mode: guest.Mode,
+    *,
+    name: str = "bare",
+    memory_mib: int = 256,
+    disk_mib: int = 8,
+    kind: str = "",
+    vcpus: int = 1,
+) -> Vm:
+    """Defines the bare-metal guest, with an empty disk and a NIC that it never looks at. `kind`: `qemu` for TCG."""
+    vm = Vm(name, kind or accel.bare_metal(), f"{_IMAGES}/{name}.raw", f"/var/log/libvirt/{name}-serial.log")
     disk = host.path(vm.disk)
     disk.parent.mkdir(parents=True, exist_ok=True)
     with disk.open("wb") as file:
@@ -60,16 +69,16 @@ def define_bare(host: Host, mode: guest.Mode, *, name: str = "bare", memory_mib:
     # qboot starts a kernel and does nothing else; SeaBIOS needs 6 s for that under a nested KVM.
     rom = "/usr/share/qemu/qboot.rom"
     boot = f"<loader readonly='yes' type='rom'>{rom}</loader><kernel>{guest.build(mode)}</kernel>"
-    _define(host, vm, boot, BARE_MAC, memory_mib)
+    _define(host, vm, boot, BARE_MAC, memory_mib, vcpus)
     return vm
 
 
-def _define(host: Host, vm: Vm, boot: str, mac: str, memory_mib: int) -> None:
+def _define(host: Host, vm: Vm, boot: str, mac: str, memory_mib: int, vcpus: int = 1) -> None:
     xml = f"""\
 <domain type='{vm.accel}'>
   <name>{vm.name}</name>
   <memory unit='MiB'>{memory_mib}</memory>
-  <vcpu>1</vcpu>
+  <vcpu>{vcpus}</vcpu>
   <os><type arch='x86_64' machine='{MACHINE}'>hvm</type>{boot}</os>
   <features><acpi/><apic/></features>
   {_CPU}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds guest.S, the bare-metal guest, into a file that QEMU boots with -kernel."""
+"""Builds the bare-metal guests, guest.S and clocks.S, into files that QEMU boots with -kernel."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from pathlib import Path
 
 from tools.lab.paths import CACHE
 
-_SOURCE = Path(__file__).parent / "guest.S"
+_SOURCES = Path(__file__).parent
 
 
 class Mode(Enum):
-    """Pages of 4 KiB that a round of the guest writes, and reads."""
+    """What the guest does: its source, and pages of 4 KiB that a round writes, and reads."""
 
-    DIRTIER = (4096, 0)  # 16 MiB written as fast as it goes
-    READER = (16, 8192)  # 32 MiB read, 64 KiB written
+    DIRTIER = ("guest.S", 4096, 0)  # 16 MiB written as fast as it goes
+    READER = ("guest.S", 16, 8192)  # 32 MiB read, 64 KiB written
+    CLOCKS = ("clocks.S", 1, 0)  # tells its clocks: see clocks.py
 
 
 def build(mode: Mode) -> Path:
     """The guest of this mode, built anew (some 50 ms). Raises subprocess.CalledProcessError when gcc fails."""
-    writes, reads = mode.value
+    source, writes, reads = mode.value
     CACHE.mkdir(parents=True, exist_ok=True)
     target = CACHE / f"guest-{mode.name.lower()}.bin"
     with tempfile.TemporaryDirectory(dir=CACHE) as work:
@@ -31,7 +32,7 @@ def build(mode: Mode) -> Path:
         # The multiboot header goes to the load address itself, the code right behind it.
         layout = "-Wl,--build-id=none,-Ttext=0x100020,--section-start=.multiboot=0x100000,-e,start"
         sizes = [f"-DWRITES={writes}", f"-DREADS={reads}"]
-        _run(["gcc", "-m32", "-nostdlib", "-static", "-no-pie", layout, *sizes, "-o", str(elf), str(_SOURCE)])
+        _run(["gcc", "-m32", "-nostdlib", "-static", "-no-pie", layout, *sizes, "-o", str(elf), str(_SOURCES / source)])
         _run(["objcopy", "-O", "binary", str(elf), str(flat)])
         os.replace(flat, target)  # another lab may be starting from it
     return target
