@@ -54,7 +54,7 @@ class Domain:
         self.uuid: str = self.handle.UUIDString()
         self.xml = deadline.call(f"VM {name}", self.handle.XMLDesc, libvirt.VIR_DOMAIN_XML_SECURE)
         self.tree = ET.fromstring(self.xml)
-        self.pid = _pid_of(name)
+        self.pid = pid_of(name)
         self.pidfd = os.pidfd_open(self.pid)  # readable once QEMU has ended
         self._private = private_monitor(name, self.pid)
 
@@ -180,7 +180,8 @@ def nics_of(tree: ET.Element) -> list[Nic]:
     return nics
 
 
-def _pid_of(name: str) -> int:
+def pid_of(name: str) -> int:
+    """QEMU's, of a running domain. VmError when it is not to be found."""
     pid = 0
     with contextlib.suppress(OSError, ValueError):
         pid = int((PID_FOLDER / f"{name}.pid").read_text())
