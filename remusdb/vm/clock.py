@@ -158,7 +158,7 @@ class GuestClock:
     # --- finding ---
 
     def learn(self, save: Callable[[], bytes]) -> None:
-        """Find the fields. `save` cuts device state alone; it is called twice, 0.3 s apart, and its errors go through."""
+        """Find the fields. `save` cuts device state alone; it is called twice, and its errors go through."""
         search = Search(self._pid, self._blocks)
         first = self._save(save, search.copy)
         began = time.monotonic()

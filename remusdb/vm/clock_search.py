@@ -95,7 +95,7 @@ class Search:
             self._again = self._candidates.read()
 
     def found(self, clocks: Clocks) -> Fields:
-        """The fields that held the clocks at the second stop, too, in the order of `Clocks.values`. VmError: why not."""
+        """The fields that held the clocks at both stops, in the order of `Clocks.values`. VmError: why not."""
         if self._why:
             raise VmError(self._why)
         if self._timers is None or self._again[:2] != [clocks.ticks, clocks.clock]:
@@ -153,6 +153,14 @@ def mappings(pid: int) -> list[Mapping]:
         start, end = (int(word, 16) for word in place.split("-"))
         found.append(Mapping(start, end, mode, int(offset, 16), name[0] if name else ""))
     return found
+
+
+def clock_named(pid: int) -> bool:
+    """Whether QEMU's program says where it keeps the guest's clock. True where it cannot be read: nothing is known."""
+    try:
+        return symbol_address(pid, mappings(pid), SYMBOL) is not None
+    except OSError:
+        return True
 
 
 def symbol_address(pid: int, maps: list[Mapping], name: str) -> int | None:

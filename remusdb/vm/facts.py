@@ -25,6 +25,8 @@ import psutil
 from remusdb.errors import VmError
 from remusdb.net.factory import plug_works
 from remusdb.vm import kernel
+from remusdb.vm.clock_search import clock_named
+from remusdb.vm.domain import pid_of
 from remusdb.vm.states import state_of
 
 QEMU_CONF = Path("/etc/libvirt/qemu.conf")
@@ -49,6 +51,7 @@ class VmFacts:
     migration_blockers: tuple[str, ...] = ()
     block_jobs: tuple[str, ...] = ()  # disk targets that have a job now
     snapshots: int = 0
+    clock_named: bool = True  # whether the running QEMU's program says where it keeps the guest's clock
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
         if running:
             facts["qemu_version"] = _qemu_version(domain)
             facts["migration_blockers"] = tuple(_qmp(domain, "query-migrate").get("blocked-reasons", ()))
+            facts["clock_named"] = clock_named(pid_of(name))
             facts["block_jobs"] = tuple(target for target in _targets(xml) if domain.blockJobInfo(target))
         snapshots = domain.snapshotNum()
     except libvirt.libvirtError as exc:

@@ -7,7 +7,7 @@ import shlex
 import xml.etree.ElementTree as ET
 
 from remusdb.errors import CannotProtect
-from remusdb.vm import preflight_devices
+from remusdb.vm import preflight_clock, preflight_devices
 from remusdb.vm.checks import Check, advice, required
 from remusdb.vm.facts import Facts, HostFacts, PeerFacts, VmFacts
 from remusdb.vm.prepare import CHARDEV, QEMU_NS
@@ -26,6 +26,7 @@ def decide(facts: Facts) -> list[Check]:
         *preflight_devices.decide(facts, tree),
         *_figures(facts, tree),
         *_confinement(tree),
+        *preflight_clock.decide(facts, tree),
     ]
     return checks + (_peer(facts.peer, facts.vm) if facts.peer else [])
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import subprocess
@@ -18,7 +19,9 @@ from remusdb.vm.facts import Facts, HostFacts, VmFacts
 
 
 def told(xml: str, *, named: bool = True) -> tuple[bool, str, str]:
-    [check] = preflight_clock.decide(Facts(VmFacts("db1", xml, True, clock_named=named), HostFacts()), ET.fromstring(xml))
+    [check] = preflight_clock.decide(
+        Facts(VmFacts("db1", xml, True, clock_named=named), HostFacts()), ET.fromstring(xml)
+    )
     assert check.level == "advice"
     return check.ok, check.detail, check.hint
 
@@ -48,9 +51,10 @@ def test_a_dynamic_symbol_is_found_where_the_loader_put_it() -> None:
     maps = clock_search.mappings(pid)
     found = clock_search.symbol_address(pid, maps, "_Py_NoneStruct")
     if found is None:  # a Python whose program is a stub around its library
-        assert "_Py_NoneStruct" not in subprocess.run(
-            ["nm", "-D", f"/proc/{pid}/exe"], capture_output=True, text=True, check=True
-        ).stdout
+        assert (
+            "_Py_NoneStruct"
+            not in subprocess.run(["nm", "-D", f"/proc/{pid}/exe"], capture_output=True, text=True, check=True).stdout
+        )
     else:
         assert found == id(None)
     assert clock_search.symbol_address(pid, maps, "timers_state") is None
@@ -77,8 +81,6 @@ def test_a_clock_that_is_not_there_just_once_is_not_taken(words: tuple[int, ...]
 def test_fields_of_a_process_are_read_and_written() -> None:
     memory = struct.Struct("<4q")
     buffer = bytearray(memory.pack(1, 2, 3, -4))
-    import ctypes
-
     at = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     fields = Fields(os.getpid(), [at + 24, at])
     assert fields.read() == [-4, 1]

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's clock under cuts: what they take is given back, at each cut and by a takeover; an operator's pause is not.
+"""The guest's clock: what cuts and a takeover take is given back, an operator's pause is not.
 
 Bounds are goals of docs/results.md scaled to a short run on a busy machine: without the repair 20 s lose 2 s and more.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import time
@@ -13,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from remusdb.vm.clock_search import mappings, symbol_address
 from tests.vm.pair import Pair, eventually
 from tools.lab import domains
 from tools.lab.clocks import Clocks, Shown, lost_ms
 from tools.lab.guest import Mode
 from tools.lab.host import Host
+
+log = logging.getLogger(__name__)
 
 RUN_S = float(os.environ.get("CLOCK_RUN_S", "10"))  # 600 for the figures of docs/results.md
 LOST_MS = 60.0  # a cut is given back by the next, and on a busy machine one may take so long
@@ -31,12 +35,12 @@ def clocks(pair: Pair, host: Host, vm: domains.Vm) -> Clocks:
 def lost(before: Shown, after: Shown) -> float:
     """Of the clock that the guest keeps time by; told with the others."""
     found = lost_ms(before, after)
-    print(f"{(after.host - before.host) / 1e9:.1f} s: lost ms {found}, steps back {after.back}")
+    log.info("%.1f s: lost ms %s, steps back %d", (after.host - before.host) / 1e9, found, after.back)
     return found.get("kvmclock", found["hpet"])
 
 
 def mended(status: dict[str, Any]) -> bool:
-    print({key: value for key, value in status.items() if "clock" in key or "pause" in key})
+    log.info("%s", {key: value for key, value in status.items() if "clock" in key or "pause" in key})
     return status["clock_slow"] == "" and status["clock_lag_ms"] is not None
 
 
@@ -82,7 +86,7 @@ def test_a_clock_that_is_not_where_it_was_is_never_written_again(pair: Pair) -> 
     pair.protect(vm.name)
     pid = pair.a.qemu_pid(vm.name)
     here = clocks(pair, pair.a, vm)
-    spoil(pid, pair)
+    spoil(pid)
     told = pair.await_event(vm.name, "clock")
     assert "QEMU's clock moved by" in told["reason"]
     status = pair.product.status(vm.name)
@@ -98,10 +102,8 @@ def test_a_clock_that_is_not_where_it_was_is_never_written_again(pair: Pair) -> 
     assert pair.runs(vm)
 
 
-def spoil(pid: int, pair: Pair) -> None:
+def spoil(pid: int) -> None:
     """Set the running QEMU's clock forward by 5 s, as it keeps it while the VM runs: an offset."""
-    from remusdb.vm.clock_search import mappings, symbol_address
-
     at = symbol_address(pid, mappings(pid), "timers_state")
     assert at is not None
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
