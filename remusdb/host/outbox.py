@@ -2,7 +2,8 @@
 """What was or is to be sent to the agent: frames of the epochs in flight, kept until they are acknowledged.
 
 Invariant: epochs go out in order; after a reconnection those that the agent does not hold go out again, the
-same bytes but for their age. A dead connection loses nothing: frames wait here, those of the initial copy up to a bound.
+same bytes but for their age. A dead connection loses nothing: frames wait here, those of the initial copy up to a
+bound.
 """
 
 from __future__ import annotations
