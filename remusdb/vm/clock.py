@@ -145,14 +145,14 @@ class GuestClock:
         """Where the clocks stand: as before, or somewhere else because a section before them has grown."""
         if self._places is None or not clock_stream.still(devices, self._places):
             self._places = clock_stream.places(devices)
-            if self._fields is not None:
-                self._bound(devices, self._places)
+            self._bound(devices, self._places)
         return self._places
 
     def _bound(self, devices: bytes, where: Places) -> None:
         """QEMU must have read its clocks for the save before they are written, and must still wait."""
         self.after_bytes = 0 if where.end + SHIFT_BYTES <= BUFFERED_BYTES else where.end + SHIFT_BYTES
         if len(devices) < self.after_bytes + BLOCKED_BYTES and self.after_bytes:
+            self.after_bytes = 0
             raise VmError("kvmclock stands too near the end of the device state")
 
     # --- finding ---
@@ -163,7 +163,7 @@ class GuestClock:
         first = self._save(save, search.copy)
         began = time.monotonic()
         try:
-            one = clock_stream.read(first, clock_stream.places(first))
+            one = clock_stream.read(first, self._where(first))
         except VmError as exc:
             return self._give_up(str(exc))
         search.look(one)
@@ -183,14 +183,11 @@ class GuestClock:
 
     def _settle(self, search: Search, one: Clocks, second: bytes) -> None:
         """From here on the clocks are followed, and mended if they were found."""
-        where = self._where(second)
-        two = clock_stream.read(second, where)
+        two = clock_stream.read(second, self._where(second))
         self._open(two, clock_stream.rate(one, two))
         if self._kvm and two.kvmclock is None:
             raise VmError("QEMU does not start kvmclock from what it saved: is the host's Linux older than 4.9?")
-        fields = search.found(two)
-        self._bound(second, where)
-        self._fields, self.why_not = fields, ""
+        self._fields, self.why_not = search.found(two), ""
 
     def _open(self, clocks: Clocks, ticks_per_ns: float) -> None:
         """From the last stop on the clocks are to lose nothing."""
