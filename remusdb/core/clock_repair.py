@@ -50,7 +50,7 @@ class Anchor:
                 f"{self._name} moved by {moved:.1f} ms since it was last looked at, expected 0 to {most:.1f}"
             )
         held = elapsed - advance
-        self.ran = held <= ours_ns + SLACK_NS
+        self.ran = advance > 0 and held <= ours_ns + SLACK_NS
         if not self.ran:
             self._origin -= held
         self._origin = max(self._origin, value - now)  # it goes a little faster than the host's

@@ -12,33 +12,19 @@ import contextlib
 import os
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from remusdb.core.clock_stream import Clocks
 from remusdb.errors import VmError
 from remusdb.vm.clock_fields import Fields
+from remusdb.vm.program import Mapping, mappings, symbol_address, variables
 from remusdb.vm.ramblocks import Block
 
 SYMBOL = "timers_state"
 SYMBOL_BYTES = 128  # struct TimersState takes 72-104 (system/cpu-timers-internal.h)
 HEAP_MAX_BYTES = 64 << 20  # a larger mapping is guest memory, or a malloc arena that holds no device
 SEARCH_MAX_BYTES = 512 << 20
-GLOBALS_MAX_BYTES = 16 << 20  # .data and .bss of QEMU 10: 1.3 MB
 HITS_MAX = 16
-PT_LOAD, SHT_DYNSYM = 1, 11  # elf.h
 I64 = struct.Struct("<q")
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """One line of /proc/PID/maps."""
-
-    start: int
-    end: int
-    mode: str
-    offset: int
-    name: str
 
 
 class Search:
@@ -65,7 +51,7 @@ class Search:
     def _find_windows(self) -> None:
         maps = mappings(self._pid)
         symbol = symbol_address(self._pid, maps, SYMBOL)
-        self._windows = _globals(self._pid, maps) if symbol is None else [(symbol, SYMBOL_BYTES)]
+        self._windows = variables(self._pid, maps) if symbol is None else [(symbol, SYMBOL_BYTES)]
 
     def copy(self) -> None:
         """Keep QEMU's variables as they are at the first stop. Takes 10 us with the symbol, else about 1 ms."""
@@ -145,71 +131,12 @@ def _heap(part: Mapping, blocks: Sequence[Block]) -> bool:
     return not any(part.start < block.address + block.size and block.address < part.end for block in blocks)
 
 
-def mappings(pid: int) -> list[Mapping]:
-    """The memory map of a process. OSError when it is gone."""
-    found = []
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        place, mode, offset, _device, _inode, *name = line.split(None, 5)
-        start, end = (int(word, 16) for word in place.split("-"))
-        found.append(Mapping(start, end, mode, int(offset, 16), name[0] if name else ""))
-    return found
-
-
 def clock_named(pid: int) -> bool:
     """Whether QEMU's program says where it keeps the guest's clock. True where it cannot be read: nothing is known."""
     try:
         return symbol_address(pid, mappings(pid), SYMBOL) is not None
     except OSError:
         return True
-
-
-def symbol_address(pid: int, maps: list[Mapping], name: str) -> int | None:
-    """Where a dynamic symbol of the process's own program lies, None if the program does not tell it."""
-    exe = os.readlink(f"/proc/{pid}/exe")
-    with open(f"/proc/{pid}/exe", "rb") as file:
-        value, first = _dynsym(file.fileno(), name), _first_load(file.fileno())
-    base = next((part.start - part.offset for part in maps if part.name == exe), None)
-    return None if value is None or base is None else base - first + value
-
-
-def _dynsym(fd: int, name: str) -> int | None:
-    """The value of a symbol of an ELF64 file (elf.h)."""
-    head = os.pread(fd, 64, 0)
-    if head[:5] != b"\x7fELF\x02":
-        return None
-    at, size, count = struct.unpack_from("<Q", head, 40)[0], *struct.unpack_from("<HH", head, 58)
-    sections = [struct.unpack("<IIQQQQIIQQ", os.pread(fd, 64, at + size * i)) for i in range(count)]
-    for _name, kind, _flags, _addr, offset, length, link, _info, _align, _entry in sections:
-        if kind != SHT_DYNSYM or link >= count:
-            continue
-        strings = os.pread(fd, sections[link][5], sections[link][4])
-        wanted = strings.find(b"\0" + name.encode() + b"\0") + 1
-        for index, _i, _o, _s, value, _n in struct.iter_unpack("<IBBHQQ", os.pread(fd, length, offset)):
-            if wanted and index == wanted and value:
-                return int(value)
-    return None
-
-
-def _first_load(fd: int) -> int:
-    """The address at which the file's beginning is meant to be: 0 for a position-independent program."""
-    head = os.pread(fd, 64, 0)
-    at, size, count = struct.unpack_from("<Q", head, 32)[0], *struct.unpack_from("<HH", head, 54)
-    loads = [struct.unpack("<IIQQQQQQ", os.pread(fd, 56, at + size * i)) for i in range(count)]
-    return min((load[3] - load[2] for load in loads if load[0] == PT_LOAD), default=0)
-
-
-def _globals(pid: int, maps: list[Mapping]) -> list[tuple[int, int]]:
-    """QEMU's writable data, and the nameless mapping right behind it, which is .bss."""
-    exe = os.readlink(f"/proc/{pid}/exe")
-    parts: list[tuple[int, int]] = []
-    end = 0
-    for part in maps:
-        if "w" in part.mode and (part.name == exe or (not part.name and part.start == end)):
-            parts.append((part.start, part.end - part.start))
-            end = part.end
-    if not parts or sum(size for _, size in parts) > GLOBALS_MAX_BYTES:
-        raise VmError("QEMU's global variables are not where a program has them")
-    return parts
 
 
 def _aligned(content: bytes, value: int) -> list[int]:

@@ -176,7 +176,7 @@ class Agent:
         elif frame.type in BULK:
             self.inbox.add(frame)
         elif frame.type is FrameType.COMMIT:
-            self.gathered.append((stream, self.inbox.close(frame)))
+            self.gathered.append((stream, self.inbox.close(frame, 0)))
         elif frame.type is FrameType.BYE:
             self._give_up()
             stream.send(FrameType.RENOUNCE, frame.term, 0, pack(Notice("bye")))

@@ -13,7 +13,7 @@ import pytest
 
 from remusdb.core.clock_stream import Clocks
 from remusdb.errors import VmError
-from remusdb.vm import clock_search, preflight_clock
+from remusdb.vm import clock_search, preflight_clock, program
 from remusdb.vm.clock_fields import Fields
 from remusdb.vm.facts import Facts, HostFacts, VmFacts
 
@@ -48,8 +48,8 @@ def test_a_qemu_without_the_symbol_is_named(kind: str, source: str) -> None:
 def test_a_dynamic_symbol_is_found_where_the_loader_put_it() -> None:
     """PyVersion of this very Python, or of its library, which holds its version's text."""
     pid = os.getpid()
-    maps = clock_search.mappings(pid)
-    found = clock_search.symbol_address(pid, maps, "_Py_NoneStruct")
+    maps = program.mappings(pid)
+    found = program.symbol_address(pid, maps, "_Py_NoneStruct")
     if found is None:  # a Python whose program is a stub around its library
         assert (
             "_Py_NoneStruct"
@@ -57,7 +57,7 @@ def test_a_dynamic_symbol_is_found_where_the_loader_put_it() -> None:
         )
     else:
         assert found == id(None)
-    assert clock_search.symbol_address(pid, maps, "timers_state") is None
+    assert program.symbol_address(pid, maps, "timers_state") is None
 
 
 def variables(*words: int) -> list[tuple[int, bytes]]:

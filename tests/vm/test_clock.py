@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from remusdb.vm.clock_search import mappings, symbol_address
+from remusdb.vm.program import mappings, symbol_address
 from tests.vm.pair import Pair, eventually
 from tools.lab import domains
 from tools.lab.clocks import Clocks, Shown, lost_ms
