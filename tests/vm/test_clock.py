@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guest's clock: what cuts and a takeover take is given back, an operator's pause is not.
 
-Bounds are goals of docs/results.md scaled to a short run on a busy machine: without the repair 20 s lose 2 s and more.
+Bounds are goals of docs/results.md scaled to a short run on a busy machine: without the repair 10 s lose 1 s and more.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import sys
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from remusdb.vm.program import mappings, symbol_address
 from tests.vm.pair import Pair, eventually
-from tools.lab import domains
+from tools.lab import domains, image
 from tools.lab.clocks import Clocks, Shown, lost_ms
 from tools.lab.guest import Mode
 from tools.lab.host import Host
@@ -26,6 +27,17 @@ log = logging.getLogger(__name__)
 RUN_S = float(os.environ.get("CLOCK_RUN_S", "10"))  # 600 for the figures of docs/results.md
 LOST_MS = 60.0  # a cut is given back by the next, and on a busy machine one may take so long
 PAUSE_S = 1.5
+# The way to the guest takes no less than no time, so the least of many answers is nearest to the truth; the way back,
+# on which answers are held, does not count.
+ASK = """
+import psycopg, sys, time
+with psycopg.connect(f"host={sys.argv[1]} user=postgres dbname=bank connect_timeout=30") as connection:
+    def once():
+        sent = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+        told = connection.execute("select (extract(epoch from clock_timestamp()) * 1000000)::bigint").fetchone()[0]
+        return told / 1000 - sent / 1e6
+    print(min(once() for _ in range(30)))
+"""
 
 
 def clocks(pair: Pair, host: Host, vm: domains.Vm) -> Clocks:
@@ -44,10 +56,10 @@ def mended(status: dict[str, Any]) -> bool:
     return status["clock_slow"] == "" and status["clock_lag_ms"] is not None
 
 
-@pytest.mark.parametrize(("kind", "vcpus"), [("", 1), ("qemu", 1), ("", 24)])
-def test_cuts_and_a_takeover_cost_no_time(pair: Pair, kind: str, vcpus: int) -> None:
+@pytest.mark.parametrize("vcpus", [1, 24])
+def test_cuts_and_a_takeover_cost_no_time(pair: Pair, vcpus: int) -> None:
     """With 24 vCPUs QEMU has not read kvmclock yet when it first waits: the clock is put right later then."""
-    vm = pair.bare(Mode.CLOCKS, kind=kind, vcpus=vcpus)
+    vm = pair.bare(Mode.CLOCKS, vcpus=vcpus)
     pair.protect(vm.name)
     here = clocks(pair, pair.a, vm)
     before = here.read()
@@ -55,13 +67,40 @@ def test_cuts_and_a_takeover_cost_no_time(pair: Pair, kind: str, vcpus: int) -> 
     after = here.read()
     status = pair.product.status(vm.name)
     assert status["epoch"] > 10
+    assert mended(status)
     assert abs(lost(before, after)) < LOST_MS and after.back == 0
-    assert mended(status) and status["clock_lag_ms"] < LOST_MS
+    assert status["clock_lag_ms"] < LOST_MS
     pair.a.kill_qemu(vm.name)
     eventually(lambda: pair.product.standby(vm.name)["state"] == "promoted", 10, "no takeover")
     assert pair.runs(vm, pair.b)
     survivor = clocks(pair, pair.b, vm).read()
     assert -20 < lost(after, survivor) < 2 * LOST_MS and survivor.back == 0
+
+
+def ahead_ms(pair: Pair) -> float:
+    """By how much the Linux guest's time of day is ahead of the host's steady clock, plus a constant."""
+    told = pair.lab.client.run([sys.executable, "-c", ASK, domains.PG_IP4], timeout_s=60).stdout
+    return float(told)
+
+
+def test_linux_loses_no_time_either(pair: Pair) -> None:
+    """PostgreSQL's clock_timestamp(), that is CLOCK_REALTIME, by the TSC where the VM is emulated."""
+    vm = domains.define_pg(pair.a, image.ensure(), name="pg-clock")
+    pair.a.run(["virsh", "start", vm.name])
+    psql = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc", "select 1", "bank"]
+    eventually(lambda: pair.lab.client.run(psql, check=False).returncode == 0, 90, "no PostgreSQL")
+    pair.protect(vm.name)
+    before = ahead_ms(pair)
+    time.sleep(RUN_S)
+    after = ahead_ms(pair)
+    log.info("Linux, %s: lost %.1f ms in %.0f s", vm.accel, before - after, RUN_S)
+    assert abs(before - after) < LOST_MS
+    assert mended(pair.product.status(vm.name))
+    pair.a.kill_qemu(vm.name)
+    eventually(lambda: pair.product.standby(vm.name)["state"] == "promoted", 10, "no takeover")
+    survivor = ahead_ms(pair)
+    log.info("Linux, %s: lost %.1f ms by the takeover", vm.accel, after - survivor)
+    assert -LOST_MS < after - survivor < 2 * LOST_MS
 
 
 def test_an_operators_pause_is_not_given_back(pair: Pair) -> None:
