@@ -20,6 +20,7 @@ from remusdb.state import StateStore
 from remusdb_agents import proof as module
 from remusdb_agents.admission import QEMU_OVERHEAD_BYTES, Admission
 from remusdb_agents.applier import Frozen
+from remusdb_agents.catch_up import CatchUp
 from remusdb_agents.context import Context
 from remusdb_agents.proof import Prover
 from remusdb_agents.rehearsal import Rehearsals
@@ -35,7 +36,7 @@ class FakeApplier:
     over = ""
 
     def __init__(self) -> None:
-        self.frozen = Frozen(7, b"devices", lambda: 0)
+        self.frozen = Frozen(7, b"devices", CatchUp(), lambda: 0)
 
     @contextlib.contextmanager
     def freeze(self, _backlog: int) -> Iterator[Frozen]:
