@@ -12,7 +12,7 @@ the VM (an operator's pause, an I/O error) is not given back: `ran` is false the
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from remusdb.core.clock_stream import Clocks
 from remusdb.errors import VmError
@@ -88,8 +88,7 @@ class Ticks:
         self.per_ns = sorted(self._rates)[len(self._rates) // 2]  # the median; statistics.median takes 20 times as long
 
 
-@dataclass(frozen=True)
-class Instant:
+class Instant(NamedTuple):
     """One instant, in ns: kvmclock goes by the host's CLOCK_MONOTONIC_RAW, QEMU's clock by CLOCK_MONOTONIC."""
 
     mono: int

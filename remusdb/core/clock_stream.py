@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from remusdb.errors import VmError
 
@@ -31,8 +32,7 @@ I64 = struct.Struct(">q")
 MAX_FORWARD_NS = 366 * 86400 * 10**9  # more than a year behind is nothing that a takeover can be
 
 
-@dataclass(frozen=True)
-class Clocks:
+class Clocks(NamedTuple):
     """What the clocks were at the stop. `kvmclock` is None where there is none, and where a start does not use it."""
 
     ticks: int

@@ -90,9 +90,9 @@ class GuestClock:
     def done(self, devices: bytes) -> int | None:
         """The VM runs again; `devices` is what QEMU saved. When it was stopped; None if it did not run until then."""
         self._ended = time.monotonic_ns()
-        ran = False
-        if self._book is not None:
-            ran = self._after(self._book, devices)
+        ran = self._book is not None and self._after(self._book, devices)
+        if self._slow is not None:
+            self._set(self._slow)
         self._began = self._halted = None
         return self._stopped_at if ran else None
 
@@ -121,8 +121,6 @@ class GuestClock:
             if saved is not None:
                 self._open(saved, book.ticks_per_ns)
             return False
-        if self._slow is not None:
-            self._set(self._slow)
         return book.ran
 
     def _compare(self, book: Book, saved: Clocks) -> None:
@@ -200,15 +198,15 @@ class GuestClock:
     def _give_up(self, why: str) -> None:
         """Write no more, for good. Under KVM the clock is set once a second from here on, while that goes."""
         mended, self._fields, self.after_bytes = self._fields is not None, None, 0
-        self.why_not = why
+        self.why_not = f"{why}; it runs slow"
         self._slow = None
-        log.warning("the guest's clock is not mended at each cut: %s", why)
         if self._kvm:
             try:
                 self._slow = SlowWay(self._pid)
                 self.why_not = f"{why}; it is set once a second instead"
             except VmError as exc:
-                self.why_not = f"{why}; {exc}"
+                self.why_not = f"{why}; it runs slow: {exc}"
+        log.warning("the guest's clock is not put right at each cut: %s", self.why_not)
         if mended:
             self.told(self.why_not)
 
@@ -217,7 +215,7 @@ class GuestClock:
             slow.after_cut(self._ended - (self._began or self._ended))
         except (VmError, OSError) as exc:
             self._slow = None
-            self.why_not = f"{self.why_not.partition(';')[0]}; setting it once a second failed, too: {exc}"
+            self.why_not = f"{self.why_not.partition(';')[0]}; it runs slow, setting it once a second failed: {exc}"
             self.told(self.why_not)
 
     # --- figures ---
