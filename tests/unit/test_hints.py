@@ -11,6 +11,7 @@ from xml.sax.saxutils import escape
 import libvirt
 import pytest
 
+from remusdb.vm import facts as facts_module
 from remusdb.vm.allow import judge
 from remusdb.vm.facts import Facts, HostFacts, VmFacts
 from remusdb.vm.preflight import decide
@@ -160,6 +161,32 @@ def test_an_alias_is_what_the_capabilities_say_it_is(machine: str, canonical: st
     facts = Facts(vm=VmFacts("v", xml, True, canonical=canonical), host=HostFacts())
     [check] = [one for one in decide(facts) if one.name == "machine"]
     assert check.ok is (hint == "") and hint in check.hint
+
+
+def test_libvirt_is_asked_with_the_vms_own_emulator() -> None:
+    class Connection:
+        asked: tuple[str, ...] = ()
+
+        def getDomainCapabilities(self, *asked: str) -> str:
+            self.asked = asked
+            if asked[2] == "pc-q35-99.0":
+                raise libvirt.libvirtError("the machine is not supported by emulator")
+            return "<domainCapabilities><machine>pc-q35-10.0</machine></domainCapabilities>"
+
+    xml = """<domain type='kvm'><os><type arch='x86_64' machine='q35'>hvm</type></os>
+    <devices><emulator>/opt/qemu</emulator></devices></domain>"""
+    connection = Connection()
+    assert facts_module._canonical_machine(connection, ET.fromstring(xml)) == "pc-q35-10.0"
+    assert connection.asked == ("/opt/qemu", "x86_64", "q35", "kvm")
+    unknown = ET.fromstring(xml.replace("q35", "pc-q35-99.0"))
+    assert facts_module._canonical_machine(connection, unknown) == ""
+
+
+def test_the_default_huge_page_of_this_host(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("HugePages_Total:       0\nHugepagesize:    1048576 kB\n")
+    assert facts_module._huge_page_bytes(meminfo) == 1 << 30
+    assert facts_module._huge_page_bytes(tmp_path / "absent") == 0
 
 
 @pytest.mark.parametrize(
