@@ -16,6 +16,7 @@ from pathlib import Path
 from remusdb.errors import CannotProtect
 from remusdb.vm.allow import judge
 from remusdb.vm.allow_characters import LOG_FOLDER
+from remusdb.vm.allow_problem import joined, vm_of
 from remusdb.vm.prepare import QEMU_NS
 from remusdb_agents.standby_xml import standby_xml
 
@@ -94,8 +95,8 @@ def _require_unheard(root: ET.Element) -> None:
     _characters(quiet, Path(LOG_FOLDER))
     if problems := judge(quiet):
         told = "; ".join(problem.what for problem in problems)
-        hints = "; ".join(dict.fromkeys(problem.hint for problem in problems))
-        raise CannotProtect(f"the VM has what leads out of a rehearsal: {told}", hint=f"where it runs: {hints}")
+        hint = f"where it runs: {joined(vm_of(root), (problem.hint for problem in problems))}"
+        raise CannotProtect(f"the VM has what leads out of a rehearsal: {told}", hint=hint)
 
 
 def _disks(root: ET.Element, overlays: Mapping[str, Path]) -> None:

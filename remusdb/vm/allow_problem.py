@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import shlex
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from remusdb.vm.prepare import QEMU_NS
 
+NEXT_START = "; in effect from the VM's next start"
 Path = tuple[str, ...]  # of an element, below <domain>
 
 
@@ -43,7 +44,16 @@ Rule = Callable[[ET.Element, Vm], Iterator[Problem]]  # an element of a VM, to w
 
 def edit(vm: Vm, what: str) -> str:
     """A hint to change the definition."""
-    return f"virsh edit {vm}: {what}; in effect from the VM's next start"
+    return f"virsh edit {vm}: {what}{NEXT_START}"
+
+
+def joined(vm: Vm, hints: Iterable[str]) -> str:
+    """Hints as one: all that is to be edited in one go, then the others."""
+    told = list(dict.fromkeys(hints))
+    start = f"virsh edit {vm}: "
+    edits = [hint for hint in told if hint.startswith(start) and hint.endswith(NEXT_START)]
+    whats = ", ".join(hint.removeprefix(start).removesuffix(NEXT_START) for hint in edits)
+    return "; ".join([edit(vm, whats)] * bool(edits) + [hint for hint in told if hint not in edits])
 
 
 def vm_of(tree: ET.Element) -> Vm:

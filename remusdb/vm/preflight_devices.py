@@ -14,7 +14,7 @@ from remusdb.vm import firmware
 from remusdb.vm.allow import judge
 from remusdb.vm.allow_interfaces import FOREIGN_WRITERS, name_of
 from remusdb.vm.allow_memory import HUGE_BYTES, too_huge
-from remusdb.vm.allow_problem import Problem, edit, target_of, vm_of
+from remusdb.vm.allow_problem import Problem, Vm, edit, joined, target_of, vm_of
 from remusdb.vm.checks import Check, advice
 from remusdb.vm.facts import Facts
 
@@ -35,7 +35,10 @@ def decide(facts: Facts, tree: ET.Element) -> list[Check]:
         "command line": "nothing that libvirt does not know of",
         "definition": "nothing else that is not known",
     }
-    checks = [_check(area, told, [found for found in problems if found.area == area]) for area, told in good.items()]
+    checks = [
+        _check(vm_of(tree), area, told, [found for found in problems if found.area == area])
+        for area, told in good.items()
+    ]
     return [*checks, _network(tree), _huge_pages(facts, tree)]
 
 
@@ -63,10 +66,9 @@ def _huge_pages(facts: Facts, tree: ET.Element) -> Check:
     return advice("memory pages", problem if has else "", "of 4 KiB", hint)
 
 
-def _check(area: str, good: str, problems: list[Problem]) -> Check:
+def _check(vm: Vm, area: str, good: str, problems: list[Problem]) -> Check:
     detail = "; ".join(problem.what for problem in problems)
-    hint = "; ".join(dict.fromkeys(problem.hint for problem in problems))
-    return Check(area, not problems, "required", detail or good, hint)
+    return Check(area, not problems, "required", detail or good, joined(vm, (problem.hint for problem in problems)))
 
 
 def _network(tree: ET.Element) -> Check:

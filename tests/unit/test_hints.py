@@ -13,6 +13,7 @@ import pytest
 
 from remusdb.vm import facts as facts_module
 from remusdb.vm.allow import judge
+from remusdb.vm.allow_problem import Vm, edit, joined
 from remusdb.vm.facts import Facts, HostFacts, VmFacts
 from remusdb.vm.preflight import decide
 from remusdb.vm.states import state_of
@@ -202,6 +203,15 @@ def test_huge_pages_are_refused_or_come_with_advice(huge: str, default: int, fin
     assert checks["guest memory"].ok is fine
     assert not checks["memory pages"].ok and checks["memory pages"].level == "advice"
     assert fine or "1024 MiB" in checks["guest memory"].detail
+
+
+def test_hints_for_one_editor_are_one_hint() -> None:
+    vm = Vm("'a: b'", running=True)
+    other = "virsh detach-disk 'a: b' vdb --live --config"
+    assert joined(vm, [other, edit(vm, "this"), other, edit(vm, "that"), edit(vm, "this"), other]) == (
+        f"virsh edit 'a: b': this, that; in effect from the VM's next start; {other}"
+    )
+    assert joined(vm, []) == ""
 
 
 def test_the_state_of_a_domain_in_words() -> None:
