@@ -12,8 +12,10 @@ import time
 from dataclasses import dataclass
 
 from remusdb.core import clock_stream
+from remusdb.core.clock_stream import Clocks
 from remusdb.errors import VmError
 from remusdb.vm.clock_inject import KvmClock
+from remusdb.vm.clock_search import Timers
 
 log = logging.getLogger(__name__)
 
@@ -27,24 +29,35 @@ def now_ns() -> int:
 
 @dataclass(frozen=True)
 class CaughtUp:
-    """A device state to load, and what kvmclock is in it at which moment: None where there is nothing to go on with."""
+    """A device state to load, and what the clocks are in it, at which moment: None where there is nothing to go on
+    with."""
 
     devices: bytes
-    kvmclock: int | None = None
+    clocks: Clocks | None = None
     at_ns: int = 0
+    ticks_per_ns: float = 0.0
+
+    def before_start(self, timers: Timers) -> None:
+        """It is loaded, and the VM is about to start: QEMU's clock is given what the loading took."""
+        if self.clocks is None:
+            return
+        try:
+            timers.forward(self.clocks, now_ns() - self.at_ns, self.ticks_per_ns)
+        except (VmError, OSError) as exc:
+            log.warning("QEMU's clock is late by what the loading took: %s", exc)
 
     def finish(self, pid: int) -> None:
-        """The VM runs: give back what the loading took, too, where KVM lets one. A failure leaves that much lost."""
-        if self.kvmclock is None:
+        """The VM runs: kvmclock is given what loading and start took, where there is one."""
+        if self.clocks is None or self.clocks.kvmclock is None:
             return
         try:
             KvmClock(pid).move(self._forward)
         except (VmError, OSError) as exc:
-            log.warning("the guest's clock is late by what the loading took: %s", exc)
+            log.warning("kvmclock is late by what the loading took: %s", exc)
 
     def _forward(self, found: int) -> int:
-        assert self.kvmclock is not None
-        wanted = self.kvmclock + now_ns() - self.at_ns
+        assert self.clocks is not None and self.clocks.kvmclock is not None
+        wanted = self.clocks.kvmclock + now_ns() - self.at_ns
         return wanted if 0 < wanted - found < LOADING_MAX_NS else found
 
 
@@ -64,12 +77,14 @@ class CatchUp:
         now = now_ns()
         behind_ns = max(0, now - self.stopped_at_ns)
         try:
-            changed = clock_stream.forward(devices, behind_ns, self._ticks_per_ns(devices))
+            rate = self._ticks_per_ns(devices)
+            changed = clock_stream.forward(devices, behind_ns, rate)
+            clocks = clock_stream.read(changed, clock_stream.places(changed))
         except VmError as exc:
             log.warning("the guest's clock stays %.3f s late: %s", behind_ns / 1e9, exc)
             return CaughtUp(devices)
         log.info("the guest's clock is set forward by %.3f s, the time since the last epoch", behind_ns / 1e9)
-        return CaughtUp(changed, clock_stream.read(changed, clock_stream.places(changed)).kvmclock, now)
+        return CaughtUp(changed, clocks, now, rate)
 
     def _ticks_per_ns(self, devices: bytes) -> float:
         if (told := clock_stream.tsc_per_ns(devices)) is not None:

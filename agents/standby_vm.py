@@ -22,6 +22,7 @@ import numpy as np
 from remusdb.core.messages import RamBlock
 from remusdb.core.pages import PagesDecoded, resolve
 from remusdb.errors import BadFrame, CannotProtect, LibvirtAway, VmError
+from remusdb.vm.clock_search import Timers
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain
 from remusdb.vm.memory import ProcessMemory
@@ -71,6 +72,7 @@ class StandbyVm:
         self._memory = ProcessMemory(self.domain.pid)
         self._blocks: list[Block] = []
         self._caught_up = CaughtUp(b"")
+        self._timers = Timers(self.domain.pid)
 
     def match(self, wanted: Sequence[RamBlock]) -> None:
         """Put the blocks into the primary's order; CannotProtect when the machines differ. Blanks the small ones."""
@@ -165,6 +167,7 @@ class StandbyVm:
 
     def resume(self) -> None:
         """Let the VM run. libvirt hears of it by QEMU's RESUME event, sooner or later."""
+        self._caught_up.before_start(self._timers)
         self.domain.qmp("cont")
         self._caught_up.finish(self.domain.pid)
 

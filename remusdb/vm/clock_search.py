@@ -92,6 +92,26 @@ class Search:
         return Fields(self._pid, [*self._timers, *heap])
 
 
+class Timers:
+    """QEMU's own clock in a VM that stands still with known clocks: a standby that has loaded its device state."""
+
+    def __init__(self, pid: int) -> None:
+        """Look for the symbol, which takes some ms. Where QEMU does not tell it, nothing will be moved."""
+        self._pid = pid
+        self._at: int | None = None
+        with contextlib.suppress(OSError):
+            self._at = symbol_address(pid, mappings(pid), SYMBOL)
+
+    def forward(self, clocks: Clocks, ns: int, ticks_per_ns: float) -> None:
+        """Move it, if it is what `clocks` says. VmError or OSError when it is not, and nothing was moved then."""
+        if self._at is None:
+            raise VmError("QEMU does not tell where it keeps its clock")
+        with open(f"/proc/{self._pid}/mem", "rb", buffering=0) as memory:
+            copy = os.pread(memory.fileno(), SYMBOL_BYTES, self._at)
+        fields = Fields(self._pid, find_timers([(self._at, copy)], clocks))
+        fields.write([clocks.ticks + round(ns * ticks_per_ns), clocks.clock + ns])
+
+
 def find_timers(copies: Sequence[tuple[int, bytes]], clocks: Clocks) -> tuple[int, int]:
     """(address of the ticks, address of the clock) in (address, content) of QEMU's variables. VmError: not just one.
 

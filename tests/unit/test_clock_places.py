@@ -88,3 +88,15 @@ def test_fields_of_a_process_are_read_and_written() -> None:
     assert memory.unpack(buffer) == (10, 2, 3, -40)
     with pytest.raises(OSError):
         Fields(os.getpid(), [at, 8]).read()
+
+
+def test_the_clock_of_a_loaded_standby_is_moved_if_it_is_what_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the loading took is given back before the start."""
+    state = (ctypes.c_int64 * 16)(0, 77, 1, 2, 3, 4, 5, 999)
+    monkeypatch.setattr(clock_search, "symbol_address", lambda *_: ctypes.addressof(state))
+    timers = clock_search.Timers(os.getpid())
+    with pytest.raises(VmError):
+        timers.forward(Clocks(77, 998), 1000, 2.5)
+    assert list(state[:8]) == [0, 77, 1, 2, 3, 4, 5, 999]
+    timers.forward(Clocks(77, 999, 5), 1000, 2.5)
+    assert list(state[:8]) == [0, 2577, 1, 2, 3, 4, 5, 1999]
