@@ -76,7 +76,7 @@ class GuestClock:
         self._halted = time.monotonic_ns()
 
     def repair(self, stopped_at: int) -> None:
-        """QEMU waits since `stopped_at` (time.monotonic_ns()), or a little longer: mend its clocks. Some 30 us."""
+        """QEMU waits since `stopped_at` (time.monotonic_ns()), or a little longer: mend its clocks. 30-90 us."""
         self._stopped_at = stopped_at if self._halted is None else self._halted
         self._at, self._failed = _now(), ""
         try:

@@ -124,6 +124,30 @@ def test_a_takeover_gives_the_time_since_the_cut_back(kind: str, monkeypatch: py
     assert loaded.ticks - clocks(two).ticks == pytest.approx(2_000 * KHZ, rel=0.001)
 
 
+@pytest.mark.parametrize(("found_ms", "wanted_ms"), [(0, 30), (29, 30), (31, 31), (-30_000, -30_000)])
+def test_what_loading_took_is_given_to_kvmclock_forward_only(
+    found_ms: int, wanted_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 ms passed since the state was made; a clock that is nowhere near is not ours to set."""
+    monkeypatch.setattr(catch_up, "now_ns", lambda: 500 * SECOND)
+    loaded = CatchUp(state("kvm", 1), 498 * SECOND).apply(state("kvm", 2))
+    assert loaded.clocks is not None and loaded.clocks.kvmclock is not None
+    monkeypatch.setattr(catch_up, "now_ns", lambda: 500 * SECOND + 30_000_000)
+    at = loaded.clocks.kvmclock
+    asked: list[int] = []
+
+    class FakeKvm:
+        def __init__(self, pid: int) -> None:
+            assert pid == 77
+
+        def move(self, wanted: Callable[[int], int]) -> None:
+            asked.append(wanted(at + found_ms * 1_000_000) - at)
+
+    monkeypatch.setattr(catch_up, "KvmClock", FakeKvm)
+    loaded.finish(77)
+    assert asked == [wanted_ms * 1_000_000]
+
+
 @pytest.mark.parametrize(
     ("found", "why"),
     [
