@@ -11,6 +11,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.vm.pair import eventually, running_pair
 from tests.vm.test_clock import ahead_ms, clocks, mended, start_linux
 from tools.lab.clocks import lost_ms
@@ -21,6 +23,7 @@ REPO = Path(__file__).resolve().parents[2]
 log = logging.getLogger(__name__)
 
 
+@pytest.mark.timeout(RUN_S + 600)
 def test_ten_minutes() -> None:
     with running_pair(REPO / "build" / "test" / "bench-clock") as pair:
         bare, linux = pair.bare(Mode.CLOCKS), start_linux(pair)
