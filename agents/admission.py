@@ -52,25 +52,32 @@ class Admission:
 
     def admit(self, name: str, ram_bytes: int) -> Promise:
         """Set memory aside for a standby; CannotProtect with the figures when it does not fit."""
-        need = ram_bytes + QEMU_OVERHEAD_BYTES
         with self._lock:
-            others = {vm: promise for vm, promise in self._promises.items() if vm != name}
-            promised = sum(promise.bytes for promise in others.values())
-            coming = sum(promise.bytes - promise.taken() for promise in others.values())
-            free = self._available() - coming
-            what = ""
-            if need > free:
-                what = f"{max(0, free) // MIB} MiB are free on the backup host"
-            elif self._max_bytes and promised + need > self._max_bytes:
-                what = f"limits.memory_max_mib allows {self._max_bytes // MIB} MiB"
-            if what:
-                raise CannotProtect(
-                    f"the standby of {name} needs {need // MIB} MiB of memory; {what}, "
-                    f"and {len(others)} other standbys have {promised // MIB} MiB",
-                    hint="free memory there, raise the limit, or choose another backup",
-                )
-            made = self._promises[name] = Promise(need)
+            self._refuse(name, ram_bytes + QEMU_OVERHEAD_BYTES)
+            made = self._promises[name] = Promise(ram_bytes + QEMU_OVERHEAD_BYTES)
             return made
+
+    def check(self, name: str, ram_bytes: int) -> None:
+        """What `admit` would say now, with nothing set aside."""
+        with self._lock:
+            self._refuse(name, ram_bytes + QEMU_OVERHEAD_BYTES)
+
+    def _refuse(self, name: str, need: int) -> None:
+        others = {vm: promise for vm, promise in self._promises.items() if vm != name}
+        promised = sum(promise.bytes for promise in others.values())
+        coming = sum(promise.bytes - promise.taken() for promise in others.values())
+        free = self._available() - coming
+        what = ""
+        if need > free:
+            what = f"{max(0, free) // MIB} MiB are free on the backup host"
+        elif self._max_bytes and promised + need > self._max_bytes:
+            what = f"limits.memory_max_mib allows {self._max_bytes // MIB} MiB"
+        if what:
+            raise CannotProtect(
+                f"the standby of {name} needs {need // MIB} MiB of memory; {what}, "
+                f"and {len(others)} other standbys have {promised // MIB} MiB",
+                hint="free memory there, raise the limit, or choose another backup",
+            )
 
     def release(self, name: str) -> None:
         """The standby is gone, or is a VM now whose memory is taken."""

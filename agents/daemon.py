@@ -80,7 +80,8 @@ class AgentDaemon:
         """One connection, from HELLO to its end."""
         frame = stream.receive(HELLO_S)
         if frame is not None and frame.type is FrameType.PROBE:
-            stream.send(FrameType.PROBE, 0, 0, pack(gather(self._config.agent.libvirt_uri)))
+            facts = gather(self._context, frame.payload, stream.peer_name, self._replicas.get)
+            stream.send(FrameType.PROBE, 0, 0, pack(facts))
             return stream.close(drain_s=DRAIN_S)
         if frame is not None and frame.type is FrameType.ASK:
             return self._tell_standing(stream, unpack(Question, frame.payload))

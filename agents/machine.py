@@ -24,10 +24,11 @@ from remusdb_agents.context import Context
 from remusdb_agents.definition import Definition
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.inbox import WholeEpoch
+from remusdb_agents.namesakes import is_standby
 from remusdb_agents.proof import Prover
 from remusdb_agents.rehearsal import Rehearsals
 from remusdb_agents.standby_vm import StandbyVm, announce_self
-from remusdb_agents.standby_xml import ARGUMENT, COMMAND_LINE, standby_xml, survivor_xml
+from remusdb_agents.standby_xml import standby_xml, survivor_xml
 
 log = logging.getLogger(__name__)
 
@@ -182,8 +183,7 @@ def reap_leftover(connection: libvirt.virConnect, deadline: Deadline, name: str)
         state, _ = deadline.call(f"VM {name}", handle.state)
     except VmError:
         return  # it is not there, or went just now
-    words = [arg.get("value") for arg in tree.iterfind(f"./{COMMAND_LINE}/{ARGUMENT}")]
-    if "-incoming" not in words or state != libvirt.VIR_DOMAIN_PAUSED:
+    if not is_standby(tree, state):
         raise CannotProtect(
             f"a domain named {name} already runs on the backup host", hint="is the VM already running there?"
         )

@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from remusdb.core.probe import Answer
 from remusdb.errors import BadFrame
 
 
@@ -153,12 +154,16 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class AgentFacts(msgspec.Struct, frozen=True):
-    """PROBE, agent to primary, answering an empty PROBE: what `remusdb check --to` compares. Versions as (a, b, c)."""
+    """PROBE, agent to primary: what `remusdb check --to` compares. Versions as (a, b, c).
+
+    `answer`: for a PROBE that carries a `Probe`, what this VM would find here; an older agent does not give it.
+    """
 
     version: str
     qemu_version: tuple[int, int, int]
     libvirt_version: tuple[int, int, int]
     machines: list[str]
+    answer: Answer | None = None
 
 
 Message = TypeVar("Message", bound=msgspec.Struct)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,18 +19,22 @@ import msgspec
 
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import HostConfig
-from remusdb.core.messages import AgentFacts, unpack
+from remusdb.core.messages import AgentFacts, pack, unpack
+from remusdb.core.probe import Probe
 from remusdb.core.wire import FrameType
 from remusdb.errors import CannotProtect, PeerUnreachable, RemusError, VmError
 from remusdb.host import libvirt_hook
 from remusdb.transport.tls import client_context
 from remusdb.transport.tls import connect as connect_peer
+from remusdb.vm import apparmor, preflight_peer
 from remusdb.vm.checks import Check, advice, required
+from remusdb.vm.cpus import host_cpu
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import connect
 from remusdb.vm.facts import Facts, PeerFacts, VmFacts, gather_host, gather_vm
+from remusdb.vm.here import gather
 from remusdb.vm.preflight import decide
-from remusdb.vm.prepare import APPARMOR_RULE, APPARMOR_SNIPPETS, confined_without_rule, prepare
+from remusdb.vm.prepare import confined_without_rule, prepare
 
 LIST_TIMEOUT_S = 2.0
 LOOK_TIMEOUT_S = 15.0
@@ -87,17 +92,19 @@ class LibvirtInspection:
         protection = self._config.for_vm(vm)
         deadline = Deadline(LOOK_TIMEOUT_S, threads=1)  # of its own: a look may take longer than a list
         try:
+            vm_facts, capabilities = deadline.call(f"VM {vm}", self._gather_vm, vm)
             facts = Facts(
-                vm=deadline.call(f"VM {vm}", self._gather_vm, vm),
-                host=gather_host(try_plug=protection.gate != "tap"),
+                vm=vm_facts,
+                host=gather_host(capabilities, try_plug=protection.gate != "tap"),
                 gate=protection.gate,
                 encoding=protection.encoding,
                 run_dir=self._config.host.run_dir,
-                peer=self._look_at(peer) if peer else None,
+                peer=self._look_at(peer, Probe(vm_facts.xml, host_cpu(capabilities))) if peer else None,
             )
+            peers = deadline.call(f"VM {vm}", self._compare, facts, facts.peer) if facts.peer else []
         finally:
             deadline.close()
-        checks = [*decide(facts), self._hook(), *self._arbiter()]
+        checks = [*decide(facts), *peers, self._hook(), *self._arbiter()]
         return [msgspec.to_builtins(check) for check in checks]
 
     def _hook(self) -> Check:
@@ -150,9 +157,19 @@ class LibvirtInspection:
         """By a hook of libvirt's."""
         return libvirt_hook.install(state_dir=state_dir)
 
-    def _gather_vm(self, vm: str) -> VmFacts:
+    def _gather_vm(self, vm: str) -> tuple[VmFacts, str]:
         with self._connected() as connection:
-            return gather_vm(connection, vm)
+            return gather_vm(connection, vm), connection.getCapabilities()
+
+    def _compare(self, facts: Facts, peer: PeerFacts) -> list[Check]:
+        """What the peer's agent says of this VM, beside what this host has."""
+        if peer.error:
+            return []
+        tree, heartbeat_ms = ET.fromstring(facts.vm.xml), self._config.for_vm(facts.vm.name).heartbeat_ms
+        arbiter = Arbiter(self._config.arbiter) if self._config.arbiter else None
+        with self._connected() as connection:
+            here = gather(connection, tree, self._config.host.name, heartbeat_ms, arbiter)
+        return preflight_peer.decide(peer.name, peer.answer, here, tree)
 
     def _prepare(self, vm: str) -> list[str]:
         with self._connected() as connection:
@@ -174,15 +191,15 @@ class LibvirtInspection:
         finally:
             connection.close()
 
-    def _look_at(self, peer: str) -> PeerFacts:
-        """Whether the peer's agent answers and accepts our certificate, and what it can run. It hears of no VM."""
+    def _look_at(self, peer: str, probe: Probe) -> PeerFacts:
+        """Whether the peer's agent answers and accepts our certificate, and what it has for this VM."""
         tls, address = self._config.tls, self._config.peers[peer]
         timeout_s = self._config.protection.connect_timeout_ms / 1000
         try:
             context = client_context(tls.ca, tls.cert, tls.key)
             stream = connect_peer(address.address, address.port, context, peer, timeout_s)
             try:
-                stream.send(FrameType.PROBE, 0, 0)
+                stream.send(FrameType.PROBE, 0, 0, pack(probe))
                 frame = stream.receive(LOOK_TIMEOUT_S)
             finally:
                 stream.close()
@@ -197,6 +214,7 @@ class LibvirtInspection:
             qemu_version=facts.qemu_version,
             libvirt_version=facts.libvirt_version,
             machines=tuple(facts.machines),
+            answer=facts.answer,
         )
 
 
@@ -206,5 +224,5 @@ def _require_apparmor_rule(capabilities: str) -> None:
         return
     raise CannotProtect(
         "AppArmor confines QEMU here: with a private QMP socket the VM would not start again",
-        hint=f"first put `{APPARMOR_RULE}` into {APPARMOR_SNIPPETS}/remusdb",
+        hint=f"first {apparmor.hint(apparmor.MONITOR_RULE)}",
     )

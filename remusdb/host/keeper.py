@@ -24,7 +24,7 @@ from remusdb.host.worker_link import Progress, WorkerLink
 from remusdb.host.workers import WORKER_ARGV, Workers
 from remusdb.state import OWNING, StateStore
 from remusdb.vm.checks import Check
-from remusdb.vm.preflight import require
+from remusdb.vm.preflight import PEER, require
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Keeper:
         try:
             self.require_peer(peer)  # here as well: a peer that was saved may be gone from the file
             if not record.state.armed:  # a VM with the gate still in has passed already
-                self._preflight(record.vm)
+                self._preflight(record.vm, peer)
             link.spawn()
             told = link.request("start", self.workers.order(record, peer, asked), progress)
         except RemusError as exc:
@@ -253,9 +253,10 @@ class Keeper:
         except VmError:
             return False
 
-    def _preflight(self, vm: str) -> None:
-        checks = self.inspection.check(vm, None)  # the peer is asked by the worker, right after
-        require(vm, [msgspec.convert(check, Check) for check in checks])
+    def _preflight(self, vm: str, peer: str) -> None:
+        """An agent that does not answer is the worker's to tell, and to try again."""
+        checks = [msgspec.convert(check, Check) for check in self.inspection.check(vm, peer)]
+        require(vm, [check for check in checks if check.name != PEER])
 
     def _failed(self, record: VmRecord, link: WorkerLink, exc: RemusError) -> None:
         if link.waited_for:

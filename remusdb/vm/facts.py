@@ -4,14 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
 import json
-import mmap
 import os
 import re
 import shutil
-import struct
 import subprocess
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -22,19 +18,20 @@ import libvirt
 import libvirt_qemu
 import psutil
 
+from remusdb.core.probe import Answer, Confinement
 from remusdb.errors import VmError
 from remusdb.net.factory import plug_works
-from remusdb.vm import kernel
+from remusdb.vm import apparmor
 from remusdb.vm.clock_search import clock_named
 from remusdb.vm.domain import pid_of
 from remusdb.vm.states import state_of
+from remusdb.vm.trying import try_tracking
 
 QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 TUN = Path("/dev/net/tun")
 MEMINFO = Path("/proc/meminfo")
 NBDKIT_TIMEOUT_S = 10.0
-TRY_BYTES = 4 * mmap.PAGESIZE
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ class HostFacts:
     cpus: int = 2
     memory_available_bytes: int = 1 << 40
     huge_page_bytes: int = 2 << 20  # what <hugepages/> means here
+    confinement: Confinement = Confinement(confined=False)
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ class PeerFacts:
     qemu_version: tuple[int, int, int] = (0, 0, 0)
     libvirt_version: tuple[int, int, int] = (0, 0, 0)
     machines: tuple[str, ...] = ()
+    answer: Answer | None = None  # what this VM would find there
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,8 @@ def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
     return VmFacts(name, xml, running, state=state, paused=paused, snapshots=snapshots, **facts)
 
 
-def gather_host(*, try_plug: bool) -> HostFacts:
-    """Look at this host. With `try_plug` an IFB device is made and removed again."""
+def gather_host(capabilities: str, *, try_plug: bool) -> HostFacts:
+    """Look at this host; `capabilities` are its libvirt's. With `try_plug` an IFB device is made and removed again."""
     scope = 0
     with contextlib.suppress(OSError, ValueError):
         scope = int(PTRACE_SCOPE.read_text())
@@ -134,47 +133,8 @@ def gather_host(*, try_plug: bool) -> HostFacts:
         cpus=os.cpu_count() or 1,
         memory_available_bytes=psutil.virtual_memory().available,
         huge_page_bytes=_huge_page_bytes(MEMINFO),
+        confinement=apparmor.look(capabilities),
     )
-
-
-def try_tracking() -> str:
-    """Track writes to a few pages of our own, as the capture does with QEMU's: empty if it works, else why not."""
-    uffd = kernel.libc.syscall(kernel.SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | kernel.UFFD_USER_MODE_ONLY)
-    if uffd < 0:
-        return f"userfaultfd: {os.strerror(ctypes.get_errno())}"
-    memory = mmap.mmap(-1, TRY_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    anchor = ctypes.c_char.from_buffer(memory)
-    start = ctypes.addressof(anchor)
-    try:
-        fcntl.ioctl(uffd, kernel.UFFDIO_API, bytearray(struct.pack("<QQQ", 0xAA, kernel.UFFD_FEATURES, 0)))
-        argument = struct.pack("<QQQQ", start, TRY_BYTES, kernel.UFFDIO_REGISTER_MODE_WP, 0)
-        fcntl.ioctl(uffd, kernel.UFFDIO_REGISTER, bytearray(argument))
-        _written(start, protect=True)
-        memory[2 * mmap.PAGESIZE] = 1
-        found = _written(start, protect=False)
-        expected = start + 2 * mmap.PAGESIZE
-        return "" if found == [expected] else f"a scan found {len(found)} written runs, expected one"
-    except OSError as exc:
-        return f"userfaultfd write-protect and PAGEMAP_SCAN: {exc.strerror}"
-    finally:
-        os.close(uffd)
-        del anchor
-        memory.close()
-
-
-def _written(start: int, *, protect: bool) -> list[int]:
-    """The first addresses of the written runs."""
-    flags = kernel.PM_SCAN_CHECK_WPASYNC | (kernel.PM_SCAN_WP_MATCHING if protect else 0)
-    vector = (ctypes.c_uint64 * (3 * 16))()
-    arg = kernel.ScanArg(
-        ctypes.sizeof(kernel.ScanArg), flags, start, start + TRY_BYTES, 0, ctypes.addressof(vector), 16,
-        0, 0, kernel.PAGE_IS_WRITTEN, 0, kernel.PAGE_IS_WRITTEN,
-    )  # fmt: skip
-    with open("/proc/self/pagemap", "rb") as pagemap:
-        count = kernel.check(
-            kernel.libc.ioctl(pagemap.fileno(), kernel.PAGEMAP_SCAN, ctypes.byref(arg)), "PAGEMAP_SCAN"
-        )
-    return [vector[3 * index] for index in range(count)]
 
 
 def _qmp(domain: libvirt.virDomain, command: str) -> dict[str, Any]:

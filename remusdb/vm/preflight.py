@@ -7,11 +7,12 @@ import shlex
 import xml.etree.ElementTree as ET
 
 from remusdb.errors import CannotProtect
-from remusdb.vm import preflight_clock, preflight_devices
+from remusdb.vm import apparmor, preflight_clock, preflight_devices
 from remusdb.vm.checks import Check, advice, required
 from remusdb.vm.facts import Facts, HostFacts, PeerFacts, VmFacts
 from remusdb.vm.prepare import CHARDEV, QEMU_NS
 
+PEER = "peer"  # the check of whether its agent answers at all
 MIN_QEMU = (8, 2, 0)  # the first whose block jobs say `actively-synced`, without which no epoch can be closed
 MEMORY_UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -25,7 +26,7 @@ def decide(facts: Facts) -> list[Check]:
         *_qemu(facts.vm),
         *preflight_devices.decide(facts, tree),
         *_figures(facts, tree),
-        *_confinement(tree),
+        *_confinement(tree, facts.host),
         *preflight_clock.decide(facts, tree),
     ]
     return checks + (_peer(facts.peer, facts.vm) if facts.peer else [])
@@ -158,12 +159,13 @@ def _figures(facts: Facts, tree: ET.Element) -> list[Check]:
     ]
 
 
-def _confinement(tree: ET.Element) -> list[Check]:
+def _confinement(tree: ET.Element, host: HostFacts) -> list[Check]:
     labels = [label.get("model", "") for label in tree.iterfind("seclabel") if label.get("type") != "none"]
     confined = [model for model in labels if model in ("apparmor", "selinux")]
+    if confined[:1] == ["apparmor"] and host.confinement.channel:
+        return [advice("confinement", "", "AppArmor lets QEMU reach the disk channel", "")]
     hints = {
-        "apparmor": "let QEMU reach the disk channel: a line `/run/remusdb/** rw,` in "
-        "/etc/apparmor.d/abstractions/libvirt-qemu.d/remusdb (older: local/abstractions/libvirt-qemu)",
+        "apparmor": apparmor.hint(apparmor.CHANNEL_RULE),
         "selinux": "QEMU must be able to reach the sockets under /run/remusdb: see ausearch -m avc if it is refused",
     }
     problem = f"QEMU is confined by {confined[0]}" if confined else ""
@@ -173,7 +175,7 @@ def _confinement(tree: ET.Element) -> list[Check]:
 def _peer(peer: PeerFacts, vm: VmFacts) -> list[Check]:
     problems = [peer.error] if peer.error else []
     good = f"the agent of {peer.name} answers"
-    checks = [required("peer", problems, good, peer.hint or f"is remusdb-agent running on {peer.name}?")]
+    checks = [required(PEER, problems, good, peer.hint or f"is remusdb-agent running on {peer.name}?")]
     return checks if peer.error else [*checks, *_peer_versions(peer, vm)]
 
 

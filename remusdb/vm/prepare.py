@@ -6,13 +6,13 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from remusdb.vm import apparmor
+
 QEMU_NS = "http://libvirt.org/schemas/domain/qemu/1.0"
 CHARDEV = "remusdb-qmp"
 # libvirt's own folder for QEMU: QEMU's user may write there, and it is there before any daemon of ours has started.
 # A definition that names a folder which is not there, or not writable, is a VM that does not start.
 SOCKET_FOLDER = Path("/var/lib/libvirt/qemu")
-APPARMOR_SNIPPETS = Path("/etc/apparmor.d/abstractions/libvirt-qemu.d")
-APPARMOR_RULE = "owner /var/lib/libvirt/qemu/remusdb-*.sock rw,"
 
 ET.register_namespace("qemu", QEMU_NS)
 
@@ -47,7 +47,8 @@ def monitor_words(socket: Path) -> list[str]:
 
 def confined_without_rule(capabilities: str) -> bool:
     """Whether AppArmor would not let QEMU make the socket: a VM that has one would not start. Looks at this host."""
-    return "<model>apparmor</model>" in capabilities and not any(APPARMOR_SNIPPETS.glob("remusdb*"))
+    found = apparmor.look(capabilities)
+    return found.confined and not found.monitor
 
 
 def remove_monitor(line: ET.Element) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from remusdb.errors import CannotProtect
 from remusdb.vm import facts as facts_module
-from remusdb.vm import kernel
+from remusdb.vm import kernel, trying
 from remusdb.vm.checks import Check
 from remusdb.vm.facts import Facts, HostFacts, PeerFacts, VmFacts
 from remusdb.vm.preflight import decide, require
@@ -224,14 +224,14 @@ def test_a_refusal_names_every_reason() -> None:
 
 def test_this_kernel_is_tried_for_real() -> None:
     major, minor = (int(part) for part in os.uname().release.split(".")[:2])
-    assert (facts_module.try_tracking() == "") is ((major, minor) >= (6, 7))
+    assert (trying.try_tracking() == "") is ((major, minor) >= (6, 7))
 
 
 def test_a_kernel_that_cannot_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "PAGEMAP_SCAN", 0xC0606611)  # no such ioctl
-    assert "PAGEMAP_SCAN: " in facts_module.try_tracking()
+    assert "PAGEMAP_SCAN: " in trying.try_tracking()
     monkeypatch.setattr(kernel, "SYS_USERFAULTFD", 9999)
-    assert "userfaultfd: " in facts_module.try_tracking()
+    assert "userfaultfd: " in trying.try_tracking()
 
 
 @pytest.mark.parametrize(

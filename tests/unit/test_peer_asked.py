@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`protect` asks the peer for what the VM needs there; an agent that does not answer is the worker's to tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from host_daemon_rig import NoLibvirt, Running
+
+from remusdb.config import HostConfig
+from remusdb.errors import CannotProtect
+
+
+class Asked(NoLibvirt):
+    """An inspection in which one check fails."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+        self.peers: list[str | None] = []
+
+    def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
+        self.peers.append(peer)
+        return [{"name": self._name, "ok": False, "level": "required", "detail": "missing there", "hint": "make it"}]
+
+
+def test_what_the_backup_lacks_refuses(config: HostConfig) -> None:
+    inspection = Asked("peer files")
+    running = Running(config, inspection)
+    try:
+        with pytest.raises(CannotProtect, match="peer files: missing there") as caught:
+            running.ask("protect", vm="db1", to="beta")
+        assert caught.value.hint == "make it" and inspection.peers == ["beta"]
+    finally:
+        running.daemon.stop()
+
+
+def test_an_agent_that_does_not_answer_is_left_to_the_worker(config: HostConfig) -> None:
+    running = Running(config, Asked("peer"))
+    try:
+        assert running.ask("protect", vm="db1", to="beta")["state"] == "protected"
+    finally:
+        running.ask("unprotect", vm="db1", peer_is_dead=False)
+        running.daemon.stop()
