@@ -34,6 +34,7 @@ HINTS = (
         "unsupported. Allowed",
         "the guest uses virtio features that the backup's kernel or QEMU lacks: bring it up to date",
     ),
+    ("saved image requires", "the guest uses virtio features that the backup's kernel lacks: bring it up to date"),
     ("MSR", "the backup's CPU or kernel lacks what the VM's CPU model has: choose a model that both hosts have"),
     ("kvm", "the backup's CPU or kernel lacks what the VM's CPU model has: choose a model that both hosts have"),
 )

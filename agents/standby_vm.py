@@ -138,7 +138,7 @@ class StandbyVm:
             words = said.words() if refused or self.domain.ends_within(END_S) else ""
             if not words and not refused:
                 raise
-            raise StateRefused(f"{exc}: {words}" if words else str(exc)) from exc
+            raise StateRefused(f"QEMU does not take the device state: {words}" if words else str(exc)) from exc
 
     def _load(self, devices: bytes, catch_up: CatchUp, stay: bool) -> None:
         socket_path = self._folder / "remusdb-load"
@@ -190,7 +190,7 @@ class StandbyVm:
             if state.get("status") == "completed":
                 return
             if state.get("status") == "failed":
-                raise StateRefused(f"QEMU cannot load the device state: {state.get('error-desc', state)}")
+                raise StateRefused(f"QEMU does not take the device state: {state.get('error-desc', state)}")
             time.sleep(POLL_S)
         raise VmError(f"standby {self.name} did not load the device state within {LOAD_S:g} s")
 

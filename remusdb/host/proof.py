@@ -50,9 +50,9 @@ class StandbyProof:
             return
         last = self._last
         if last is not None and last.verdict == "refused" and session.order.asked:
-            raise CannotProtect(
-                f"agent {session.order.peer.name}: QEMU there refuses to resume this VM: {last.reason}", hint=last.hint
-            )
+            what = f"agent {session.order.peer.name}: QEMU there refuses to resume this VM: {last.reason}"
+            session.tell("unproven", session.figures.state, what)
+            raise CannotProtect(what, hint=last.hint)
         self._show()
 
     def told(self) -> None:

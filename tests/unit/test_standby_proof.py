@@ -64,6 +64,7 @@ def test_a_refusal_is_protects_with_qemus_words() -> None:
     with pytest.raises(CannotProtect, match="agent b.*refuses.*Unknown savevm section") as caught:
         session.protect()
     assert caught.value.hint == "the same QEMU"
+    assert [event for event, _ in session.events] == ["unproven"]
 
 
 def test_where_nobody_waits_a_refusal_is_told_and_protection_goes_on() -> None:
