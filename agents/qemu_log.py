@@ -16,7 +16,8 @@ MOST_CHARACTERS = 600
 LIBVIRTS = re.compile(r"^\d{4}-\d\d-\d\d \d\d:|^char device redirected|^LC_ALL=|^PATH=|^HOME=|^XDG_|^/")
 TIME = re.compile(r"^\d{4}-\d\d-\d\dT\S+Z ")
 PROGRAM = re.compile(r"^\S*qemu\S*: ")
-IDLE = re.compile(r"(^|: )(warning|info): |Expected vmdescription section")  # said of a load that works, too
+# Said of a load that works, too, or of a QEMU that somebody ended.
+IDLE = re.compile(r"(^|: )(warning|info): |Expected vmdescription section|^terminating on signal ")
 
 
 class QemuLog:

@@ -38,6 +38,9 @@ def test_only_complaints_of_qemu_are_told() -> None:
     assert complaints(REFUSED.splitlines(True)[2]) == ""
     assert complaints("2026-11-27T09:33:08Z qemu-system-x86_64: Expected vmdescription section, but got 0\n") == ""
     assert complaints("2026-11-27T09:33:08Z qemu-system-x86_64: warning: old machine\n") == ""
+    assert (
+        complaints("2026-11-27T09:33:08Z qemu-system-x86_64: terminating on signal 15 from pid 5046 (libvirtd)\n") == ""
+    )
     assert len(complaints("x" * 5000)) == MOST_CHARACTERS
 
 
