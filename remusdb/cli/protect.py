@@ -49,3 +49,5 @@ def _begin(verb: str, vm: str, peer: str, as_json: bool) -> None:
         f"{vm} is protected to {peer}: an epoch every {status['epoch_ms']} ms, term {status['term']}, "
         f"gate {status['gate']}, monitor {status['monitor']}, {status['accel']}."
     )
+    if why := status.get("unproven"):
+        click.echo(f"remusdb: {why}", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,18 @@ def test_protect(daemons: FakeDaemons) -> None:
     assert result.stderr == "memory: 256 of 512 MiB\n"
     assert daemons.asked == [("host", "protect", {"vm": "db1", "to": "beta"})]
     assert json.loads(run(daemons, "protect", "db1", "--to", "beta", "--json").stdout) == PRIMARY
+
+
+def test_protect_says_what_is_not_proven(daemons: FakeDaemons) -> None:
+    daemons.start("host", protect={**PRIMARY, "unproven": "the standby is not proven: no memory"})
+    result = run(daemons, "protect", "db1", "--to", "beta")
+    assert result.stderr.endswith("remusdb: the standby is not proven: no memory\n")
+
+
+def test_status_tells_when_the_standby_was_last_proven(daemons: FakeDaemons) -> None:
+    daemons.start("host", status={"vms": [{**PRIMARY, "proven_at_ns": 1_790_000_000_123_456_789}]})
+    shown = run(daemons, "status", "db1").stdout
+    assert re.search(r"^proven_at +2026-09-2\d \d\d:\d\d:\d\d\.123$", shown, re.MULTILINE), shown
 
 
 @pytest.mark.parametrize(
