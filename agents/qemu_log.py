@@ -55,4 +55,4 @@ def complaints(text: str) -> str:
     """QEMU's own lines in such a log, joined; without warnings, times and its name."""
     lines = [PROGRAM.sub("", TIME.sub("", line)).strip() for line in text.splitlines() if not LIBVIRTS.match(line)]
     said = list(dict.fromkeys(line for line in lines if line and not IDLE.search(line)))
-    return "; ".join(said)[:MOST_CHARACTERS]
+    return "".join(sign if sign.isprintable() else "?" for sign in "; ".join(said)[:MOST_CHARACTERS])

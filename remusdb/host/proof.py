@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from remusdb.core.messages import Proof
 from remusdb.core.pipeline import PrimaryState
 from remusdb.errors import CannotProtect, RefusedForSafety
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 PROOF_S = 60.0  # starting a QEMU on the agent's host, and a load: each of it is bounded there, too
 ENDING_S = 10.0
 LOOK_S = 0.05
+MOST_CHARACTERS = 1000  # of what the agent says; QEMU's words are fewer
 
 
 class StandbyProof:
@@ -34,7 +37,7 @@ class StandbyProof:
 
     def take(self, proof: Proof) -> None:
         """The agent tells. Called from the peer's thread; told again after each new connection."""
-        self._last = proof
+        self._last = replace(proof, reason=proof.reason[:MOST_CHARACTERS], hint=proof.hint[:MOST_CHARACTERS])
         if not self._waiting:
             self._note()
 

@@ -41,6 +41,7 @@ def test_only_complaints_of_qemu_are_told() -> None:
     assert (
         complaints("2026-11-27T09:33:08Z qemu-system-x86_64: terminating on signal 15 from pid 5046 (libvirtd)\n") == ""
     )
+    assert complaints("\x1b[2Jfoul\tplay") == "?[2Jfoul?play"
     assert len(complaints("x" * 5000)) == MOST_CHARACTERS
 
 
