@@ -9,7 +9,6 @@ waits and grows; nothing queues up.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -22,6 +21,7 @@ from remusdb.disk.mirror import unsynced
 from remusdb.errors import DiskError, VmError
 from remusdb.host.encoder import EpochFrames
 from remusdb.host.figures import Figures
+from remusdb.host.hurry import hurry
 from remusdb.host.outbox import Outbox
 from remusdb.host.parts import Parts
 from remusdb.vm.capture import Cut
@@ -123,7 +123,7 @@ class EpochLoop:
 
     def _cut_all(self) -> None:
         interval = self._parts.order.protection.epoch_ms / 1000
-        self._hurry()
+        hurry()
         due = time.monotonic()
         while not self._over.is_set():
             epoch = self._wait_for_turn(due)
@@ -134,14 +134,6 @@ class EpochLoop:
             elif epoch is not None:
                 due = max(due + interval, time.monotonic() + interval / 2)
                 self._cut(epoch)
-
-    def _hurry(self) -> None:
-        """Real-time priority for the thread that cuts: on a busy host it would otherwise wait for the CPU, some 25 to
-        50 ms (docs/facts.md, "Gate"), with the VM stopped."""
-        try:
-            os.sched_setscheduler(threading.get_native_id(), os.SCHED_RR, os.sched_param(1))
-        except OSError as exc:
-            log.warning("no real-time priority for the cuts: %s", exc)
 
     def _wait_for_turn(self, due: float) -> int | None:
         """The epoch to cut now: when it is due, or sooner when a disk log is full, and the window has room."""

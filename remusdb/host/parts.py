@@ -79,7 +79,6 @@ class Parts:
         self._undo.callback(self.capture.close)
         self.clock.learn(self.capture.device_state)
         self.encoder = Encoder(self.blocks, self.order.protection.encoding)
-        self.tracker.protect_all()
         self.logs: list[WriteLog] = []
         self.mirrors: list[Mirror] = []
         for index, disk in enumerate(d for d in self.disks if not d.readonly):

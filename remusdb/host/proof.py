@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from remusdb.core.messages import Proof
 from remusdb.core.pipeline import PrimaryState
 from remusdb.errors import CannotProtect, RefusedForSafety
-from remusdb.host.seed import Progress
+from remusdb.host.memory_copy import Progress
 
 if TYPE_CHECKING:
     from remusdb.host.session import Session

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initial copy: disks through their mirrors, memory in rounds, both while the VM runs.
+"""The initial copy: disks through their mirrors, memory in rounds (memory_copy.py), both while the VM runs.
 
 What is sent here is epoch 0: the agent applies it as it comes, and can promote nothing before epoch 1 made the
 replica consistent. Of the disks, only what differs from the images that the agent has goes out (remusdb/disk/base.py).
@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-
-import numpy as np
 
 from remusdb.core.wire import FrameType
 from remusdb.core.writes import encode_writes
@@ -20,17 +17,12 @@ from remusdb.disk.mirror import Mirror
 from remusdb.disk.writelog import WriteLog
 from remusdb.errors import DiskError
 from remusdb.host.encoder import Encoder
+from remusdb.host.memory_copy import MemoryCopy, Progress
 from remusdb.host.outbox import Outbox
-from remusdb.vm.capture import Capture, DirtyBlock
+from remusdb.host.parts import Parts
+from remusdb.vm.capture import DirtyBlock
 from remusdb.vm.domain import Domain
-from remusdb.vm.memory import ProcessMemory
-from remusdb.vm.ramblocks import PAGE_BYTES
 
-Progress = Callable[[str, int, int, str], None]
-
-STEP_PAGES = 4096  # 16 MiB of memory read, encoded and sent at a time
-FEW_PAGES = 2048  # the copy of memory is near enough: the rest goes into epoch 1
-MAX_ROUNDS = 8
 PUMP_S = 0.02
 
 
@@ -87,23 +79,9 @@ def wait_for_disks(domain: Domain, mirrors: list[Mirror], pump: DiskPump, progre
         time.sleep(0.1 if waiting else 0)
 
 
-def copy_memory(domain: Domain, capture: Capture, encoder: Encoder, outbox: Outbox, progress: Progress) -> None:
-    """All of memory, then what was written meanwhile, until a round is small."""
-    memory = ProcessMemory(domain.pid)
-    total = sum(block.size for block in capture.blocks)
-    done = 0
-    for index, block in enumerate(capture.blocks):
-        for first in range(0, block.pages, STEP_PAGES):
-            numbers = np.arange(first, min(first + STEP_PAGES, block.pages), dtype=np.int64)
-            _send(DirtyBlock(index, numbers, memory.read(block.address, numbers)), encoder, outbox)
-            done += len(numbers) * PAGE_BYTES
-            progress("copy memory", done, total, "bytes")
-    for _ in range(MAX_ROUNDS):
-        dirty = capture.live_pages()
-        for part in dirty:
-            _send(part, encoder, outbox)
-        if sum(len(part.numbers) for part in dirty) < FEW_PAGES:
-            return
+def copy_memory(parts: Parts, outbox: Outbox, progress: Progress) -> None:
+    """All of memory, but for little that goes into epoch 1."""
+    MemoryCopy(parts.capture, parts.logs, lambda dirty: _send(dirty, parts.encoder, outbox), progress).run()
 
 
 def _send(dirty: DirtyBlock, encoder: Encoder, outbox: Outbox) -> None:

@@ -34,12 +34,13 @@ from remusdb.host.ending import DEAD_HINT, RENOUNCE_S, Ending
 from remusdb.host.epochs import EpochLoop
 from remusdb.host.figures import Figures, vm_status
 from remusdb.host.handover import Handover
+from remusdb.host.memory_copy import Progress
 from remusdb.host.order import Order
 from remusdb.host.outbox import Outbox
 from remusdb.host.parts import Parts
 from remusdb.host.peer import Greeting, Peer, greet
 from remusdb.host.proof import StandbyProof
-from remusdb.host.seed import DiskPump, Progress, copy_memory, start_mirrors, wait_for_disks
+from remusdb.host.seed import DiskPump, copy_memory, start_mirrors, wait_for_disks
 from remusdb.host.solo import Solo, claim_session
 from remusdb.net.gate import GateFigures
 from remusdb.state import PROMOTED, StateStore, VmState
@@ -189,7 +190,7 @@ class Session:
         brake.start()
         try:
             wait_for_disks(parts.domain, parts.mirrors, pump, self._progress)
-            copy_memory(parts.domain, parts.capture, parts.encoder, self.outbox, self._progress)
+            copy_memory(parts, self.outbox, self._progress)
         finally:
             brake.finish()
             pump.finish()

@@ -1,49 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One cut: device state and written memory of a live VM at one instant.
+"""What is taken from a live VM at its stops: the cut, and in the initial copy the protection of what is copied later.
 
-    monitor call ─▶ QEMU stops the VM, drains and flushes its disks, offers device state
-                    │ first byte readable: the VM is stopped
-                    ├─ at_stop()     gates begin to mark, disk positions are read
-                    ├─ collect, read written pages, copied out of QEMU
-                    ├─ before_start() gates have marked
-                    └─ the guest's clock is put right, the state drained ─▶ QEMU starts the VM
+    QEMU stopped the VM and drained its disks (stops.py)
+      ├─ cut:     at_stop()       gates begin to mark, disk positions are read
+      │           collect, read written pages, copied out of QEMU
+      │           before_start()  gates have marked
+      └─ protect: written pages, for PROTECT_S; they are copied once the VM runs
 
-Only what must be done while the VM is stopped is done here; the read end of the FIFO is closed in any case, so
-that QEMU goes on whatever fails.
-
-Until the first byte nothing is taken, so a libvirtd that hangs or is restarted costs time and nothing else: the call
-that hangs may still go on, the one that died with its libvirtd is made again, and the cut holds what was written
-meanwhile. Pages that were taken are never thrown away: a failure after that ends protection.
+Only what must be done while the VM is stopped is done here.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from remusdb.errors import LibvirtAway, VmError
 from remusdb.vm.clock import GuestClock
 from remusdb.vm.domain import Domain
-from remusdb.vm.fifo import StateFifo, drain, wait_any
+from remusdb.vm.fifo import StateFifo
 from remusdb.vm.libvirt_link import LibvirtLink
 from remusdb.vm.memory import ProcessMemory
 from remusdb.vm.ramblocks import Block
-from remusdb.vm.tracker import Tracker
+from remusdb.vm.stops import Stops, Waiting
+from remusdb.vm.tracker import Pages, Span, Tracker
 
-SAVE = "xen-save-devices-state"
-LOOK_S = 0.1  # how often a call that hangs, or a libvirtd that is gone, is looked after
-TELL_S = 0.5  # a libvirt that is silent for less is not worth a word
-CONFIRM_S = 0.2  # for the answer to a save whose state is here in whole
-# What a whole state ends with: the footer of its last section (its number is the VM's own), then QEMU_VM_EOF.
-SECTION_FOOTER, END_BYTES = 0x7E, 6  # migration/savevm.c QEMU_VM_SECTION_FOOTER
+PROTECT_S = 0.005  # of each stop of the initial copy: what the rest of a stop takes as well
 
 
 @dataclass(frozen=True)
@@ -69,21 +54,8 @@ class Cut:
         return sum(len(part.numbers) for part in self.memory)
 
 
-@dataclass
-class _Save:
-    """The call that is under way for one cut: the save itself, or a question whether QEMU can be asked again."""
-
-    call: Future[Any] | None
-    saving: bool = True
-
-    @property
-    def answered(self) -> bool:
-        """Whether QEMU has said how the save went: then it writes nothing more."""
-        return self.saving and self.call is not None and self.call.done()
-
-
 class Capture:
-    """Cuts of one domain. `cut` and `live_pages` are for one thread, `close` for any."""
+    """What is taken from one domain. `cut` and `protect` are for one thread at a time, the rest for any."""
 
     def __init__(
         self,
@@ -94,149 +66,49 @@ class Capture:
         clock: GuestClock,
         patience_s: float,
     ) -> None:
-        """`patience_s`: how long one cut waits for a libvirt that is away."""
-        self._domain = domain
+        """`patience_s`: how long one stop waits for a libvirt that is away."""
         self._tracker = tracker
-        self._fifo = fifo
-        self._link = link
-        self._clock = clock
-        self._patience_s = patience_s
         self._memory = ProcessMemory(domain.pid)
-        self._end = b""  # how a whole device state of this VM ends, once one was seen
-        self._busy = threading.Lock()  # held by a cut
-        self._closing = threading.Event()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._wake_lock = threading.Lock()  # a call that hung may end after `close`
+        self._stops = Stops(domain, fifo, link, clock, patience_s)
 
     @property
     def blocks(self) -> list[Block]:
         """The RAM blocks that cuts speak of, by index."""
         return self._tracker.blocks
 
-    def live_pages(self) -> list[DirtyBlock]:
-        """Written pages read while the VM runs: may be torn, the next call or cut names those again."""
-        return self._read(self._tracker.collect())
+    def written(self) -> deque[Span]:
+        """Where memory was written since it was protected, or was never protected. The VM runs."""
+        return self._tracker.written()
 
-    def cut(
-        self, at_stop: Callable[[], None], before_start: Callable[[], None], waiting: Callable[[float], None]
-    ) -> Cut:
-        """Stop, copy, start. VmError when QEMU or libvirt does not do its part; the VM runs on then.
+    def protect(self, spans: deque[Span], waiting: Waiting) -> Pages:
+        """Stop, protect the first of `spans` (they are taken from it), start: the pages to be copied from here on.
 
-        `waiting` is told, again and again, for how many seconds libvirt has not answered; the VM runs meanwhile.
+        What they hold when they are read later is what they held at the stop, or the next stop names them again.
         """
+        found = self._stops.at_stop(lambda: self._tracker.protect(spans, PROTECT_S), waiting).done
+        return self._tracker.pages(found)
+
+    def cut(self, at_stop: Callable[[], None], before_start: Callable[[], None], waiting: Waiting) -> Cut:
+        """Stop, copy, start. VmError when QEMU or libvirt does not do its part; the VM runs on then."""
 
         def copy() -> list[DirtyBlock]:
             at_stop()
-            memory = self._read(self._tracker.collect())
+            memory = self.read(self._tracker.collect())
             before_start()
             return memory
 
-        return self._stopped(copy, waiting)
+        stop = self._stops.at_stop(copy, waiting)
+        return Cut(stop.devices, stop.done, stop.at_ns)
 
     def device_state(self) -> bytes:
         """What QEMU saves at one instant, nothing of the memory: nothing is taken from the next cut."""
-        return self._stopped(list, lambda _seconds: None).devices
+        return self._stops.at_stop(lambda: None, lambda _seconds: None).devices
 
-    def _stopped(self, copy: Callable[[], list[DirtyBlock]], waiting: Callable[[float], None]) -> Cut:
-        """Stop the VM, `copy`, drain the device state, and let it go on."""
-        with self._busy:
-            if not self._fifo.guarded():
-                raise VmError("the guard process of the state FIFO is gone")
-            fd = self._fifo.open()
-            self._clock.begin()
-            save = _Save(self._begin(SAVE, filename=str(self._fifo.path), live=False))
-            try:
-                self._await_stop(fd, save, waiting)
-                stopped_at = time.monotonic_ns()
-                memory = copy()
-                devices = self._drain(fd, stopped_at)
-            except BaseException:
-                if not save.answered:
-                    self._fifo.abandon()
-                raise
-            finally:
-                os.close(fd)
-            self._confirm(save, devices)
-            return Cut(devices, memory, self._clock.done(devices))
-
-    def _drain(self, fd: int, stopped_at: int) -> bytes:
-        """The device state. The guest's clock is put right as late as can be: what follows is lost to it for now."""
-        timeout_s = self._domain.deadline.timeout_s
-        head = drain(fd, timeout_s, self._clock.after_bytes)
-        self._clock.repair(stopped_at)
-        return head + drain(fd, timeout_s)
-
-    def close(self) -> None:
-        """Have a cut that waits give up, and release the descriptor; tracker and FIFO belong to the caller."""
-        self._closing.set()
-        self._wake_up()
-        with self._busy, self._wake_lock:
-            os.close(self._wake)
-            self._wake = -1
-
-    def _await_stop(self, fd: int, save: _Save, waiting: Callable[[float], None]) -> None:
-        """Return at the first byte of device state: the VM is stopped. Calls that die with libvirtd are made anew."""
-        began = time.monotonic()
-        while fd not in (ready := wait_any((fd, self._wake, self._domain.pidfd), LOOK_S)):
-            away_s = time.monotonic() - began
-            self._require_hope(ready, away_s)
-            if self._wake in ready:
-                os.eventfd_read(self._wake)
-            if save.call is not None and save.call.done():
-                self._look_at_answer(save)
-            elif save.call is None and self._link.there:
-                save.call = self._begin("query-status")
-            if away_s > TELL_S:
-                waiting(away_s)
-
-    def _require_hope(self, ready: set[int], away_s: float) -> None:
-        if self._domain.pidfd in ready:
-            raise VmError("QEMU has ended")
-        if self._closing.is_set():
-            raise VmError("the cut was called off")
-        if away_s > self._patience_s:
-            hung = LibvirtAway if self._domain.monitor == "libvirt" else VmError
-            raise hung(f"{self._domain.monitor} monitor: no answer for {self._patience_s:g} s", hint="is it hung?")
-
-    def _look_at_answer(self, save: _Save) -> None:
-        """What the ended call means for this cut. VmError when QEMU refused.
-
-        After libvirtd died, its last words may still be on their way to QEMU. One that answers a question over the
-        new connection has carried them out, or dropped them: only then the save may be asked for again.
-        """
-        assert save.call is not None
-        try:
-            self._domain.deadline.finish(save.call, SAVE)
-        except LibvirtAway:
-            save.call, save.saving = None, False
-            return
-        if save.saving:
-            raise VmError("QEMU saved its device state without writing any")
-        save.call, save.saving = self._begin(SAVE, filename=str(self._fifo.path), live=False), True
-
-    def _confirm(self, save: _Save, devices: bytes) -> None:
-        """QEMU's word that the save went well; where libvirt keeps it from us, the state itself must tell."""
-        if save.saving and save.call is not None:
-            try:
-                self._domain.deadline.finish(save.call, SAVE, CONFIRM_S if self._end else self._patience_s)
-                self._end = devices[-END_BYTES:] if devices[-END_BYTES] == SECTION_FOOTER else b""
-                return
-            except LibvirtAway:
-                pass
-        if not self._end or not devices.endswith(self._end):
-            raise VmError("libvirtd died during a cut, and QEMU's device state is not whole")
-
-    def _begin(self, command: str, **arguments: Any) -> Future[Any]:
-        """Begin a monitor call. A save with `live=true` of a paused VM would inactivate its disks."""
-        call = self._domain.deadline.start(self._domain.qmp_blocking, command, **arguments)
-        call.add_done_callback(lambda _done: self._wake_up())
-        return call
-
-    def _wake_up(self) -> None:
-        with self._wake_lock:
-            if self._wake >= 0:
-                os.eventfd_write(self._wake, 1)
-
-    def _read(self, written: list[tuple[int, NDArray[np.int64]]]) -> list[DirtyBlock]:
+    def read(self, written: Pages) -> list[DirtyBlock]:
+        """What these pages hold now."""
         blocks = self._tracker.blocks
         return [DirtyBlock(i, pages, self._memory.read(blocks[i].address, pages)) for i, pages in written]
+
+    def close(self) -> None:
+        """Have a stop that waits give up; tracker and FIFO belong to the caller."""
+        self._stops.close()

@@ -1,20 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pages of a running QEMU were written: userfaultfd write-protect (async) and PAGEMAP_SCAN.
 
-Owns the userfaultfd on QEMU's RAM blocks. Invariant: a page written after a `collect` is in the next one's
-answer; a page may be named twice, never not at all, also while the VM runs.
+Owns the userfaultfd on QEMU's RAM blocks. Invariant: **pages are protected only while QEMU is stopped and drained**;
+then what changes in a page after it was protected is named by the next `collect`, and what is not named was not
+changed.
 
-A scan of the whole RAM does not protect anything: the kernel would invalidate the whole range at once and KVM
-would drop every mapping. It finds the written runs; then each run (near ones merged) is scanned again with
-protection, which reports and protects page by page in one step.
+    protect at one stop ─▶ VM runs, page is copied ─▶ next stop: written since? named, protected, copied again
+
+The kernel lifts a page's protection, and so notes the write, when the page table is asked for writing. For the CPU's
+writes (vCPUs, QEMU, vhost, KVM) that is the moment of the write. For a disk's read with O_DIRECT it is the moment in
+which the page is *pinned*: the data lands later, past the page table, and a protection that was put on in between
+stays as it is. So there must be no pin at that moment. A stop of QEMU drains its block layer before anything else
+happens (system/cpus.c, do_vm_stop), however long a read takes: each pin is released, its page noted as written, its
+data in memory. A read that pins a page after the stop notes it anew, whether it was copied meanwhile or not.
+
+Looking (`written`) changes nothing and may be done at any time; a page that was never protected counts as written, so
+everything is named at first. Only what was found is protected, page by page: one protecting scan over all RAM would
+drop every mapping of KVM.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import struct
+import time
+from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +34,22 @@ from numpy.typing import NDArray
 from remusdb.errors import VmError
 from remusdb.vm import kernel
 from remusdb.vm.inject import userfaultfd_of
+from remusdb.vm.pagemap import PageMap, Runs
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
 
-VECTOR_RUNS = 1 << 16  # page_region entries a scan may return at once: 24 bytes each
 MERGE_GAP_BYTES = 16 * PAGE_BYTES  # one ioctl over a gap of clean pages is cheaper than two ioctls
-PROTECT_STEP_BYTES = 64 << 20  # the first protection goes in steps, so that the guest is never held long
+SPAN_BYTES = 64 << 20  # 1.3 ms to protect where every page is mapped by itself (docs/facts.md, "Capture")
 
 PageNumbers = NDArray[np.int64]
+Pages = list[tuple[int, PageNumbers]]  # block index, ascending page numbers
+
+
+class Span(NamedTuple):
+    """Addresses [start, end) in one block, at most SPAN_BYTES, with written pages in them."""
+
+    block: int
+    start: int
+    end: int
 
 
 class Tracker:
@@ -36,11 +57,10 @@ class Tracker:
 
     def __init__(self, pid: int, blocks: list[Block]) -> None:
         self.blocks = blocks
-        self._regions = np.zeros((VECTOR_RUNS, 3), dtype=np.uint64)
-        self._pagemap = -1
+        self._map: PageMap | None = None
         self._uffd = userfaultfd_of(pid)
         try:
-            self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self._map = PageMap(pid)
             fcntl.ioctl(self._uffd, kernel.UFFDIO_API, bytearray(struct.pack("<QQQ", 0xAA, kernel.UFFD_FEATURES, 0)))
             for block in blocks:
                 self._register(block)
@@ -49,61 +69,70 @@ class Tracker:
             hint = "Linux 6.7 or newer is needed, and RAM that is anonymous, memfd or hugetlbfs"
             raise VmError(f"writes to QEMU's memory cannot be tracked: {exc}", hint=hint) from exc
 
-    def protect_all(self) -> None:
-        """Forget what was written until now: from here on `collect` tells what is written."""
-        for block in self.blocks:
-            for start in range(0, block.size, PROTECT_STEP_BYTES):
-                end = min(start + PROTECT_STEP_BYTES, block.size)
-                self._scan(block.address + start, block.address + end, protect=True)
+    def written(self) -> deque[Span]:
+        """Where pages were written since they were protected. Protects nothing: at any time."""
+        assert self._map is not None
+        return deque(
+            Span(index, *piece)
+            for index, block in enumerate(self.blocks)
+            for piece in pieces(self._map.written(block.address, block.address + block.size))
+        )
 
-    def collect(self) -> list[tuple[int, PageNumbers]]:
-        """(block index, ascending page numbers) of what was written since the last call; protects it again."""
-        found = []
-        for index, block in enumerate(self.blocks):
-            written = self._scan(block.address, block.address + block.size, protect=False)
-            if len(written):
-                parts = [self._scan(low, high, protect=True) for low, high in merge_runs(written)]
-                # While the VM runs, a walk that is taken up again may name a page that it named before.
-                found.append((index, np.unique(_page_numbers(np.concatenate(parts), block.address))))
+    def protect(self, spans: deque[Span], within_s: float) -> list[tuple[int, Runs]]:
+        """Protect written pages of `spans`, in order, and take from `spans` what is done: at least one, then others
+        for so long. The runs that were protected, by block: their content is to be copied after this.
+
+        Only while QEMU is stopped and drained.
+        """
+        assert self._map is not None
+        end = time.monotonic() + within_s
+        found: list[tuple[int, Runs]] = []
+        while spans and (not found or time.monotonic() < end):
+            span = spans.popleft()
+            found.append((span.block, self._map.protect(span.start, span.end)))
         return found
+
+    def pages(self, found: list[tuple[int, Runs]]) -> Pages:
+        """What `protect` returned, as page numbers."""
+        parts: dict[int, list[Runs]] = {}
+        for index, runs in found:
+            parts.setdefault(index, []).append(runs)
+        numbers = {index: _page_numbers(np.concatenate(runs), self.blocks[index]) for index, runs in parts.items()}
+        return [(index, pages) for index, pages in numbers.items() if len(pages)]
+
+    def collect(self) -> Pages:
+        """All that was written since it was protected; protects it. Only while QEMU is stopped and drained."""
+        return self.pages(self.protect(self.written(), float("inf")))
 
     def close(self) -> None:
         """Stop tracking; QEMU's memory is as it was. May be called twice."""
-        for fd in (self._uffd, self._pagemap):
-            if fd >= 0:
-                os.close(fd)
-        self._uffd = self._pagemap = -1
+        if self._map is not None:
+            self._map.close()
+        if self._uffd >= 0:
+            os.close(self._uffd)
+        self._uffd = -1
 
     def _register(self, block: Block) -> None:
         argument = struct.pack("<QQQQ", block.address, block.size, kernel.UFFDIO_REGISTER_MODE_WP, 0)
         fcntl.ioctl(self._uffd, kernel.UFFDIO_REGISTER, bytearray(argument))
 
-    def _scan(self, start: int, end: int, *, protect: bool) -> NDArray[np.uint64]:
-        """The written runs in [start, end) as rows (first address, end address). A full vector ends a walk early."""
-        flags = kernel.PM_SCAN_CHECK_WPASYNC | (kernel.PM_SCAN_WP_MATCHING if protect else 0)
-        parts = []
-        while start < end:
-            arg = kernel.ScanArg(
-                ctypes.sizeof(kernel.ScanArg), flags, start, end, 0, self._regions.ctypes.data, VECTOR_RUNS,
-                0, 0, kernel.PAGE_IS_WRITTEN, 0, kernel.PAGE_IS_WRITTEN,
-            )  # fmt: skip
-            count = kernel.libc.ioctl(self._pagemap, kernel.PAGEMAP_SCAN, ctypes.byref(arg))
-            kernel.check(count, "PAGEMAP_SCAN")
-            parts.append(self._regions[:count, :2].copy())
-            start = arg.walk_end
-        return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
-
-def merge_runs(runs: NDArray[np.uint64]) -> list[tuple[int, int]]:
-    """Ascending runs as few [start, end) address ranges, those nearer than MERGE_GAP_BYTES made one."""
+def pieces(runs: Runs) -> list[tuple[int, int]]:
+    """Ascending runs as few [start, end) ranges: those nearer than MERGE_GAP_BYTES made one, none over SPAN_BYTES."""
+    if not len(runs):
+        return []
     apart = np.flatnonzero(runs[1:, 0] - runs[:-1, 1] > MERGE_GAP_BYTES) + 1
-    first = np.concatenate(([0], apart))
-    last = np.concatenate((apart, [len(runs)])) - 1
-    return list(zip(runs[first, 0].tolist(), runs[last, 1].tolist(), strict=True))
+    first = runs[np.concatenate(([0], apart)), 0].tolist()
+    last = runs[np.concatenate((apart, [len(runs)])) - 1, 1].tolist()
+    return [
+        (low, min(low + SPAN_BYTES, end))
+        for start, end in zip(first, last, strict=True)
+        for low in range(start, end, SPAN_BYTES)
+    ]
 
 
-def _page_numbers(runs: NDArray[np.uint64], base: int) -> PageNumbers:
-    start = ((runs[:, 0] - np.uint64(base)) >> np.uint64(12)).astype(np.int64)
+def _page_numbers(runs: Runs, block: Block) -> PageNumbers:
+    start = ((runs[:, 0] - np.uint64(block.address)) >> np.uint64(12)).astype(np.int64)
     count = ((runs[:, 1] - runs[:, 0]) >> np.uint64(12)).astype(np.int64)
     if not len(start):
         return start

@@ -9,7 +9,9 @@ import mmap
 import os
 import struct
 
+from remusdb.errors import VmError
 from remusdb.vm import kernel
+from remusdb.vm.pagemap import PageMap
 
 TRY_BYTES = 4 * mmap.PAGESIZE
 
@@ -26,29 +28,20 @@ def try_tracking() -> str:
         fcntl.ioctl(uffd, kernel.UFFDIO_API, bytearray(struct.pack("<QQQ", 0xAA, kernel.UFFD_FEATURES, 0)))
         argument = struct.pack("<QQQQ", start, TRY_BYTES, kernel.UFFDIO_REGISTER_MODE_WP, 0)
         fcntl.ioctl(uffd, kernel.UFFDIO_REGISTER, bytearray(argument))
-        _written(start, protect=True)
-        memory[2 * mmap.PAGESIZE] = 1
-        found = _written(start, protect=False)
+        pages = PageMap(os.getpid())
+        try:
+            pages.protect(start, start + TRY_BYTES)
+            memory[2 * mmap.PAGESIZE] = 1
+            found = pages.written(start, start + TRY_BYTES)[:, 0].tolist()
+        finally:
+            pages.close()
         expected = start + 2 * mmap.PAGESIZE
         return "" if found == [expected] else f"a scan found {len(found)} written runs, expected one"
     except OSError as exc:
         return f"userfaultfd write-protect and PAGEMAP_SCAN: {exc.strerror}"
+    except VmError as exc:
+        return str(exc)
     finally:
         os.close(uffd)
         del anchor
         memory.close()
-
-
-def _written(start: int, *, protect: bool) -> list[int]:
-    """The first addresses of the written runs."""
-    flags = kernel.PM_SCAN_CHECK_WPASYNC | (kernel.PM_SCAN_WP_MATCHING if protect else 0)
-    vector = (ctypes.c_uint64 * (3 * 16))()
-    arg = kernel.ScanArg(
-        ctypes.sizeof(kernel.ScanArg), flags, start, start + TRY_BYTES, 0, ctypes.addressof(vector), 16,
-        0, 0, kernel.PAGE_IS_WRITTEN, 0, kernel.PAGE_IS_WRITTEN,
-    )  # fmt: skip
-    with open("/proc/self/pagemap", "rb") as pagemap:
-        count = kernel.check(
-            kernel.libc.ioctl(pagemap.fileno(), kernel.PAGEMAP_SCAN, ctypes.byref(arg)), "PAGEMAP_SCAN"
-        )
-    return [vector[3 * index] for index in range(count)]

@@ -66,14 +66,35 @@ def define_bare(
     disk.parent.mkdir(parents=True, exist_ok=True)
     with disk.open("wb") as file:
         file.truncate(disk_mib << 20)
-    # qboot starts a kernel and does nothing else; SeaBIOS needs 6 s for that under a nested KVM.
-    rom = "/usr/share/qemu/qboot.rom"
-    boot = f"<loader readonly='yes' type='rom'>{rom}</loader><kernel>{guest.build(mode)}</kernel>"
-    _define(host, vm, boot, BARE_MAC, memory_mib, vcpus)
+    _define(host, vm, _bare_boot(guest.build(mode)), BARE_MAC, memory_mib, vcpus)
     return vm
 
 
-def _define(host: Host, vm: Vm, boot: str, mac: str, memory_mib: int, vcpus: int = 1) -> None:
+def define_disk_reader(host: Host, disk: str, disk_pages: int, *, name: str = "reader", memory_mib: int = 32) -> Vm:
+    """Defines the bare-metal guest that reads `disk`, a raw file that is there, past the host's page cache."""
+    vm = Vm(name, accel.bare_metal(), disk, f"/var/log/libvirt/{name}-serial.log")
+    boot = _bare_boot(guest.build_disk_reader(disk_pages))
+    _define(host, vm, boot, BARE_MAC, memory_mib, cache="none", target="<target dev='sda' bus='sata'/>")
+    return vm
+
+
+def _bare_boot(kernel: Path) -> str:
+    # qboot starts a kernel and does nothing else; SeaBIOS needs 6 s for that under a nested KVM.
+    rom = "/usr/share/qemu/qboot.rom"
+    return f"<loader readonly='yes' type='rom'>{rom}</loader><kernel>{kernel}</kernel>"
+
+
+def _define(
+    host: Host,
+    vm: Vm,
+    boot: str,
+    mac: str,
+    memory_mib: int,
+    vcpus: int = 1,
+    *,
+    cache: str = "",
+    target: str = "<target dev='vda' bus='virtio'/>",
+) -> None:
     xml = f"""\
 <domain type='{vm.accel}'>
   <name>{vm.name}</name>
@@ -89,9 +110,9 @@ def _define(host: Host, vm: Vm, boot: str, mac: str, memory_mib: int, vcpus: int
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <disk type='file' device='disk'>
-      <driver name='qemu' type='raw' cache='{_cache_mode(host.path(vm.disk))}' discard='unmap'/>
+      <driver name='qemu' type='raw' cache='{cache or _cache_mode(host.path(vm.disk))}' discard='unmap'/>
       <source file='{vm.disk}'/>
-      <target dev='vda' bus='virtio'/>
+      {target}
     </disk>
     <interface type='bridge'>
       <mac address='{mac}'/>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the bare-metal guests, guest.S and clocks.S, into files that QEMU boots with -kernel."""
+"""Builds the bare-metal guests, guest.S, clocks.S and disk_reader.c, into files that QEMU boots with -kernel."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ from pathlib import Path
 from tools.lab.paths import CACHE
 
 _SOURCES = Path(__file__).parent
+# The multiboot header goes to the load address itself, the code right behind it.
+_LAYOUT = "-Wl,--build-id=none,-Ttext=0x100020,--section-start=.multiboot=0x100000,-e,start"
+_GCC = ("gcc", "-m32", "-nostdlib", "-static", "-no-pie", _LAYOUT)
+_C = (
+    "-O2",
+    "-Wall",
+    "-Werror",
+    "-ffreestanding",
+    "-fno-pic",
+    "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables",
+)
 
 
 class Mode(Enum):
@@ -25,14 +37,20 @@ class Mode(Enum):
 def build(mode: Mode) -> Path:
     """The guest of this mode, built anew (some 50 ms). Raises subprocess.CalledProcessError when gcc fails."""
     source, writes, reads = mode.value
+    return _build(f"guest-{mode.name.lower()}", [f"-DWRITES={writes}", f"-DREADS={reads}", str(_SOURCES / source)])
+
+
+def build_disk_reader(disk_pages: int) -> Path:
+    """The guest that reads its SATA disk, of so many pages of 4 KiB, at random. Raises as `build` does."""
+    return _build("disk-reader", [*_C, f"-DDISK_PAGES={disk_pages}", str(_SOURCES / "disk_reader.c")])
+
+
+def _build(name: str, arguments: list[str]) -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
-    target = CACHE / f"guest-{mode.name.lower()}.bin"
+    target = CACHE / f"{name}.bin"
     with tempfile.TemporaryDirectory(dir=CACHE) as work:
         elf, flat = Path(work, "guest.elf"), Path(work, "guest.bin")
-        # The multiboot header goes to the load address itself, the code right behind it.
-        layout = "-Wl,--build-id=none,-Ttext=0x100020,--section-start=.multiboot=0x100000,-e,start"
-        sizes = [f"-DWRITES={writes}", f"-DREADS={reads}"]
-        _run(["gcc", "-m32", "-nostdlib", "-static", "-no-pie", layout, *sizes, "-o", str(elf), str(_SOURCES / source)])
+        _run([*_GCC, "-o", str(elf), *arguments])
         _run(["objcopy", "-O", "binary", str(elf), str(flat)])
         os.replace(flat, target)  # another lab may be starting from it
     return target

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's written runs, without a kernel: how they become ranges, and a scan that gets nowhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from remusdb.errors import VmError
+from remusdb.vm import kernel
+from remusdb.vm.pagemap import PageMap
+from remusdb.vm.tracker import MERGE_GAP_BYTES, SPAN_BYTES, pieces
+from remusdb.vm.trying import try_tracking
+
+GIB = 1 << 30
+
+
+class Ioctl:
+    """A libc whose PAGEMAP_SCAN advances by `steps`, one a call."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = steps
+
+    def ioctl(self, _fd: int, _request: int, pointer: object) -> int:
+        argument = pointer._obj  # type: ignore[attr-defined]
+        argument.walk_end = argument.start + self.steps.pop(0)
+        return 0
+
+
+@pytest.fixture
+def pages() -> Iterator[PageMap]:
+    made = PageMap(os.getpid())
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("act", ["written", "protect"])
+def test_a_scan_that_does_not_advance_is_an_error(pages: PageMap, act: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of 1 GiB that is to be protected in part: the walk ends where it began."""
+    monkeypatch.setattr(kernel, "libc", Ioctl([64 << 20, 0]))
+    with pytest.raises(VmError, match="PAGEMAP_SCAN does not advance") as told:
+        getattr(pages, act)(GIB, 2 * GIB)
+    assert "1 GiB" in told.value.hint
+    assert not kernel.libc.steps  # type: ignore[attr-defined]
+
+
+def test_check_tells_of_a_scan_that_does_not_advance(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert try_tracking() == ""
+    monkeypatch.setattr(PageMap, "written", lambda *_: (_ for _ in ()).throw(VmError("it does not advance")))
+    assert try_tracking() == "it does not advance"
+
+
+def runs(*pairs: tuple[int, int]) -> np.ndarray:
+    return np.array(pairs, dtype=np.uint64).reshape(-1, 2)
+
+
+def test_near_runs_are_one_range_and_long_ones_are_several() -> None:
+    assert pieces(runs()) == []
+    near, far = 8192 + MERGE_GAP_BYTES, 8192 + MERGE_GAP_BYTES + 4096
+    assert pieces(runs((4096, 8192), (near, near + 4096))) == [(4096, near + 4096)]
+    assert pieces(runs((4096, 8192), (far, far + 4096))) == [(4096, 8192), (far, far + 4096)]
+    long = 2 * SPAN_BYTES + 4096
+    assert pieces(runs((0, long))) == [(0, SPAN_BYTES), (SPAN_BYTES, 2 * SPAN_BYTES), (2 * SPAN_BYTES, long)]
