@@ -15,7 +15,8 @@
     ├── Fenced                 7  E-FENCED         a newer term exists: this side must stay silent
     ├── CannotProtect          8  E-PREFLIGHT      this VM or host cannot be protected
     ├── VmError                1  E-VM             QEMU or libvirt said no
-    │   └── LibvirtAway        1  E-LIBVIRT        libvirtd is gone, or does not answer in time
+    │   ├── LibvirtAway        1  E-LIBVIRT        libvirtd is gone, or does not answer in time
+    │   └── DevicesChanged     1  E-DEVICES        the VM has other devices than its standby
     ├── GateError              1  E-GATE
     └── DiskError              1  E-DISK
 
@@ -133,6 +134,12 @@ class LibvirtAway(VmError):
     """libvirtd is gone or does not answer: nothing is known of the VM by that, QEMU runs on without it."""
 
     id = "E-LIBVIRT"
+
+
+class DevicesChanged(VmError):
+    """A device was attached, detached or changed: what the backup holds cannot go on with it."""
+
+    id = "E-DEVICES"
 
 
 class GateError(RemusError):

@@ -53,6 +53,7 @@ EventName = Literal[
     "switchover",
     "rehearse",
     "resync",
+    "changed",  # the VM's devices did: its session ends, and one with the new devices follows
     "failed",
     "clock",  # the guest's clock was put right at each cut, and is not any more
     "adopted",  # a restarted daemon found the VM protected, and went on with it

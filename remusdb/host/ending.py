@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from remusdb.core.messages import Notice, pack
 from remusdb.core.pipeline import PrimaryState
 from remusdb.core.wire import FrameType
-from remusdb.errors import LibvirtAway, PeerUnreachable, RemusError
+from remusdb.errors import DevicesChanged, LibvirtAway, PeerUnreachable, RemusError
+from remusdb.history import EventName
 from remusdb.host.shutdown import is_marked
 from remusdb.vm.autostart import autostart_back
 
@@ -49,7 +50,8 @@ class Ending:
         with session.lock:  # an ACK that comes now must not change who cleans up
             seeding = self.in_copy = session.pipeline.state is PrimaryState.SEEDING
         # Not over yet: until the agent gives its word the output is held.
-        session.enter("failed" if seeding else "held", f"{exc}" if seeding else f"{exc}; output is held", "failed")
+        event: EventName = "changed" if isinstance(exc, DevicesChanged) else "failed"
+        session.enter("failed" if seeding else "held", f"{exc}" if seeding else f"{exc}; output is held", event)
         session.over.set()
         session.epochs.stop()
         with session.lock:
@@ -120,7 +122,8 @@ class Ending:
     def abandon(self, cause: BaseException) -> None:
         """protect() failed. Before the first epoch went out the agent cannot take over; after it, it must say so.
 
-        A copy that had begun and lost the other host is begun anew by the host daemon; what is wrong here is not.
+        A copy that had begun and lost the other host, or whose VM got other devices, is begun anew by the host daemon;
+        what is wrong here is not.
         """
         session = self._session
         session.leaving = True
@@ -132,7 +135,7 @@ class Ending:
         shipped = session.pipeline.captured > 0 or (session.was_armed and not session.greeted)
         safe = not shipped or session.renounced.wait(RENOUNCE_S)
         self._stop_work()
-        again = session.was_wanted or isinstance(cause, PeerUnreachable | LibvirtAway)
+        again = session.was_wanted or isinstance(cause, PeerUnreachable | LibvirtAway | DevicesChanged)
         if safe:
             if not again:
                 self._restore_autostart()

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 
 from remusdb.core.pipeline import Pipeline
 from remusdb.disk.mirror import unsynced
-from remusdb.errors import DiskError, VmError
+from remusdb.errors import DiskError, GateError, VmError
 from remusdb.host.encoder import EpochFrames
 from remusdb.host.figures import Figures
 from remusdb.host.hurry import hurry
@@ -119,7 +119,8 @@ class EpochLoop:
         except Exception as exc:
             if not self._over.is_set():
                 log.exception("%s failed", work.__name__)
-                self._failed(exc)
+                devices = self._parts.devices
+                self._failed(devices.explained(exc) if devices and isinstance(exc, GateError) else exc)
 
     def _cut_all(self) -> None:
         interval = self._parts.order.protection.epoch_ms / 1000
@@ -196,6 +197,8 @@ class EpochLoop:
         logs = self._parts.logs
         writes = [log.take(upto, WRITES_S) for log, upto in zip(logs, positions, strict=True)]
         self._require_mirrors()
+        if self._parts.devices is not None:
+            self._parts.devices.require_same(cut.devices)
         return self._parts.encoder.epoch(epoch, cut, writes, list(self.addresses))
 
     def _require_mirrors(self) -> None:

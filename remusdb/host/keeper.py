@@ -106,13 +106,14 @@ class Keeper:
     def begin(self, record: VmRecord, peer: str, progress: Progress, *, asked: bool = True) -> dict[str, Any]:
         """Start a worker that protects the VM; its status once it is protected. With `record.work` held.
 
-        `asked`: by an operator, who gets a refusal; else what can be had is better than nothing.
+        `asked`: by an operator, who gets a refusal; else it has passed `preflight`, and what can be had is better than
+        nothing.
         """
         link = self.workers.link(record, peer)
         try:
             self.require_peer(peer)  # here as well: a peer that was saved may be gone from the file
-            if not record.state.armed:  # a VM with the gate still in has passed already
-                self._preflight(record.vm, peer)
+            if not record.state.armed and asked:  # a VM with the gate still in has passed already
+                self.preflight(record.vm, peer)
             link.spawn()
             told = link.request("start", self.workers.order(record, peer, asked), progress)
         except RemusError as exc:
@@ -253,8 +254,11 @@ class Keeper:
         except VmError:
             return False
 
-    def _preflight(self, vm: str, peer: str) -> None:
-        """An agent that does not answer is the worker's to tell, and to try again."""
+    def preflight(self, vm: str, peer: str) -> None:
+        """CannotProtect with all that keeps this VM from being protected to there.
+
+        An agent that does not answer is the worker's to tell, and to try again.
+        """
         checks = [msgspec.convert(check, Check) for check in self.inspection.check(vm, peer)]
         require(vm, [check for check in checks if check.name != PEER])
 

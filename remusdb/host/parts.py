@@ -11,9 +11,11 @@ from pathlib import Path
 from remusdb.core.messages import Disk
 from remusdb.disk.mirror import DiskSpec, Mirror, disks_of
 from remusdb.disk.writelog import WriteLog
-from remusdb.errors import RemusError
+from remusdb.errors import DevicesChanged, RemusError
+from remusdb.host.devicewatch import DeviceWatch
 from remusdb.host.encoder import Encoder
 from remusdb.host.order import Order
+from remusdb.host.tapwatch import open_taps
 from remusdb.net.factory import GateGroup, make_gate, plug_works
 from remusdb.vm.capture import Capture
 from remusdb.vm.clock import GuestClock
@@ -33,6 +35,7 @@ class Parts:
     def __init__(self, order: Order) -> None:
         self.order = order
         self._undo = contextlib.ExitStack()
+        self.devices: DeviceWatch | None = None
         self.deadline = Deadline(order.protection.vm_call_timeout_ms / 1000)
         self._undo.callback(self.deadline.close)
         start_event_loop()
@@ -102,8 +105,15 @@ class Parts:
         for mirror in self.mirrors:
             self.deadline.call(f"speed of the copy of {mirror.target}", mirror.set_speed, bytes_s)
 
+    def watch_devices(self, changed: Callable[[DevicesChanged], None]) -> None:
+        """Have `changed` told when the VM's devices are no more those that the agent was told of."""
+        self.devices = DeviceWatch(self.domain, self.blocks, changed)
+        self.devices.start(self.link)
+
     def close(self, *, remove_gates: bool) -> None:
         """Take everything down. With `remove_gates`, held output goes out and the network is as found."""
+        if self.devices is not None:
+            self.devices.close()  # first: it would shut again what is opened now
         if remove_gates:
             self._undo.callback(self._remove_gates)
         self._undo.close()
@@ -115,6 +125,7 @@ class Parts:
             self.gates.remove()
         except RemusError as exc:
             log.error("gate not removed: %s", exc)
+        open_taps(self.domain.pid)
 
     def _stop_mirror(self, mirror: Mirror) -> None:
         try:

@@ -183,6 +183,7 @@ class Session:
         self.peer.start(greeting)
         bases.wait(self.over, self._progress)
         parts.build()
+        parts.watch_devices(self.ending.fail)
         pump = DiskPump(parts.logs, self.outbox, bases)
         brake = BrakeThread(Brake(parts.logs, parts.copy_speed), self.peer.silence_ms, self.ending.fail)
         start_mirrors(parts.domain, parts.logs, parts.mirrors)
@@ -222,6 +223,8 @@ class Session:
                 parts.gates.install()
                 self.gated = True
             parts.gates.hold()
+        if parts.devices is not None:
+            parts.devices.arm()
 
     def _greet(self) -> Greeting:
         """A new session with the agent; when another host owns the VM, this side is fenced."""

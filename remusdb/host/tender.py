@@ -130,6 +130,9 @@ class Tender:
             elif self._ours_to_protect(record):
                 costly = True
                 self._keeper.begin(record, record.state.peer, _unheard, asked=False)
+        except CannotProtect as exc:
+            costly = True
+            self._refused(record, exc)
         except RemusError as exc:
             log.warning("%s: not yet: %s", action.value, exc, extra={"vm": record.vm})
         except Exception:
@@ -156,9 +159,22 @@ class Tender:
         elif standing is not None and not standing.owner and standing.term > state.term:
             record.settle("held" if state.armed else "solo", f"{state.peer} is deciding whether it takes the VM over")
         else:
+            if not state.armed:  # a VM with the gate still in has passed already
+                self._keeper.preflight(record.vm, state.peer)
             self._keeper.tell(record, "resync", record.status()["state"], f"it is protected to {state.peer} again")
             return True
         return False
+
+    def _refused(self, record: VmRecord, exc: CannotProtect) -> None:
+        """The VM is not what can be protected any more: told once, tried again until it is, or an unprotect."""
+        log.warning("not yet: %s", exc, extra={"vm": record.vm})
+        state = record.state
+        why = f"{exc}; {exc.hint}" if exc.hint else str(exc)
+        reason = f"{state.reason}; {why}" if state.reason else why
+        status = record.status()
+        if not state.armed and status["reason"] != reason:
+            record.settle("solo" if state.wanted else "failed", reason)
+            self._keeper.tell(record, "failed", status["state"], reason)
 
     def _standing(self, record: VmRecord) -> tuple[Standing | None, PeerUnreachable | None]:
         order = read_order(self._keeper.workers.order(record, record.state.peer))

@@ -32,6 +32,11 @@ def match_all() -> bytes:
     return _op(_RET, MATCH)
 
 
+def drop_all() -> bytes:
+    """For a classifier whose answer is the verdict: no frame goes on (TC_ACT_SHOT)."""
+    return _op(_RET, 2)
+
+
 def match_all_but_mark(mark: int) -> bytes:
     """Every frame but those which carry this `skb->mark`."""
     return _op(_LD_W_ABS, _AD_MARK) + _op(_JEQ, mark, 0, 1) + _op(_RET, NO_MATCH) + _op(_RET, MATCH)

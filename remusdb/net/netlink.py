@@ -75,7 +75,7 @@ class Netlink:
         self._socket.send(_HEADER.pack(length, kind, REQUEST | _ACK | flags, sequence, 0) + body)
         found: list[Reply] = []
         while True:
-            for reply_kind, reply_flags, asked, payload in _messages(self._socket.recv(65536)):
+            for reply_kind, reply_flags, asked, payload in messages(self._socket.recv(65536)):
                 if asked != sequence:
                     continue
                 if reply_kind in (_NLMSG_ERROR, _NLMSG_DONE):
@@ -114,7 +114,8 @@ def _raise_if_error(what: str, flags: int, payload: bytes) -> None:
     raise KernelError(what, -code, said.rstrip(b"\0").decode(errors="replace"))
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(kind, flags, sequence, payload) of every message in what was received."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from remusdb.errors import GateError
+from remusdb.net.bpf import drop_all
 from remusdb.net.netlink import (
     CREATE,
     DUMP,
@@ -26,15 +27,18 @@ from remusdb.net.netlink import (
     Netlink,
     Reply,
     attribute,
+    attributes,
     text,
 )
 
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
 _ROOT, _CLSACT, _INGRESS, _EGRESS = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3
+_OLD_INGRESS = 0xFFFF0000  # where the filters of a plain ingress qdisc hang, as libvirt makes it for <bandwidth>
 _CLSACT_HANDLE, _PLUG_HANDLE = 0xFFFF0000, 0x00010000
 _KIND, _OPTIONS, _STATS = 1, 2, 3
-_BPF_ACT, _BPF_OPS_LEN, _BPF_OPS = 1, 4, 5
+_BPF_ACT, _BPF_OPS_LEN, _BPF_OPS, _BPF_FLAGS = 1, 4, 5, 8
+_DIRECT = struct.pack("=I", 1)  # TCA_BPF_FLAG_ACT_DIRECT: the program's answer is the verdict, no action module needed
 _ACT_KIND, _ACT_OPTIONS, _MIRRED_PARMS = 1, 2, 2
 _STOLEN = 4
 _TCMSG = struct.Struct("=BBHiIII")
@@ -135,6 +139,48 @@ class Tc:
     def redirected(self, index: int) -> bool:
         """Whether our redirect is on the link."""
         return (PREFERENCE, "bpf") in self.ingress_filters(index)
+
+    def shut(self, index: int, *, as_sent: bool = False) -> None:
+        """Drop all that the VM sends there. Ours, in the place of our redirect: that one replaces it in one step.
+
+        `as_sent`: on a macvtap, where the VM's frames are sent and not received.
+        """
+        kind = self.ingress_qdisc(index)
+        if not kind:
+            self.add_clsact(index)
+        parent = _OLD_INGRESS if kind == "ingress" else _EGRESS if as_sent else _INGRESS
+        options = (
+            attribute(_BPF_OPS_LEN, struct.pack("=H", len(drop_all()) // 8))
+            + attribute(_BPF_OPS, drop_all())
+            + attribute(_BPF_FLAGS, _DIRECT)
+        )
+        body = _tcmsg(index, _FILTER_HANDLE, parent, _FILTER_INFO)
+        body += text(_KIND, "bpf") + attribute(_OPTIONS | NESTED, options)
+        self._ask("shutting the interface", _NEWTFILTER, CREATE, body)
+
+    def is_shut(self, index: int) -> bool:
+        """Whether `shut` was the last that we did there."""
+        return self._shut_at(index) is not None
+
+    def open(self, index: int) -> None:
+        """Undo `shut`, with the clsact that it added unless somebody else uses it by now."""
+        parent = self._shut_at(index)
+        if parent is None:
+            return
+        body = _tcmsg(index, 0, parent, _FILTER_INFO) + text(_KIND, "bpf")
+        self._ask("opening the interface", _DELTFILTER, 0, body)
+        if parent != _OLD_INGRESS and not self.ingress_filters(index) and not self.egress_filters(index):
+            self.del_clsact(index)
+
+    def _shut_at(self, index: int) -> int | None:
+        """The hook where our drop filter is."""
+        kind = self.ingress_qdisc(index)
+        for parent in {"clsact": (_INGRESS, _EGRESS), "ingress": (_OLD_INGRESS,)}.get(kind, ()):
+            for reply in self._ask("listing filters", _GETTFILTER, DUMP, _tcmsg(index, 0, parent)):
+                options = attributes(reply.attributes.get(_OPTIONS, b""), 0)
+                if reply.fixed[6] >> 16 == PREFERENCE and options.get(_BPF_FLAGS) == _DIRECT:
+                    return parent
+        return None
 
     def ingress_filters(self, index: int) -> set[tuple[int, str]]:
         """(preference, kind) of every ingress filter of the link."""

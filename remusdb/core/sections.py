@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which devices a saved device state speaks of: the sections of QEMU's stream, by name and instance.
+
+QEMU writes one section a device (migration/savevm.c): 0x04, be32 id, name (one byte of length, then ASCII), be32
+instance, be32 version, the device's own bytes, then 0x7e and the id again. Nothing tells how long the device's bytes
+are, so a section's end is found by its footer with the next section's header right behind it. A device's bytes may look
+like that by chance; then the rest does not read as sections to the very end, and the search goes on behind it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+HEAD = b"QEVM\0\0\0\x03"  # QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION
+EOF, FULL, FOOTER = b"\x00", b"\x04", b"\x7e"
+FIXED = struct.Struct(">BIB")  # 0x04, the section's id, the name's length
+AFTER = struct.Struct(">II")  # instance, version
+VERSION_MAX = 1 << 16  # QEMU's own are below 200
+SECTIONS_MAX = 1 << 14  # looked at before giving up: a state that a guest made up must not cost more
+
+
+@dataclass(frozen=True, order=True)
+class Section:
+    """One device in a state. `instance` tells several of one name apart (`cpu` 0, 1 ...)."""
+
+    name: str
+    instance: int
+
+    def __str__(self) -> str:
+        return f"{self.name} instance {self.instance}" if self.instance else self.name
+
+
+@dataclass(frozen=True)
+class _Header:
+    section: Section
+    number: int  # the section's id: its footer repeats it, and no other section has it
+    body: int  # where the device's own bytes begin
+
+
+def sections_of(state: bytes) -> list[Section] | None:
+    """The sections in a whole state; None where it cannot be read (machine types before 2.4 write no footers)."""
+    first = _header(state, len(HEAD)) if state.startswith(HEAD) else None
+    if first is None:
+        return None
+    path: list[tuple[_Header, Iterator[_Header | None]]] = [(first, _followers(state, first))]
+    dead: set[int] = set()  # where no way leads to the end
+    for _ in range(SECTIONS_MAX):
+        if not path:
+            return None
+        header, followers = path[-1]
+        follower = next(followers, header)
+        if follower is None:
+            return [each.section for each, _ in path]
+        if follower is header:
+            dead.add(header.body)
+            path.pop()
+        elif follower.body not in dead:
+            path.append((follower, _followers(state, follower)))
+    return None
+
+
+def differences(before: Iterable[Section], after: Iterable[Section]) -> tuple[list[Section], list[Section]]:
+    """The sections that came, and those that went."""
+    old, new = Counter(before), Counter(after)
+    return sorted((new - old).elements()), sorted((old - new).elements())
+
+
+def _followers(state: bytes, header: _Header) -> Iterator[_Header | None]:
+    """What may come behind this section, the nearest first; None: it is the last one."""
+    footer = FOOTER + header.number.to_bytes(4, "big")
+    at = header.body
+    while (at := state.find(footer + FULL, at)) >= 0:
+        follower = _header(state, at + len(footer))
+        if follower is not None and follower.number != header.number:
+            yield follower
+        at += 1
+    if state.endswith(footer + EOF) and len(state) - len(footer) - 1 >= header.body:
+        yield None
+
+
+def _header(state: bytes, at: int) -> _Header | None:
+    """The section header at this place, if it reads as one."""
+    if len(state) < at + FIXED.size:
+        return None
+    kind, number, length = FIXED.unpack_from(state, at)
+    name = state[at + FIXED.size : at + FIXED.size + length]
+    body = at + FIXED.size + length + AFTER.size
+    if kind != FULL[0] or not length or len(state) < body or not all(0x20 <= byte < 0x7F for byte in name):
+        return None
+    instance, version = AFTER.unpack_from(state, at + FIXED.size + length)
+    return _Header(Section(name.decode("ascii"), instance), number, body) if version < VERSION_MAX else None
