@@ -104,12 +104,14 @@ class DeviceWatch:
 
     def _judge(self, sections: list[Section] | None) -> None:
         """The state speaks of other devices. A device may also begin to have state of its own: that is no change."""
-        came, went = differences(self._sections or (), sections or ())
+        if sections is None:
+            raise _change(self._different(EXPLAIN_S) or "QEMU's device state cannot be read any more")
+        came, went = differences(self._sections or (), sections)
         told = [f"QEMU's device state has {one} as well" for one in came]
         told += [f"QEMU's device state lacks {one}" for one in went]
         what = self._different(EXPLAIN_S)
-        if what or not self._same_in_qemu() or sections is None:
-            raise _change(what or "; ".join(told) or "QEMU's device state cannot be read any more")
+        if what or not self._same_in_qemu():
+            raise _change(what or "; ".join(told) or "QEMU has other devices")
         log.warning("%s, with the same devices", "; ".join(told) or "the device state comes in another order")
         self._sections = sections
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -148,3 +149,27 @@ def test_an_unprotect_is_not_undone_by_who_looks_after_the_vms(
     assert daemon.daemon._keeper.record("db1").link is None
     assert StateStore(config.host.state_dir).load("db1").role == "none"
     assert "resync" not in [event.event for event in history(daemon, config, "db1")]
+
+
+def test_a_vm_that_became_unfit_says_why_once_and_is_protected_when_it_is_fit(config: HostConfig) -> None:
+    """Its devices changed, and the next session's preflight refuses them: nobody is told every few seconds."""
+
+    class Drive(NoLibvirt):
+        full, looks = True, 0
+
+        def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
+            self.looks += 1
+            full = {"name": "media", "ok": False, "level": "required", "detail": "sda has a medium", "hint": "eject it"}
+            return [full] if self.full else super().check(vm, peer)
+
+    put(config, "db1", role="solo", term=7, peer="beta", wanted=True, reason="devices changed: a medium")
+    drive = Drive()
+    running = Running(config, drive)
+    wait_for(lambda: drive.looks > 2)
+    told = running.status("db1")
+    assert told["state"] == "solo"
+    assert told["reason"].startswith("devices changed: a medium; ") and told["reason"].endswith("; eject it"), told
+    assert [event.event for event in history(running, config, "db1")] == ["failed"]
+    drive.full = False
+    wait_for(lambda: running.status("db1")["state"] == "protected")
+    running.daemon.stop()
