@@ -16,6 +16,7 @@ from netlab import Lab, Port, frame, index_of, lab, sh
 from remusdb.host.tapwatch import TapWatch, open_taps
 from remusdb.net.tapgate import TapGate
 from remusdb.net.tc import Tc
+from remusdb.net.tuntap import VNET_HEADER_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,17 @@ def test_a_new_tap_is_shut_and_told_of(net: Lab, told: list[str]) -> None:
     wait(bool(told) for _ in iter(int, 1))
     assert told == ["QEMU has a new interface, vnet1"]
     new.close()
+
+
+def test_a_macvtap_is_shut_where_it_sends(net: Lab, told: list[str]) -> None:
+    """An interface of type `direct`: the preflight refuses it, but before that it must not speak."""
+    sh("ip link add link br0 name mv0 type macvtap mode bridge; ip link set mv0 up")
+    fd = os.open(f"/dev/tap{index_of('mv0')}", os.O_RDWR)
+    wait(shut("mv0") for _ in iter(int, 1))
+    os.write(fd, bytes(VNET_HEADER_BYTES) + frame(1))
+    assert net.wire.silent()
+    open_taps(os.getpid())
+    os.close(fd)
 
 
 def test_a_tap_of_somebody_else_is_left_alone(net: Lab, told: list[str]) -> None:
