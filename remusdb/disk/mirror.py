@@ -191,7 +191,7 @@ def disks_of(domain: libvirt.virDomain) -> list[DiskSpec]:
 
 def _spec(domain: libvirt.virDomain, disk: ElementTree.Element) -> DiskSpec:
     target = _attribute(disk, "target", "dev")
-    has_medium = disk.find("source") is not None
+    has_medium = disk.find("source") is not None and disk.get("device", "disk") == "disk"
     return DiskSpec(
         target=target,
         path=_attribute(disk, "source", "file") or _attribute(disk, "source", "dev"),

@@ -52,6 +52,10 @@ class Patience:
         self.due = time.monotonic() + delays[min(self.tries, len(delays) - 1)]
         self.tries += 1
 
+    def worked(self) -> None:
+        """The next time is a first one."""
+        self.action = Action.NOTHING
+
 
 class Tender:
     """One thread that looks, and one a VM that works."""
@@ -110,7 +114,7 @@ class Tender:
                 record.work.release()
         action = self._next(record, state)
         patience = self._patience.setdefault(record.vm, Patience())
-        if not patience.ready(action) or action is Action.NOTHING or not record.work.acquire(blocking=False):
+        if action is Action.NOTHING or not patience.ready(action) or not record.work.acquire(blocking=False):
             return
         threading.Thread(
             target=self._act, args=(record, action, patience), name=f"tend-{record.vm}", daemon=True
@@ -121,7 +125,7 @@ class Tender:
 
     def _act(self, record: VmRecord, action: Action, patience: Patience) -> None:
         """Task boundary; gives `record.work` back."""
-        costly = False
+        costly = worked = False
         try:
             if self._next(record, record.state) is not action:
                 return  # since it was looked at, somebody else had `work`
@@ -130,6 +134,7 @@ class Tender:
             elif self._ours_to_protect(record):
                 costly = True
                 self._keeper.begin(record, record.state.peer, _unheard, asked=False)
+                worked = True
         except CannotProtect as exc:
             costly = True
             self._refused(record, exc)
@@ -138,7 +143,7 @@ class Tender:
         except Exception:
             log.exception("%s failed", action.value, extra={"vm": record.vm})
         finally:
-            patience.wait(costly)
+            patience.worked() if worked else patience.wait(costly)
             record.work.release()
 
     def _ours_to_protect(self, record: VmRecord) -> bool:

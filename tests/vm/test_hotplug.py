@@ -138,7 +138,7 @@ def test_a_new_interface_is_mute_until_the_backup_has_given_up(pair: Pair, vm: d
         heard.close()
     pair.await_state(vm.name, "seeding", within_s=20)
     since = time.time_ns()
-    attach(pair, vm, "<channel type='unix'><target type='virtio' name='org.example.0'/></channel>")
+    attach(pair, vm, "<channel type='pty'><target type='virtio' name='org.example.0'/></channel>")
     assert "channel org.example.0 was attached" in changed(pair, vm, since)["reason"]
     again(pair, vm, since)
     assert all("mirred" in rules for rules in ingress(pair)) and len(ingress(pair)) == 2
