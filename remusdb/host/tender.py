@@ -65,6 +65,7 @@ class Tender:
         self._config = keeper.config
         self._arbiter = Arbiter(keeper.config.arbiter) if keeper.config.arbiter else None
         self._patience: dict[str, Patience] = {}
+        self._refusals: dict[str, str] = {}  # what was told last of a VM that cannot be protected
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="tender", daemon=True)
 
@@ -135,6 +136,7 @@ class Tender:
                 costly = True
                 self._keeper.begin(record, record.state.peer, _unheard, asked=False)
                 worked = True
+                self._refusals.pop(record.vm, None)
         except CannotProtect as exc:
             costly = True
             self._refused(record, exc)
@@ -176,10 +178,13 @@ class Tender:
         state = record.state
         why = f"{exc}; {exc.hint}" if exc.hint else str(exc)
         reason = f"{state.reason}; {why}" if state.reason else why
-        status = record.status()
-        if not state.armed and status["reason"] != reason:
-            record.settle("solo" if state.wanted else "failed", reason)
-            self._keeper.tell(record, "failed", status["state"], reason)
+        if state.armed:
+            return
+        was = record.status()["state"]
+        record.settle("solo" if state.wanted else "failed", reason)
+        if self._refusals.get(record.vm) != reason:
+            self._refusals[record.vm] = reason
+            self._keeper.tell(record, "failed", was, reason)
 
     def _standing(self, record: VmRecord) -> tuple[Standing | None, PeerUnreachable | None]:
         order = read_order(self._keeper.workers.order(record, record.state.peer))

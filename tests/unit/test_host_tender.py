@@ -53,7 +53,7 @@ def test_what_another_host_owns_is_put_away(
     assert (told["state"], told["owner"], told["term"]) == ("fenced", "beta", 8)
     assert "host beta owns the VM since term 8; disks kept: vda" in told["reason"]
     assert done == ["taken fenced keep"]
-    assert [event.event for event in history(daemon, config, "taken")][-2:] == ["fenced", "kept"]
+    wait_for(lambda: [event.event for event in history(daemon, config, "taken")][-2:] == ["fenced", "kept"])
 
 
 def test_a_session_that_ended_by_itself_can_be_followed_by_another(daemon: Running) -> None:
@@ -172,4 +172,24 @@ def test_a_vm_that_became_unfit_says_why_once_and_is_protected_when_it_is_fit(co
     assert [event.event for event in history(running, config, "db1")] == ["failed"]
     drive.full = False
     wait_for(lambda: running.status("db1")["state"] == "protected")
+    running.daemon.stop()
+
+
+def test_what_the_worker_refuses_is_tried_at_longer_intervals(
+    config: HostConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looks at the VM while its worker is at work must not make the next try a first one."""
+    monkeypatch.setattr(tender_module, "RETRY_S", (0.05, 30.0))
+    put(config, "unfit", role="solo", term=7, peer="beta", wanted=True)
+    inspection = NoLibvirt()
+    inspection.known["unfit"] = True
+    running = Running(config, inspection)
+
+    def told() -> list[str]:
+        return [event.event for event in history(running, config, "unfit")]
+
+    wait_for(lambda: told().count("resync") == 2)
+    time.sleep(1.5)
+    assert told().count("resync") == 2 and told().count("failed") == 1
+    assert running.status("unfit")["state"] == "solo" and "take it out" in running.status("unfit")["reason"]
     running.daemon.stop()
