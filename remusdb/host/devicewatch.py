@@ -73,7 +73,9 @@ class DeviceWatch:
         self._taps.start()
 
     def close(self) -> None:
-        """Look no more; what was shut stays shut."""
+        """Look no more; what was shut stays shut. May be called twice."""
+        if self._over.is_set():
+            return
         self._over.set()
         self._hint.set()
         self._events.close()

@@ -42,6 +42,7 @@ from remusdb.host.peer import Greeting, Peer, greet
 from remusdb.host.proof import StandbyProof
 from remusdb.host.seed import DiskPump, copy_memory, start_mirrors, wait_for_disks
 from remusdb.host.solo import Solo, claim_session
+from remusdb.host.tapwatch import open_taps, shut_taps
 from remusdb.net.gate import GateFigures
 from remusdb.state import PROMOTED, StateStore, VmState
 from remusdb.transport.stream import FrameStream
@@ -174,6 +175,7 @@ class Session:
         claim_session(self, term)
         if self.gated:  # the agent gave up what it held: until the copy is complete the VM speaks unprotected
             parts.gates.open_all()  # before the record says so: a death in between must not leave it mute unnoticed
+            open_taps(parts.domain.pid)
         # Wanted from here on: if this worker dies in the copy, another one begins anew.
         self.save(role="seeding", term=term, owner=self.order.host, peer=self.order.peer.name, armed=False, wanted=True)
         self.pipeline.begin(term)
@@ -245,6 +247,7 @@ class Session:
         """An earlier worker died with the gates closed, or just before it made them."""
         assert self.parts is not None
         try:
+            shut_taps(self.parts.domain.pid, [nic.tap for nic in self.parts.domain.nics])  # nobody watched meanwhile
             with self.parts.gates.turn:
                 self.parts.gates.adopt()
                 self.gated = True

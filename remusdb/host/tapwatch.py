@@ -100,23 +100,18 @@ class TapWatch:
 
     def _look(self) -> None:
         for tap, kind in taps_of(self._pid).items():
-            if tap not in self._gated and self._shut(tap, kind):
+            if tap not in self._gated and _shut(self._tc, tap, kind):
                 self._hot_until = 0.0
                 self._told(f"QEMU has a new interface, {tap}")
 
-    def _shut(self, tap: str, kind: str) -> bool:
-        """True where it was open until now."""
-        try:
-            index = socket.if_nametoindex(tap)
-            if self._tc.is_shut(index):
-                return False
-            self._tc.shut(index, as_sent=kind == "macvtap")
-            log.warning("%s was shut: it is not gated", tap)
-        except OSError:
-            return False  # gone already
-        except GateError as exc:
-            log.error("%s cannot be shut: %s", tap, exc)
-        return True
+
+def shut_taps(pid: int, gated: Iterable[str]) -> None:
+    """Shut what `pid` has beside the gated taps, once: where output is held and nobody watches."""
+    spared = frozenset(gated)
+    with Tc() as tc:
+        for tap, kind in taps_of(pid).items():
+            if tap not in spared:
+                _shut(tc, tap, kind)
 
 
 def open_taps(pid: int) -> None:
@@ -125,3 +120,18 @@ def open_taps(pid: int) -> None:
         for tap in taps_of(pid):
             with contextlib.suppress(OSError, GateError):
                 tc.open(socket.if_nametoindex(tap))
+
+
+def _shut(tc: Tc, tap: str, kind: str) -> bool:
+    """True where it was open until now."""
+    try:
+        index = socket.if_nametoindex(tap)
+        if tc.is_shut(index):
+            return False
+        tc.shut(index, as_sent=kind == "macvtap")
+        log.warning("%s was shut: it is not gated", tap)
+    except OSError:
+        return False  # gone already
+    except GateError as exc:
+        log.error("%s cannot be shut: %s", tap, exc)
+    return True

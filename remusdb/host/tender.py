@@ -7,6 +7,7 @@ were asked who owns it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,14 +17,16 @@ from typing import Any
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.core.messages import Standing
 from remusdb.core.ownership import Ownership, Verdict, go_solo
-from remusdb.errors import CannotProtect, PeerUnreachable, RemusError
+from remusdb.errors import CannotProtect, GateError, PeerUnreachable, RemusError, VmError
 from remusdb.host.fence import put_away
 from remusdb.host.keeper import Keeper
 from remusdb.host.order import read_order
 from remusdb.host.peer import ask_standing
 from remusdb.host.record import VmRecord
+from remusdb.host.tapwatch import shut_taps
 from remusdb.host.tending import Action, next_action, superseded
 from remusdb.state import VmState
+from remusdb.vm.domain import pid_of
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +220,8 @@ class Tender:
         state, vm = record.state, record.vm
         if not state.armed:
             return record.settle("solo", f"{silent}; the VM runs alone, it is tried again")
+        with contextlib.suppress(VmError, GateError):  # an interface that it was given meanwhile must not speak either
+            shut_taps(pid_of(vm), [gate["tap"] for gate in state.gates])
         solo = self._arbiter is not None and self._config.for_vm(vm).on_backup_loss != "hold"
         if not solo or self._arbiter is None:
             return record.settle("held", f"{silent}; output is held until the agent answers, or `remusdb unprotect`")

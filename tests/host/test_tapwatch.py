@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from netlab import QUIET_S, Lab, Port, frame, index_of, lab, sh, silence
 
-from remusdb.host.tapwatch import TapWatch, open_taps
+from remusdb.host.tapwatch import TapWatch, open_taps, shut_taps
 from remusdb.net.tapgate import TapGate
 from remusdb.net.tc import Tc
 
@@ -106,6 +106,15 @@ def test_what_is_shut_stays_so_until_it_is_opened_and_then_is_as_found(net: Lab)
     new.send(frame(2))
     assert len(net.wire.receive(1)) == 1
     assert sh("tc qdisc show; tc filter show dev vnet1 ingress") == before
+    new.close()
+
+
+def test_where_nobody_watches_what_came_meanwhile_can_be_shut(net: Lab) -> None:
+    new = Port("vnet1", NEW_MAC)
+    shut_taps(os.getpid(), [net.vm.name, net.wire.name])
+    assert shut("vnet1") and not shut(net.vm.name)
+    open_taps(os.getpid())
+    assert not shut("vnet1")
     new.close()
 
 
