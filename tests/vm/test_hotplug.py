@@ -64,13 +64,13 @@ def image(pair: Pair, name: str) -> str:
     return path
 
 
-def changed(pair: Pair, vm: domains.Vm, since: int) -> dict[str, Any]:
+def changed(pair: Pair, vm: domains.Vm, since: int, within_s: float = ENDED_S) -> dict[str, Any]:
     """The event of the change after `since`, which must come soon, and only once."""
 
     def found() -> list[dict[str, Any]]:
         return [one for one in pair.events(vm.name) if one["event"] == "changed" and one["at_ns"] > since]
 
-    eventually(found, ENDED_S, f"nothing changed: {pair.product.status(vm.name)}")
+    eventually(found, within_s, f"nothing changed: {pair.product.status(vm.name)}")
     (event,) = found()
     return event
 
@@ -136,10 +136,11 @@ def test_a_new_interface_is_mute_until_the_backup_has_given_up(pair: Pair, vm: d
         assert heard.frames()[0].at_ns > renounced > since
     finally:
         heard.close()
-    pair.await_state(vm.name, "seeding", within_s=20)
+    # Once the agent has been told what to build, and has yet to begin its standby.
+    eventually(lambda: pair.product.durable("b", vm.name).role == "standby", 20, "no session follows")
     since = time.time_ns()
     attach(pair, vm, "<channel type='pty'><target type='virtio' name='org.example.0'/></channel>")
-    assert "channel org.example.0 was attached" in changed(pair, vm, since)["reason"]
+    assert "channel org.example.0 was attached" in changed(pair, vm, since, within_s=20)["reason"]
     again(pair, vm, since)
     assert all("mirred" in rules for rules in ingress(pair)) and len(ingress(pair)) == 2
 
