@@ -18,6 +18,7 @@ from remusdb.core.wire import FrameType
 from remusdb.errors import BadFrame, NotProtected, RemusError, UsageError
 from remusdb.history import History
 from remusdb.hooks import Hooks
+from remusdb.names import require_name
 from remusdb.state import StateStore
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import Listener, server_context
@@ -119,6 +120,8 @@ class AgentDaemon:
             stream.close(drain_s=DRAIN_S)
 
     def _replica(self, vm: str) -> Replica:
+        """The replica of a VM that another host names; UsageError for a name that no VM has."""
+        require_name(vm)
         with self._lock:
             if vm not in self._replicas:
                 self._replicas[vm] = Replica(vm, self._context)

@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
 
 import msgspec
 
 from remusdb import durable
 from remusdb.errors import RemusError
 from remusdb.hooks import Hooks
+from remusdb.names import file_stem
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _halve(path: Path) -> None:
 
 
 def _path(folder: Path, vm: str) -> Path:
-    return folder / f"{quote(vm, safe=' ')}.jsonl"  # as in remusdb/state.py
+    return folder / f"{file_stem(vm)}.jsonl"
 
 
 @contextmanager

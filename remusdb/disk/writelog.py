@@ -25,13 +25,13 @@ from pathlib import Path
 
 from remusdb.disk.stream import LogStream
 from remusdb.errors import DiskError
+from remusdb.names import SOCKET_PATH_MAX_BYTES
 
 PLUGIN = Path(__file__).with_name("nbd_plugin.py")
 DEFAULT_MAX_BYTES = 256 << 20
 RECEIVE_BYTES = 256 << 10
 START_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 2.0
-SOCKET_PATH_MAX_BYTES = 107  # sun_path of sockaddr_un, without its final zero
 
 
 class WriteLog:

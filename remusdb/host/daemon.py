@@ -26,6 +26,7 @@ from remusdb.host.shutdown import host_is_stopping, mark_stopping, unmark
 from remusdb.host.status import VmStatus
 from remusdb.host.tender import Tender
 from remusdb.host.workers import WORKER_ARGV
+from remusdb.names import require_name
 
 log = logging.getLogger(__name__)
 
@@ -171,8 +172,8 @@ class HostDaemon:
 
 
 def _text(args: dict[str, Any], key: str) -> str:
-    """A name from the client; a VM's name becomes part of file names."""
-    value = args.get(key)
-    if not isinstance(value, str) or not 0 < len(value) <= 200 or "/" in value or not value.isprintable():
-        raise UsageError(f"`{key}` is a name: text of 1 to 200 printable characters without a slash")
-    return value
+    """A name from the client."""
+    try:
+        return require_name(args.get(key))
+    except UsageError as exc:
+        raise UsageError(f"`{key}`: {exc}") from exc

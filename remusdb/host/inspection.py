@@ -178,7 +178,7 @@ class LibvirtInspection:
             if not domain.isPersistent():
                 raise VmError(f"VM {vm} has no persistent definition", hint=f"virsh dumpxml {vm}, then virsh define")
             flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-            xml, changes = prepare(domain.XMLDesc(flags), vm)
+            xml, changes = prepare(domain.XMLDesc(flags), domain.UUIDString())
             if changes:
                 connection.defineXML(xml)
             return changes

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # libvirt asks this before it starts a VM: one that another host may own does not start here, whoever wants it.
-# libvirt runs it as `remusdb VM OPERATION SUB-OPERATION EXTRA`. Shell alone: nothing of remusdb need be there.
+# libvirt runs it as `remusdb VM OPERATION SUB-OPERATION EXTRA`. Nothing of remusdb need be there.
 LC_ALL=C
 export LC_ALL
 STATE_DIR=/var/lib/remusdb
@@ -12,7 +12,7 @@ case "$2 $3" in
     *) exit 0 ;; # a failure would not keep the VM from starting; at "reconnect" it would kill one that runs
 esac
 
-# The file's name as remusdb writes it: all but a few characters as %XX.
+# The file's name as remusdb writes it (remusdb/names.py): all but a few characters as %XX.
 quoted= rest=$1
 while [ -n "$rest" ]; do
     after=${rest#?}
@@ -23,6 +23,8 @@ while [ -n "$rest" ]; do
     esac
     rest=$after
 done
+case $quoted in .*) quoted=%2E${quoted#.} ;; esac
+[ "${#quoted}" -le 160 ] || quoted=%=$(printf %s "$1" | sha256sum | cut -c 1-32)
 file=$STATE_DIR/vms/$quoted.json
 [ -e "$file" ] || exit 0
 

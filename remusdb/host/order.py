@@ -9,6 +9,9 @@ from typing import Any
 import msgspec
 
 from remusdb.config import Arbiter, Protection, Tls
+from remusdb.names import socket_stem
+
+LONGEST_FILE = "/disk255.nbd"  # in a VM's own folder
 
 
 class PeerAddress(msgspec.Struct, frozen=True):
@@ -42,7 +45,7 @@ class Order(msgspec.Struct, frozen=True):
     @property
     def folder(self) -> Path:
         """The VM's own folder for sockets and small files."""
-        return self.run_dir / self.vm
+        return self.run_dir / socket_stem(self.run_dir, "", self.vm, LONGEST_FILE)
 
 
 def read_order(arguments: dict[str, Any]) -> Order:

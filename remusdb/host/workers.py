@@ -8,7 +8,6 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -16,6 +15,7 @@ from remusdb.config import HostConfig
 from remusdb.errors import RemusError
 from remusdb.host.record import VmRecord
 from remusdb.host.worker_link import WorkerLink
+from remusdb.names import socket_stem
 
 WORKER_ARGV = (sys.executable, "-m", "remusdb.host.worker")
 
@@ -69,4 +69,5 @@ class Workers:
         return plain
 
     def _lock_file(self, vm: str) -> Path:
-        return self._config.host.run_dir / f"worker-{quote(vm, safe='')}.lock"
+        folder = self._config.host.run_dir
+        return folder / f"worker-{socket_stem(folder, 'worker-', vm, '.sock')}.lock"

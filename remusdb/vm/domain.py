@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import select
 import signal
 import time
@@ -22,15 +21,13 @@ import libvirt_qemu
 from remusdb.errors import LibvirtAway, VmError
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.private import private_monitor
+from remusdb.vm.process import RUN_FOLDER, command_line, domain_folder, qemu_pid
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 
 LOOK_S = 0.1  # how often a libvirt that is away is looked after
 STATE_LOOK_S = 0.02
 EXIT_CODE_FIELD = 49  # of /proc/PID/stat, counted from the state on
 SHUTOFF_S = 0.3  # less than the shortest sensible failover.silence_ms
-# -object {"qom-type":"secret",...,"file":"/var/lib/libvirt/qemu/domain-1-pg/master-key.aes"}
-MASTER_KEY = re.compile(r'"file":"([^"]*)/master-key\.aes"')
-PID_FOLDER = Path("/run/libvirt/qemu")  # qemu.conf has no setting for it; NAME.pid
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Domain:
         self.tree = ET.fromstring(self.xml)
         self.pid = pid_of(name)
         self.pidfd = os.pidfd_open(self.pid)  # readable once QEMU has ended
-        self._private = private_monitor(name, self.pid)
+        self._private = private_monitor(self.pid)
 
     def reconnect(self, connection: libvirt.virConnect) -> None:
         """Use this connection from now on. Blocks as libvirt does; libvirtError when it does not know the VM."""
@@ -163,11 +160,10 @@ class Domain:
 
     def state_folder(self) -> Path:
         """The folder libvirt keeps for this run of the domain: QEMU may open files there under any confinement."""
-        command = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace")
-        found = MASTER_KEY.search(command)
+        found = domain_folder(command_line(self.pid))
         if found is None:
             raise VmError(f"the command line of {self.name}'s QEMU names no folder of libvirt's")
-        return Path(found[1])
+        return found
 
 
 def nics_of(tree: ET.Element) -> list[Nic]:
@@ -182,11 +178,9 @@ def nics_of(tree: ET.Element) -> list[Nic]:
 
 def pid_of(name: str) -> int:
     """QEMU's, of a running domain. VmError when it is not to be found."""
-    pid = 0
-    with contextlib.suppress(OSError, ValueError):
-        pid = int((PID_FOLDER / f"{name}.pid").read_text())
-    if not pid or not Path(f"/proc/{pid}").exists():
-        raise VmError(f"the QEMU process of VM {name} is not to be found in {PID_FOLDER}")
+    pid = qemu_pid(name)
+    if pid is None:
+        raise VmError(f"the QEMU process of VM {name} is not to be found by {RUN_FOLDER}")
     return pid
 
 

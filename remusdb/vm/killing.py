@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import select
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 from remusdb.errors import VmError
-from remusdb.vm.domain import PID_FOLDER
-
-GUEST = re.compile(rb"guest=((?:[^,]|,,)*)")  # a comma inside an option of QEMU's is doubled
+from remusdb.vm.process import command_line, is_qemu_of, qemu_pid
 
 
 def kill_qemu(vm: str, within_s: float) -> bool:
@@ -36,24 +32,13 @@ def kill_qemu(vm: str, within_s: float) -> bool:
 def _qemu_of(vm: str) -> Iterator[int | None]:
     """A descriptor of the process, or None. It is opened first and judged then: a number may be used again."""
     pidfd = -1
-    try:
-        pid = int((PID_FOLDER / f"{vm}.pid").read_text())
-        pidfd = os.pidfd_open(pid)
-        ours = is_qemu_of(vm, Path(f"/proc/{pid}/cmdline").read_bytes())
-    except (OSError, ValueError):
-        ours = False
+    pid = qemu_pid(vm)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+    ours = pid is not None and pidfd >= 0 and is_qemu_of(vm, command_line(pid))
     try:
         yield pidfd if ours else None
     finally:
         if pidfd >= 0:
             os.close(pidfd)
-
-
-def is_qemu_of(vm: str, cmdline: bytes) -> bool:
-    """Whether this command line (as /proc gives it) is the QEMU that libvirt started for the VM."""
-    words = cmdline.split(b"\0")
-    for option, value in zip(words, words[1:], strict=False):
-        found = GUEST.match(value)
-        if option == b"-name" and found:
-            return found[1].replace(b",,", b",") == vm.encode()
-    return False

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from uuid import UUID
 
+from remusdb.errors import VmError
 from remusdb.vm import apparmor
 
 QEMU_NS = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -17,15 +19,21 @@ SOCKET_FOLDER = Path("/var/lib/libvirt/qemu")
 ET.register_namespace("qemu", QEMU_NS)
 
 
-def qmp_socket(vm: str, folder: Path = SOCKET_FOLDER) -> Path:
-    """Where the VM's private QMP socket is."""
-    return folder / f"remusdb-{vm}.sock"
+def qmp_socket(uuid: str, folder: Path = SOCKET_FOLDER) -> Path:
+    """Where the VM's private QMP socket is; VmError for what is no UUID.
+
+    Not by its name: with a long one the path would pass the 107 bytes that a socket's may have.
+    """
+    try:
+        return folder / f"remusdb-{UUID(uuid)}.sock"
+    except ValueError as exc:
+        raise VmError(f"{uuid!r:.80} is no VM's UUID") from exc
 
 
-def prepare(xml: str, vm: str, folder: Path = SOCKET_FOLDER) -> tuple[str, list[str]]:
+def prepare(xml: str, uuid: str, folder: Path = SOCKET_FOLDER) -> tuple[str, list[str]]:
     """The definition with all that helps, and what was changed in it (nothing, if it has all of it)."""
     root = ET.fromstring(xml)
-    socket = qmp_socket(vm, folder)
+    socket = qmp_socket(uuid, folder)
     words = monitor_words(socket)
     line = root.find(f"{{{QEMU_NS}}}commandline")
     present = [arg.get("value", "") for arg in line] if line is not None else []

@@ -14,7 +14,8 @@ from qemu.qmp import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
 from remusdb.errors import VmError
-from remusdb.vm.prepare import CHARDEV, qmp_socket
+from remusdb.vm.prepare import CHARDEV
+from remusdb.vm.process import command_line, socket_of
 
 GREETING_S = 2.0
 
@@ -63,11 +64,12 @@ def _greeted(path: Path) -> socket.socket:
     return sock
 
 
-def private_monitor(vm: str, pid: int) -> PrivateMonitor | None:
-    """The private monitor of a running VM, if its QEMU was started with one and it answers."""
-    if CHARDEV not in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
+def private_monitor(pid: int) -> PrivateMonitor | None:
+    """The private monitor of this QEMU, if it was started with one and it answers."""
+    path = socket_of(CHARDEV, command_line(pid))
+    if path is None:
         return None
     try:
-        return PrivateMonitor(qmp_socket(vm))
+        return PrivateMonitor(path)
     except VmError:
         return None  # a fallback that status shows: `monitor` is then libvirt

@@ -105,9 +105,15 @@ def test_several_words_are_each_named_and_harmless_ones_are_not() -> None:
 
 
 def test_remusdbs_own_words_are_taken() -> None:
-    for vm in ("db1", "a,b", "x & y"):
-        prepared, _ = prepare(XML, vm)
-        assert judge(ET.fromstring(prepared)) == []
+    uuid = "2c1f1d0e-6d8f-4c7a-9b63-0f5b6a1f9e11"
+    prepared, _ = prepare(XML, uuid)
+    for path in (
+        f"remusdb-{uuid}",
+        "remusdb-db1",
+        "remusdb-a,,b",
+        "remusdb-x &amp; y",
+    ):  # the latter: of older versions
+        assert judge(ET.fromstring(prepared.replace(f"remusdb-{uuid}", path))) == []
     assert told(qemu("-incoming", "defer")) == []
 
 

@@ -89,7 +89,7 @@ def test_an_unknown_peer_names_the_known(daemon: Running) -> None:
 
 @pytest.mark.parametrize("vm", [None, "", "../x", "a" * 300, "a\nb", 7])
 def test_a_vm_must_have_a_name(daemon: Running, vm: object) -> None:
-    with pytest.raises(UsageError, match="`vm` is a name"):
+    with pytest.raises(UsageError, match="`vm`: a name"):
         daemon.ask("protect", vm=vm, to="beta")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -155,7 +156,11 @@ class Host(Node):
 
     def qemu_pid(self, vm: str) -> int:
         """The QEMU process of a running domain. Raises FileNotFoundError when it does not run."""
-        return int(self.path(f"/run/libvirt/qemu/{vm}.pid").read_text())
+        status = self.path(f"/run/libvirt/qemu/{vm}.xml")  # the pid file's name is escaped as XML is
+        found = re.search(r"<domstatus [^>]*\bpid='([1-9]\d*)'", status.read_text())
+        if found is None:  # libvirt is about to start it
+            raise FileNotFoundError(f"{status} tells no pid")
+        return int(found[1])
 
     def pids(self) -> list[int]:
         """All processes of this host, but for the one that only holds its namespaces open."""

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The QEMU process of a VM, without libvirt's help: found by libvirt's status file, believed by its command line.
+
+libvirt's pid file would do as well, but its name is the VM's written as XML (`a&amp;b.pid`); the status file's is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+RUN_FOLDER = Path("/run/libvirt/qemu")  # NAME.xml: what libvirt knows of a VM that runs; no setting changes the folder
+MASTER_KEY = "master-key.aes"
+
+
+def qemu_pid(vm: str) -> int | None:
+    """The VM's QEMU, if there is one. A number may be used again: who acts on it takes a pidfd and looks again."""
+    try:
+        _, root = next(iter(ET.iterparse(RUN_FOLDER / f"{vm}.xml", ("start",))))
+        pid = int(root.get("pid", "0"))
+    except (OSError, ValueError, ET.ParseError, StopIteration):
+        return None
+    return pid if pid > 0 and is_qemu_of(vm, command_line(pid)) else None
+
+
+def command_line(pid: int) -> bytes:
+    """As /proc gives it; empty for a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def is_qemu_of(vm: str, line: bytes) -> bool:
+    """Whether this command line is the QEMU that libvirt started for the VM."""
+    return any(_words(value)[0] == b"guest=" + vm.encode() for value in _values(line, b"-name"))
+
+
+def domain_folder(line: bytes) -> Path | None:
+    """The folder that libvirt keeps for this run of the VM. libvirt hands QEMU its monitor as a descriptor, but the
+    secret in that folder by its path: -object {"qom-type":"secret",...,"file":".../domain-1-pg/master-key.aes"}."""
+    for value in _values(line, b"-object"):
+        file = json.loads(value).get("file", "") if value.startswith(b"{") else ""
+        if str(file).endswith(f"/{MASTER_KEY}"):
+            return Path(file).parent
+    return None
+
+
+def socket_of(chardev: str, line: bytes) -> Path | None:
+    """The path of the socket that QEMU's `-chardev` of this id listens on."""
+    for words in map(_words, _values(line, b"-chardev")):
+        paths = [word.removeprefix(b"path=") for word in words if word.startswith(b"path=")]
+        if f"id={chardev}".encode() in words and paths:
+            return Path(os.fsdecode(paths[0]))
+    return None
+
+
+def _values(line: bytes, option: bytes) -> Iterator[bytes]:
+    """What stands behind each such option."""
+    words = line.split(b"\0")
+    return (value for word, value in zip(words, words[1:], strict=False) if word == option)
+
+
+def _words(value: bytes) -> list[bytes]:
+    """The parts of an option's value: a comma inside one is doubled."""
+    return [word.replace(b"\0", b",") for word in value.replace(b",,", b"\0").split(b",")]
