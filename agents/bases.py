@@ -8,11 +8,9 @@ hashes are of the image. Only an image that cannot be read is a failure.
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from remusdb.core.blocks import BLOCK_BYTES, SEED_BITS, block_count, hash_table, zero_table
 from remusdb.core.messages import Base, pack
@@ -20,8 +18,8 @@ from remusdb.core.wire import FrameType
 from remusdb.errors import DiskError, PeerUnreachable, RemusError
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.images import ReplicaImages
-from remusdb_agents.kept import fill, usable_format
-from remusdb_agents.sparse import next_data, opened, read
+from remusdb_agents.kept import Kept, fill, fits
+from remusdb_agents.sparse import next_data, read
 
 FRAME_BLOCKS = 1024  # hashes of 64 MiB, 16 KiB of payload: a frame now and then shows how far it is
 STEP_BLOCKS = 64
@@ -31,17 +29,14 @@ JOIN_S = 2.0
 class Bases:
     """One session's bases. `broken` is told when an image cannot be read."""
 
-    def __init__(self, images: ReplicaImages, kept: Mapping[int, Path], broken: Callable[[Exception], None]) -> None:
+    def __init__(self, images: ReplicaImages, kept: Mapping[int, Kept], broken: Callable[[Exception], None]) -> None:
         """`kept`: by the disk's index, a disk that was kept aside. It is used if it fits and the image is fresh."""
         self.seed = secrets.randbits(SEED_BITS)
         self._images = images
         self._broken = broken
-        self._formats = {
-            disk: found
-            for disk, path in kept.items()
-            if not images.reused[disk] and (found := usable_format(path, images.sizes[disk]))
+        self._kept = {
+            disk: one for disk, one in kept.items() if not images.reused[disk] and fits(one, images.sizes[disk])
         }
-        self._kept = kept
         self._filled: set[int] = set()
         self._stop = threading.Event()
         self._changed = threading.Condition()
@@ -55,7 +50,7 @@ class Bases:
         """For WELCOME: the blocks of each disk's base, 0 where there is none."""
         images = self._images
         return [
-            block_count(size) if reused or disk in self._formats else 0
+            block_count(size) if reused or disk in self._kept else 0
             for disk, (size, reused) in enumerate(zip(images.sizes, images.reused, strict=True))
         ]
 
@@ -120,11 +115,11 @@ class Bases:
 
     def _hashes(self, disk: int, first: int) -> bytes:
         path, size = self._images.paths[disk], self._images.sizes[disk]
-        if disk in self._formats and disk not in self._filled:
-            fill(path, size, self._kept[disk], self._formats[disk], self._images.room(), self._stop)
+        if disk in self._kept and disk not in self._filled:
+            fill(path, size, self._kept[disk], self._images.room(), self._stop)
             self._filled.add(disk)
-        with opened(path, os.O_RDONLY) as image:
-            return table(image, first, min(FRAME_BLOCKS, self.counts[disk] - first), size, self.seed)
+        with self._images.open_to_read(disk) as image:
+            return table(image.fileno(), first, min(FRAME_BLOCKS, self.counts[disk] - first), size, self.seed)
 
 
 def table(image: int, first: int, count: int, size: int, seed: int) -> bytes:

@@ -18,21 +18,29 @@ PAUSE_S = 1.0  # between two tries; one that hangs in a stopped libvirtd goes on
 class Definition:
     """One VM's definition, on its way into libvirt."""
 
-    def __init__(self, uri: str, vm: str, xml: str) -> None:
+    def __init__(self, uri: str, vm: str, xml: str, autostart: bool) -> None:
+        """`autostart`: whether libvirt is to start it when the host boots, as it did where the VM ran before."""
         self._uri = uri
         self._vm = vm
         self._xml = xml
+        self._autostart = autostart
 
     def keep(self) -> None:
         """Define the VM, so that it outlives a stop; in a thread of its own, for libvirt may be away."""
         threading.Thread(target=self._try_often, name=f"define-{self._vm}", daemon=True).start()
+
+    def define(self, connection: libvirt.virConnect) -> libvirt.virDomain:
+        """Define it now. Blocks as libvirt does; libvirtError when libvirt does not take it."""
+        handle = connection.defineXML(self._xml)
+        handle.setAutostart(int(self._autostart))
+        return handle
 
     def _try_often(self) -> None:
         for _ in range(TRIES):
             try:
                 connection = libvirt.open(self._uri)
                 try:
-                    connection.defineXML(self._xml)
+                    self.define(connection)
                 finally:
                     connection.close()
             except libvirt.libvirtError as exc:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The replica's disks: sparse raw files that committed epochs' writes are applied to.
+"""The replica's disks: what committed epochs' writes are applied to.
 
-Owns one file a disk in `folder`. Invariant: after `apply` of whole epochs in order, each file reads like the
-primary's disk at the last epoch's cut. Records are applied in order and never beyond a disk's end; an error
-leaves the images between two epochs, so whoever gets it must not promote from them.
+Owns one sparse raw file a disk in `folder`, and writes to the block device that agent.toml names for one instead.
+Invariant: after `apply` of whole epochs in order, each reads like the primary's disk at the last epoch's cut. Records
+are applied in order and never beyond a disk's end; an error leaves the images between two epochs, so whoever gets it
+must not promote from them.
 
-Files that are kept after a session are the *base* of the next: what is alike in them is not sent again.
+Files that are kept after a session are the *base* of the next: what is alike in them is not sent again. A device's
+content always is one.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from remusdb.core.writes import Kind, Record, iter_records
 from remusdb.errors import DiskError
+from remusdb_agents.devices import Device, open_device
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _ZEROS = bytes(1 << 20)
@@ -33,14 +37,19 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 class ReplicaImages:
     """The raw images of one replica VM. One thread applies; any may close: once that returns, nothing is written."""
 
-    def __init__(self, folder: Path, sizes: list[int], names: list[str]) -> None:
+    def __init__(
+        self, folder: Path, sizes: list[int], names: list[str], devices: Mapping[str, Path] | None = None
+    ) -> None:
         """Open folder/NAME.raw of exactly `sizes` bytes: a file of that size stays as it is (see `reused`), anything
-        else gives way to a sparse one."""
+        else gives way to a sparse one. `devices`: block devices, by name, that stand for a disk instead of a file."""
         if len(sizes) != len(names) or len(set(names)) != len(names):
             raise DiskError(f"{len(sizes)} disk sizes for the names {names}")
         self.folder = folder
         self.sizes = list(sizes)
-        self.paths = [folder / f"{_plain(name)}.raw" for name in names]
+        devices = devices or {}
+        self.paths = [devices.get(name, folder / f"{_plain(name)}.raw") for name in names]
+        self.sources: list[Path | Device] = []  # the same, as a VM's definition needs them
+        self._ours: list[Path] = []  # files, which may go
         self.reused: list[bool] = []
         self.spoiled = False  # an image could not be read or written: none of them is a base
         self._files: list[int] = []
@@ -48,13 +57,23 @@ class ReplicaImages:
         with _explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         try:
-            for path, size in zip(self.paths, sizes, strict=True):
-                file, reused = _open(path, size)
-                self._files.append(file)
-                self.reused.append(reused)
+            for name, path, size in zip(names, self.paths, sizes, strict=True):
+                self._add(path, size, is_device=name in devices)
         except DiskError:
             self.close()
             raise
+
+    def _add(self, path: Path, size: int, *, is_device: bool) -> None:
+        if is_device:
+            file, device = open_device(path, size)
+            self.sources.append(device)
+            reused = True
+        else:
+            file, reused = _open(path, size)
+            self.sources.append(path)
+            self._ours.append(path)
+        self._files.append(file)
+        self.reused.append(reused)
 
     def apply(self, raw_records: bytes) -> None:
         """Apply the records of one epoch (or a part of the initial copy), in order."""
@@ -91,8 +110,12 @@ class ReplicaImages:
 
     def free_check(self, allocated: Sequence[int]) -> None:
         """Raise unless there is room for disks that take so many bytes each; what the images take already counts."""
-        taken = [os.fstat(file).st_blocks * 512 for file in self._files]
-        needed = sum(max(0, wanted - had) for wanted, had in zip(allocated, taken, strict=True))
+        files = [
+            (wanted, os.fstat(file).st_blocks * 512)
+            for wanted, file, source in zip(allocated, self._files, self.sources, strict=True)
+            if not isinstance(source, Device)
+        ]
+        needed = sum(max(0, wanted - had) for wanted, had in files)
         free = self.room()
         if free < needed:
             raise DiskError(
@@ -106,17 +129,23 @@ class ReplicaImages:
             while self._files:
                 os.close(self._files.pop())
 
+    def open_to_read(self, disk: int) -> FileIO:
+        """What is written here, opened once more for reading."""
+        with _explained(self.paths[disk]):
+            return FileIO(f"/proc/self/fd/{self._files[disk]}")
+
     def keep(self) -> None:
         """Close, and leave the images as a base. Those with nothing in them go, and all if one failed: the next session
         then starts from nothing, rather than fail in the same way. Idempotent."""
-        empty = [os.fstat(file).st_blocks == 0 for file in self._files]
+        open_ones = zip(self.paths, self._files, strict=False)
+        empty = {path for path, file in open_ones if os.fstat(file).st_blocks == 0}
         self.close()
-        self._delete([path for path, nothing in zip(self.paths, empty, strict=False) if nothing or self.spoiled])
+        self._delete([path for path in self._ours if self.spoiled or path in empty])
 
     def remove(self) -> None:
-        """Close and delete the images, and the folder if nothing else is in it. Idempotent."""
+        """Close and delete our files, and the folder if nothing else is in it. Idempotent."""
         self.close()
-        self._delete(self.paths)
+        self._delete(self._ours)
 
     def _delete(self, paths: list[Path]) -> None:
         with _explained(self.folder):
@@ -165,7 +194,7 @@ def _clear(fd: int, offset: int, length: int) -> None:
     if _libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:
         return
     code = ctypes.get_errno()
-    if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
+    if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):  # the last: a device wants whole sectors
         raise OSError(code, os.strerror(code))
     for at in range(offset, offset + length, len(_ZEROS)):
         _write(fd, _ZEROS[: offset + length - at], at)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -10,6 +11,8 @@ import os
 import stat
 import subprocess
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from remusdb.errors import DiskError
@@ -24,52 +27,85 @@ FORMATS = ("raw", "qcow2")  # what a protected VM's disks may be
 _FICLONE = 0x40049409  # linux/fs.h
 
 
-def usable_format(path: Path, size: int) -> str:
-    """The format of a kept disk of exactly `size` bytes that stands on its own; empty for any other.
+@dataclass(frozen=True)
+class Kept:
+    """A disk that was kept aside, and its format as the VM's definition had it: its content may be the guest's word."""
 
-    The format is guessed from the content, which is the guest's. A wrong guess makes a useless base and no more, as
-    long as no file is opened that only the content names.
-    """
-    command = ["qemu-img", "info", "-U", "--output=json", "--", str(path)]
+    path: Path
+    format: str
+
+
+def fits(kept: Kept, size: int) -> bool:
+    """Whether it is a disk of exactly `size` bytes that stands on its own; if not, that is logged."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is not a file")
-        said = subprocess.run(command, capture_output=True, text=True, timeout=INFO_S, check=False)
-        info = json.loads(said.stdout or "{}")
-        wide, kind = info.get("virtual-size"), str(info.get("format"))
-        refers = "backing-filename" in info or "data-file" in info.get("format-specific", {}).get("data", {})
-        if kind not in FORMATS or wide != size or refers:
-            raise ValueError(f"format {kind}, {wide} bytes" + (", with other files" if refers else ""))
+        wide, alone = _look(kept)
     except (OSError, ValueError, subprocess.SubprocessError) as exc:
-        log.warning("the disk kept as %s does not fit the VM's of %d bytes: %s", path, size, exc)
-        return ""
-    return kind
+        log.warning("the disk kept as %s is not used: %s", kept.path, exc)
+        return False
+    if wide != size or not alone:
+        others = "" if alone else ", with other files"
+        log.warning("the disk kept as %s does not fit the VM's of %d bytes: %d bytes%s", kept.path, size, wide, others)
+    return wide == size and alone
 
 
-def fill(image: Path, size: int, source: Path, kind: str, room: int, stop: threading.Event) -> None:
-    """Make the empty `image` of `size` bytes a copy of `source`. Where that fails it is empty again; that is logged.
+def _look(kept: Kept) -> tuple[int, bool]:
+    """Its size as the guest saw it, and whether it needs no other file."""
+    if kept.format not in FORMATS:
+        raise ValueError(f"its format is {kept.format or 'not known'}")
+    if kept.format == "raw":
+        return _raw_bytes(kept.path), True
+    if not stat.S_ISREG(kept.path.stat().st_mode):
+        raise ValueError("it is not a file")
+    command = ["qemu-img", "info", "-U", "-f", kept.format, "--output=json", "--", str(kept.path)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=INFO_S, check=False)
+    info = json.loads(said.stdout or "{}")
+    refers = "backing-filename" in info or "data-file" in info.get("format-specific", {}).get("data", {})
+    return int(info.get("virtual-size", -1)), not refers
+
+
+def _raw_bytes(path: Path) -> int:
+    with opened_kept(path) as file:
+        return os.lseek(file, 0, os.SEEK_END)
+
+
+def fill(image: Path, size: int, kept: Kept, room: int, stop: threading.Event) -> None:
+    """Make the empty `image` of `size` bytes a copy of `kept`. Where that fails it is empty again; that is logged.
 
     `room`: bytes that may be taken; blocks that the file system shares take none.
     """
+    source = kept.path
     log.info("%s: starts as a copy of %s", image, source)
     try:
-        if kind == "raw" and _share(source, image):
+        if kept.format == "raw" and _share(source, image):
             return
-        if (need := source.stat().st_blocks * 512) > room:
+        found = source.stat()
+        if (need := found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else size) > room:
             raise DiskError(f"{need} bytes needed, {room} free")
-        if kind == "raw":
+        if kept.format == "raw":
             _copy(source, image, size, stop)
         else:
-            _convert(source, kind, image, stop)
+            _convert(source, kept.format, image, stop)
     except (OSError, DiskError) as exc:
         log.warning("%s cannot be copied to %s, which starts empty: %s", source, image, exc)
         os.truncate(image, 0)
         os.truncate(image, size)
 
 
+@contextlib.contextmanager
+def opened_kept(path: Path) -> Iterator[int]:
+    """A kept disk's descriptor: a file, or a block device, which may be named by a link (/dev/vg0/db1)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if path.is_block_device() else os.O_NOFOLLOW | os.O_NONBLOCK))
+    try:
+        if not (stat.S_ISREG(mode := os.fstat(fd).st_mode) or stat.S_ISBLK(mode)):
+            raise OSError("it is neither a file nor a block device")
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _share(source: Path, image: Path) -> bool:
     """False where the two are on file systems that cannot share blocks."""
-    with opened(source, os.O_RDONLY) as old, opened(image, os.O_RDWR) as new:
+    with opened_kept(source) as old, opened(image, os.O_RDWR) as new:
         try:
             fcntl.ioctl(new, _FICLONE, old)
         except OSError:
@@ -78,7 +114,7 @@ def _share(source: Path, image: Path) -> bool:
 
 
 def _copy(source: Path, image: Path, size: int, stop: threading.Event) -> None:
-    with opened(source, os.O_RDONLY) as old, opened(image, os.O_RDWR) as new:
+    with opened_kept(source) as old, opened(image, os.O_RDWR) as new:
         at = 0
         while (at := next_data(old, at, size)) < size and not stop.is_set():
             length = min(STEP_BYTES, next_hole(old, at, size) - at)

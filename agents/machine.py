@@ -14,6 +14,7 @@ import libvirt
 
 from remusdb.core.messages import Hello
 from remusdb.errors import CannotProtect, LibvirtAway, RemusError, VmError
+from remusdb.names import file_stem
 from remusdb.net.announce import announce
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain, connect, nics_of
@@ -24,7 +25,10 @@ from remusdb_agents.context import Context
 from remusdb_agents.definition import Definition
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.inbox import WholeEpoch
+from remusdb_agents.kept import Kept
 from remusdb_agents.namesakes import is_standby
+from remusdb_agents.nvram import FILE as NVRAM_FILE
+from remusdb_agents.nvram import FLASH, Nvram, flash_bytes
 from remusdb_agents.proof import Prover
 from remusdb_agents.rehearsal import Rehearsals
 from remusdb_agents.standby_vm import StandbyVm, announce_self
@@ -46,7 +50,7 @@ class Machine:
         hello: Hello,
         moved: Callable[[WholeEpoch], None],
         broken: Callable[[Exception], None],
-        kept: Mapping[str, Path],
+        kept: Mapping[str, Kept],
     ) -> None:
         """Start it; on an error nothing is left behind. `kept`: disks of the VM that this host keeps, by target."""
         self._undo = contextlib.ExitStack()
@@ -66,7 +70,7 @@ class Machine:
         hello: Hello,
         moved: Callable[[WholeEpoch], None],
         broken: Callable[[Exception], None],
-        kept: Mapping[str, Path],
+        kept: Mapping[str, Kept],
     ) -> None:
         config = context.config
         deadline = Deadline(CALL_S)
@@ -74,31 +78,46 @@ class Machine:
         connection = connect(config.agent.libvirt_uri, deadline)
         reap_leftover(connection, deadline, hello.vm)
         self._uri, self._vm = config.agent.libvirt_uri, hello.vm
-        self._folder: Path = config.agent.image_dir / hello.vm
+        self._folder: Path = config.agent.image_dir / file_stem(hello.vm)
         names = [disk.target for disk in hello.disks]
-        self._images = ReplicaImages(self._folder, [disk.size for disk in hello.disks], names)
+        devices = config.disks.get(hello.vm, {})
+        self._images = ReplicaImages(self._folder, [disk.size for disk in hello.disks], names, devices)
         self._undo.callback(self._leave_images)
         self._images.free_check([disk.allocated for disk in hello.disks])
         by_index = {index: kept[name] for index, name in enumerate(names) if name in kept}
         self.bases = Bases(self._images, by_index, broken)
         self._undo.callback(self.bases.close)
-        images = dict(zip(names, self._images.paths, strict=True))
+        images = dict(zip(names, self._images.sources, strict=True))
+        nvram = self._nvram = self._make_nvram(flash_bytes(hello.domain_xml, hello.blocks))
+        variables = nvram.path if nvram is not None else None
         bridges = config.network.bridges  # one that is not named keeps its name
         confined = confined_without_rule(deadline.call("libvirt", connection.getCapabilities))
-        monitor = None if confined else qmp_socket(hello.vm)
-        self._survivor_xml = survivor_xml(hello.domain_xml, images, bridges, keep_monitor=not confined)
-        xml = standby_xml(hello.domain_xml, images, bridges, monitor)
+        monitor = None if confined else qmp_socket(hello.uuid)
+        survivor = survivor_xml(hello.domain_xml, images, bridges, not confined, variables)
+        self._definition = Definition(self._uri, self._vm, survivor, hello.autostart)
+        xml = standby_xml(hello.domain_xml, images, bridges, monitor, variables)
         self._standby = StandbyVm(connection, deadline, hello.vm, xml)
         self._undo.callback(self._standby.domain.close)
         self._undo.callback(self._standby.destroy)
         self._domain = self._standby.domain  # what is the VM, once promoted
         self._standby_id = self._domain.handle.ID()
         self._standby.match(hello.blocks)
+        if nvram is not None:
+            self._standby.follow(FLASH, nvram.write)
         self.applier = Applier(self._standby, self._images, moved, broken)
-        self.rehearsals = Rehearsals(context, hello, self._standby, self.applier, images)
-        self.prover = Prover(context, hello, self._standby, self.applier, images, self.rehearsals)
+        paths = dict(zip(names, self._images.paths, strict=True))
+        self.rehearsals = Rehearsals(context, hello, self._standby, self.applier, paths)
+        self.prover = Prover(context, hello, self._standby, self.applier, paths, self.rehearsals)
         self._undo.callback(self.rehearsals.await_gone)
         self._undo.callback(self.applier.close)
+
+    def _make_nvram(self, size: int) -> Nvram | None:
+        """The file of a UEFI guest's variables. It goes when the session's images do."""
+        if not size:
+            return None
+        nvram = Nvram(self._folder / NVRAM_FILE, size)
+        self._undo.callback(lambda: nvram.close() if self._keep_images else nvram.remove())
+        return nvram
 
     def wait_applied(self, timeout_s: float) -> bool:
         """Until every committed epoch is in the replica, or applying failed. False: time is up."""
@@ -108,9 +127,12 @@ class Machine:
         """Load the last epoch's device state and let the VM run: from here on this is the VM. VmError: it does not."""
         self.applier.close()
         self._undo.pop_all()
+        self._images.close()  # the VM's from here on; a device that is held would be refused to the next session
+        if self._nvram is not None:
+            self._nvram.close()
         self._standby.load(self.applier.devices, self.applier.catch_up)
         self._standby.resume()
-        Definition(self._uri, self._vm, self._survivor_xml).keep()
+        self._definition.keep()
 
     def cold_start(self) -> None:
         """Where `resume` failed: start the VM from the replica's disks, as after a power cut. VmError: no luck.
@@ -133,7 +155,7 @@ class Machine:
                 time.sleep(1)
 
     def _start_cold(self, connection: libvirt.virConnect) -> None:
-        handle = connection.defineXML(self._survivor_xml)
+        handle = self._definition.define(connection)
         if handle.isActive() and handle.ID() != self._standby_id:
             return  # an earlier try, whose answer was lost
         end = time.monotonic() + GONE_S

@@ -22,11 +22,14 @@ import libvirt
 from remusdb.config import AgentConfig
 from remusdb.core.messages import Hello
 from remusdb.errors import DiskError, RemusError, VmError
+from remusdb.names import file_stem
 from remusdb.net.island import Island
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain, connect
 from remusdb_agents.borrowed_memory import BorrowedMemory
 from remusdb_agents.catch_up import CatchUp
+from remusdb_agents.nvram import FILE as NVRAM_FILE
+from remusdb_agents.nvram import Nvram, flash_bytes
 from remusdb_agents.rehearsal_xml import MARKER_NS, SERIAL_FILE, SUFFIX, rehearsal_xml
 from remusdb_agents.standby_vm import StandbyVm, announce_self
 
@@ -50,7 +53,7 @@ class Copy:
             raise
 
     def _build(self, config: AgentConfig, hello: Hello, images: Mapping[str, Path]) -> None:
-        self.folder = config.agent.image_dir / hello.vm / FOLDER
+        self.folder = config.agent.image_dir / file_stem(hello.vm) / FOLDER
         deadline = Deadline(CALL_S)
         self._undo.callback(deadline.close)
         connection = connect(config.agent.libvirt_uri, deadline)
@@ -62,6 +65,8 @@ class Copy:
         self.folder.mkdir(parents=True)
         for disk in hello.disks:
             make_overlay(overlays[disk.target], images[disk.target], disk.size)
+        if variables := flash_bytes(hello.domain_xml, hello.blocks):
+            Nvram(self.folder / NVRAM_FILE, variables).close()
         prefix = f"rdbr{os.urandom(3).hex()}-"
         xml = rehearsal_xml(hello.domain_xml, overlays, uuid=str(uuid.uuid4()), tap_prefix=prefix, folder=self.folder)
         self._undo.callback(reap, connection, deadline, name)  # also when it started and then something failed

@@ -18,6 +18,7 @@ from remusdb.vm.allow import judge
 from remusdb.vm.allow_characters import LOG_FOLDER
 from remusdb.vm.allow_problem import joined, vm_of
 from remusdb.vm.prepare import QEMU_NS
+from remusdb_agents.nvram import FILE as NVRAM_FILE
 from remusdb_agents.standby_xml import standby_xml
 
 MARKER_NS = "urn:remusdb:rehearsal"  # what tells our domains from anybody else's of such a name
@@ -31,10 +32,10 @@ INTERFACE_BACKENDS = ("source", "target", "virtualport", "bandwidth", "filterref
 def rehearsal_xml(live: str, overlays: Mapping[str, Path], *, uuid: str, tap_prefix: str, folder: Path) -> str:
     """The XML of the copy; CannotProtect when the VM has a part that cannot be cut off from this host.
 
-    `overlays`: qcow2 files by the disks' targets. Taps are named `tap_prefix`0, 1... What the guest prints goes to
-    `folder`, its first serial port to SERIAL_FILE.
+    `overlays`: qcow2 files by the disks' targets. Taps are named `tap_prefix`0, 1... UEFI variables and what the guest
+    prints are files in `folder`, its first serial port SERIAL_FILE.
     """
-    root = ET.fromstring(standby_xml(live, overlays, {}, None))
+    root = ET.fromstring(standby_xml(live, overlays, {}, None, folder / NVRAM_FILE))
     _host_side(root)
     _displays(root)
     _require_unheard(root)

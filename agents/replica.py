@@ -32,6 +32,7 @@ from remusdb_agents.catch_up import now_ns
 from remusdb_agents.context import Context
 from remusdb_agents.greeting import refusal
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
+from remusdb_agents.kept import Kept
 from remusdb_agents.machine import Machine, remove_leftover
 from remusdb_agents.proving import Proving
 from remusdb_agents.rehearsal import Progress, Wanted
@@ -221,7 +222,8 @@ class Replica:
             self.session_term = term
             self._owed = None
         self.tell("protect", "empty", f"host {hello.primary} protects it to here")
-        kept = {target: Path(path) for target, path in self.state.kept.items()}
+        formats = self.state.kept_formats
+        kept = {target: Kept(Path(path), formats.get(target, "")) for target, path in self.state.kept.items()}
         machine = Machine(self.context, hello, self._moved, lambda exc: self._broken(exc, term), kept)
         with self.lock:
             self.machine = machine
@@ -365,7 +367,7 @@ class Replica:
                 self.core.renounce()
                 machine, self.machine = self.machine, None
                 with contextlib.suppress(RemusError):  # a restarted agent has no replica anyway
-                    self.save("none", reason, **({"kept": {}} if forget else {}))
+                    self.save("none", reason, **({"kept": {}, "kept_formats": {}} if forget else {}))
                 if stream is not None:
                     with contextlib.suppress(PeerUnreachable):
                         stream.send(FrameType.RENOUNCE, self.core.term, 0, pack(Notice(reason)))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import libvirt
 import numpy as np
+from numpy.typing import NDArray
 
 from remusdb.core.messages import RamBlock
 from remusdb.core.pages import PagesDecoded, resolve
@@ -37,6 +38,7 @@ VMDESCRIPTION = b"\x06" + struct.pack(">I", 2) + b"{}"  # QEMU waits for one aft
 SMALL_BLOCK_BYTES = 64 << 20  # blocks up to this size are blanked: the copy counts on a replica of zeros
 STEP_PAGES = 4096
 LOAD_S = 20.0
+Follow = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
 DESTROY_S = 5.0
 POLL_S = 0.002
 END_S = 0.25  # a QEMU that refuses a state says so and exits
@@ -73,6 +75,7 @@ class StandbyVm:
         self._blocks: list[Block] = []
         self._caught_up = CaughtUp(b"")
         self._timers = Timers(self.domain.pid)
+        self._followed: dict[str, Follow] = {}
 
     def match(self, wanted: Sequence[RamBlock]) -> None:
         """Put the blocks into the primary's order; CannotProtect when the machines differ. Blanks the small ones."""
@@ -101,6 +104,13 @@ class StandbyVm:
         for low in range(0, len(pages.zero), STEP_PAGES):
             part = pages.zero[low : low + STEP_PAGES]
             self._memory.write(block.address, part, np.zeros((len(part), PAGE_BYTES), dtype=np.uint8))
+        if (told := self._followed.get(block.name)) is not None:
+            changed = np.sort(np.concatenate((pages.numbers, pages.zero)))
+            told(changed, self._memory.read(block.address, changed))
+
+    def follow(self, block: str, told: Follow) -> None:
+        """Tell every change of a small RAM block from now on: the pages' numbers, and what is in them now."""
+        self._followed[block] = told
 
     def copy_memory(self, other: StandbyVm, told: Callable[[int], None]) -> None:
         """Take over the memory of a standby that stands still. Both were matched with the same blocks.

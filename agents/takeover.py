@@ -135,7 +135,7 @@ class Takeover:
         with replica.lock:
             replica.machine = None
             with contextlib.suppress(RemusError):  # "promoting" on the disk means the same
-                replica.save("promoted", f"{why}; {how}", resumed_at_ns=resumed)
+                replica.save("promoted", f"{why}; {how}", resumed_at_ns=resumed, autostart=False)
         replica.context.admission.release(replica.vm)
         replica.tell("promoted", "promoting", f"{why}; {how}", epoch=epoch, by=by)
         return {"term": term, "epoch": epoch, "resume_ms": (resumed - decided) / 1e6, "how": how}

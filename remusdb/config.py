@@ -133,6 +133,9 @@ class Network(Struct, frozen=True, kw_only=True):
     bridges: dict[str, Text] = {}
 
 
+Devices = dict[str, Path]  # a disk's target (vda) -> a block device of this host
+
+
 class AgentConfig(Struct, frozen=True, kw_only=True):
     """agent.toml."""
 
@@ -141,6 +144,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     failover: Failover = field(default_factory=Failover)
     limits: Limits = field(default_factory=Limits)
     network: Network = field(default_factory=Network)
+    disks: dict[str, Devices] = {}  # `[disks.VM]`: a disk that is not named is a file in image_dir
     arbiter: Arbiter | None = None
 
 
@@ -186,6 +190,7 @@ def load_agent(path: Path | str) -> AgentConfig:
         failover=failover,
         limits=decode(path, subtable(path, doc, "limits"), Limits, "limits"),
         network=decode(path, subtable(path, doc, "network"), Network, "network"),
+        disks=_each(path, doc, "disks", lambda table, at: _devices(path, table, at)),
         arbiter=_arbiter(path, doc),
     )
 
@@ -226,6 +231,13 @@ def _protection(file: Path, table: dict[str, Any], path: str) -> Protection:
             f"{path}.vm_call_timeout_ms = {found.vm_call_timeout_ms}"
         )
     return found
+
+
+def _devices(file: Path, table: dict[str, Any], path: str) -> Devices:
+    for target, device in table.items():
+        if not isinstance(device, str) or not device.startswith("/"):
+            raise ConfigError(f"{file}: {path}.{target}: {device!r} is no path of a block device (/dev/vg0/db1)")
+    return {target: Path(device) for target, device in table.items()}
 
 
 def _arbiter(file: Path, doc: dict[str, Any]) -> Arbiter | None:

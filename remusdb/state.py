@@ -12,17 +12,20 @@ when `update` returns.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote
 
 import msgspec
 
 from remusdb import durable
 from remusdb.errors import Fenced, RemusError
+from remusdb.names import file_stem, name_of
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 
@@ -46,6 +49,7 @@ class VmState(msgspec.Struct, frozen=True, kw_only=True):
     autostart: bool = False  # libvirt's autostart, as it was found
     gates: list[dict[str, str]] = []  # wiring that a dead worker may have left: kind, tap, mac
     kept: dict[str, str] = {}  # disks of a fenced VM that were kept aside: target -> path
+    kept_formats: dict[str, str] = {}  # of these: target -> raw, qcow2
     put_away: bool = False  # a fenced VM was destroyed here, and cannot be started again by accident
     decided_at_ns: int | None = None
     resumed_at_ns: int | None = None
@@ -89,8 +93,8 @@ class StateStore:
             raise RemusError(f"{self._path(vm)}: cannot be written: {exc.strerror}") from exc
 
     def names(self) -> list[str]:
-        """The VMs of which something is known, by file name alone: their files may still be unreadable."""
-        return sorted(unquote(path.stem) for path in self._folder.glob("*.json"))
+        """The VMs of which something is known, by file name where that tells: their files may still be unreadable."""
+        return sorted(filter(None, map(_name_in, self._folder.glob("*.json"))))
 
     def changed(self, vm: str) -> int:
         """A number that differs after each `update`, by whichever process; 0 for no file."""
@@ -100,7 +104,7 @@ class StateStore:
             return 0
 
     def _path(self, vm: str) -> Path:
-        return self._folder / f"{quote(vm, safe=' ')}.json"  # a VM's name may hold anything but a slash
+        return self._folder / f"{file_stem(vm)}.json"
 
     def _write(self, state: VmState) -> None:
         path = self._path(state.vm)
@@ -116,3 +120,15 @@ class StateStore:
             yield
         finally:
             os.close(fd)
+
+
+def _name_in(path: Path) -> str:
+    """The VM whose file this is; empty where the name was too long to be the file's, and the file cannot be read."""
+    name = name_of(path.name.removesuffix(".json"))
+    if name is not None:
+        return name
+    try:
+        return str(msgspec.json.decode(path.read_bytes())["vm"])
+    except (OSError, KeyError, TypeError, ValueError) as exc:
+        log.error("%s: cannot be read, and its name does not tell whose it is: %s", path, exc)
+        return ""

@@ -31,6 +31,7 @@ with any value, `any` stands for all attributes, `any inside` for all that the e
   QEMU. **Drives** for CDs and floppies: empty.
 - **Interfaces**: on a Linux bridge, by name or by a libvirt network that has one; without `<filterref>` and
   `<bandwidth>`, which the gate would pass by.
+- **Firmware**: any that is read only; UEFI variables in a flash of their own (`<nvram>`), in a file.
 - **Machine**: x86-64, a real type (`pc-q35-10.0`, `pc-q35-noble`), not an alias of one (`q35`).
 - **Memory**: anonymous, memfd or in a file, private or shared; in huge pages of up to 2 MiB.
 - **`qemu:commandline`**: {options}, each with a value

@@ -30,7 +30,8 @@ class Hello(msgspec.Struct, frozen=True):
     """HELLO, primary to agent: what is to be protected. `term` is the newest the primary knows.
 
     `arbiter`: the id of the arbiter's cluster, empty without one; both sides must use the same. `told`, to resume while
-    disks are compared: for each disk, how many blocks' hashes are here.
+    disks are compared: for each disk, how many blocks' hashes are here. `autostart`: libvirt's, as it is when the VM is
+    not protected.
     """
 
     version: str
@@ -48,6 +49,7 @@ class Hello(msgspec.Struct, frozen=True):
     qemu_version: str
     arbiter: str = ""
     told: list[int] = []
+    autostart: bool = False
 
 
 class Welcome(msgspec.Struct, frozen=True):

@@ -174,7 +174,7 @@ def _is_synced(job: Mapping[str, Any] | None) -> bool:
 
 @dataclass(frozen=True)
 class DiskSpec:
-    """One disk of a running domain. `path` is empty where it is not a local file or device, or no medium is in."""
+    """One disk of a running domain. `path` is empty where no local file or device is named, or no medium is in."""
 
     target: str
     path: str
@@ -182,6 +182,11 @@ class DiskSpec:
     capacity_bytes: int
     readonly: bool
     device: str = "disk"
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the guest can write it: not a CD, and not a floppy drive, which is empty in a protected VM."""
+        return self.device == "disk" and not self.readonly
 
 
 def disks_of(domain: libvirt.virDomain) -> list[DiskSpec]:

@@ -20,6 +20,7 @@ import libvirt
 
 from remusdb.errors import RemusError, VmError
 from remusdb.host.kept import Papers, remove_older, set_aside
+from remusdb.names import file_stem
 from remusdb.net.factory import make_gate
 from remusdb.net.links import Links
 from remusdb.state import VmState
@@ -48,9 +49,10 @@ UNDEFINE = (
 
 @dataclass(frozen=True)
 class PutAway:
-    """What is left of the VM here. `disks` (target to path) is what VmState.kept should hold."""
+    """What is left of the VM here. `disks` (target to path) and `formats` are what VmState should hold of it."""
 
     disks: dict[str, str]
+    formats: dict[str, str]
     definition: Path | None
     note: str
 
@@ -72,18 +74,18 @@ def put_away(libvirt_uri: str, state: VmState, policy: Policy, image_dir: Path, 
     _end(libvirt_uri, state.vm, papers)
     _remove_gates(state.gates)
     definition = papers.definition if papers.definition.exists() else None
-    folder = image_dir / state.vm
+    folder = image_dir / file_stem(state.vm)
     if definition is None:  # put away long ago, or never defined here
         disks = {target: path for target, path in state.kept.items() if Path(path).exists()}
-        return PutAway(disks, None, _note(state, None, disks, [], policy))
+        return PutAway(disks, state.kept_formats, None, _note(state, None, disks, [], policy))
     disks = papers.disks()
     if policy == "discard":
         disks = {target: path for target, path in disks.items() if Path(path).parent.resolve() != folder.resolve()}
-        return PutAway({}, definition, _note(state, definition, disks, [], policy))
+        return PutAway({}, {}, definition, _note(state, definition, disks, [], policy))
     now = {target: set_aside(path, folder, state.term) for target, path in disks.items()}
     papers.rename_disks({old: now[target] for target, old in disks.items()})
     removed = remove_older(folder, state.term)
-    return PutAway(now, definition, _note(state, definition, now, removed, policy))
+    return PutAway(now, papers.formats(), definition, _note(state, definition, now, removed, policy))
 
 
 def _end(libvirt_uri: str, vm: str, papers: Papers) -> None:

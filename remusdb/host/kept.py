@@ -7,6 +7,7 @@ after a crash still knows the VM as it was before anything was done to it.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -16,10 +17,14 @@ import libvirt
 
 from remusdb import durable
 from remusdb.errors import DiskError, RemusError
+from remusdb.names import file_stem
 from remusdb.vm.prepare import QEMU_NS
+from remusdb.vm.process import RUN_FOLDER
+
+log = logging.getLogger(__name__)
 
 KEPT = "kept-term"
-RUN_FOLDER = Path("/run/libvirt/qemu")  # NAME.xml: what libvirt knows of a VM that runs
+VARIABLES = "nvram"  # how a UEFI guest's variables are called among the disks
 CONFIG_FOLDER = Path("/etc/libvirt/qemu")  # NAME.xml: its definition
 
 ET.register_namespace("qemu", QEMU_NS)
@@ -31,7 +36,7 @@ class Papers:
     def __init__(self, state_dir: Path, vm: str, term: int) -> None:
         self._folder = state_dir / "kept"
         self._vm = vm
-        stem = f"{quote(vm, safe=' ')}-term{term}"
+        stem = f"{file_stem(vm)}-term{term}"
         self.definition = self._folder / f"{stem}.xml"  # what `virsh define` takes
         self.live = self._folder / f"{stem}.live.xml"  # as it ran: it may have had other disks
         self._stem = stem
@@ -39,7 +44,7 @@ class Papers:
     def save(self, handle: libvirt.virDomain) -> None:
         """Ask libvirt. Blocks as libvirt does: call under a deadline."""
         if handle.isActive():
-            self._put(self.live, handle.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
+            self._put(self.live, _with_volumes(handle, handle.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)))
         for snapshot in handle.listAllSnapshots():  # the definition goes with them, or not at all
             name = quote(snapshot.getName(), safe="")
             self._put(self._folder / f"{self._stem}.snapshot-{name}.xml", snapshot.getXMLDesc())
@@ -59,29 +64,42 @@ class Papers:
 
     def disks(self) -> dict[str, str]:
         """Target to file or device of each disk that the VM could write; as it ran goes before as it was defined."""
-        found: dict[str, str] = {}
+        return {target: where for target, (where, _) in self._disks().items()}
+
+    def formats(self) -> dict[str, str]:
+        """Target to format of each of `disks`, by the definition: a disk's content is the guest's, and may lie."""
+        return {target: kind for target, (_, kind) in self._disks().items()}
+
+    def _disks(self) -> dict[str, tuple[str, str]]:
+        found: dict[str, tuple[str, str]] = {}
         for path in (self.live, self.definition):
             tree = _read(path)
             for disk in tree.iterfind("./devices/disk") if tree is not None else ():
-                target, source = disk.find("target"), disk.find("source")
+                target, source, driver = disk.find("target"), disk.find("source"), disk.find("driver")
                 if target is None or source is None or disk.get("device", "disk") != "disk":
                     continue
                 where = source.get("file") or source.get("dev")
                 if where and disk.find("readonly") is None:
-                    found.setdefault(target.get("dev", ""), where)
+                    kind = driver.get("type", "raw") if driver is not None else "raw"
+                    found.setdefault(target.get("dev", ""), (where, kind))
+            if tree is not None and (variables := _variables(tree)):
+                found.setdefault(VARIABLES, (variables, ""))  # no disk: a copy of the VM takes them from its memory
         return found
 
     def rename_disks(self, moved: dict[str, str]) -> None:
         """Have the definition name the disks (old path to new path) where they are now."""
         tree = _read(self.definition)
-        sources = tree.iterfind("./devices/disk/source") if tree is not None else ()
-        changed = False
-        for source in sources:
+        if tree is None:
+            return
+        before = ET.tostring(tree)
+        for source in (*tree.iterfind("./devices/disk/source"), *tree.iterfind("./os/nvram/source")):
             if source.get("file", "") in moved:
                 source.set("file", moved[source.get("file", "")])
-                changed = True
-        if tree is not None and changed:
-            durable.write_file(self.definition, ET.tostring(tree))
+        nvram = tree.find("./os/nvram")
+        if nvram is not None and (nvram.text or "").strip() in moved:
+            nvram.text = moved[(nvram.text or "").strip()]
+        if (after := ET.tostring(tree)) != before:
+            durable.write_file(self.definition, after)
 
     def _put(self, path: Path, xml: str) -> None:
         if path.exists():
@@ -92,6 +110,24 @@ class Papers:
             durable.sync_folder(self._folder.parent)
         except OSError as exc:
             raise RemusError(f"{path}: cannot be written: {exc.strerror}") from exc
+
+
+def _with_volumes(handle: libvirt.virDomain, xml: str) -> str:
+    """The XML with the path of each disk that it names by pool and volume."""
+    root = ET.fromstring(xml)
+    for source in root.iterfind("./devices/disk[@type='volume']/source"):
+        try:
+            pool = handle.connect().storagePoolLookupByName(source.get("pool", ""))
+            source.set("file", pool.storageVolLookupByName(source.get("volume", "")).path())
+        except libvirt.libvirtError as exc:
+            log.warning("where volume %s is cannot be told: %s", source.get("volume"), exc)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _variables(tree: ET.Element) -> str:
+    """The file of a UEFI guest's variables, in one of libvirt's two ways to name it; empty where there is none."""
+    source = tree.find("./os/nvram/source")
+    return (tree.findtext("./os/nvram") or "").strip() or (source.get("file", "") if source is not None else "")
 
 
 def _read(path: Path) -> ET.Element | None:

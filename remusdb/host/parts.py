@@ -17,6 +17,7 @@ from remusdb.host.encoder import Encoder
 from remusdb.host.order import Order
 from remusdb.host.tapwatch import open_taps
 from remusdb.net.factory import GateGroup, make_gate, plug_works
+from remusdb.vm.autostart import has_autostart
 from remusdb.vm.capture import Capture
 from remusdb.vm.clock import GuestClock
 from remusdb.vm.deadline import Deadline
@@ -47,7 +48,8 @@ class Parts:
             self.link.on_renewed(self.domain.reconnect)
             self.qemu_version = str(self.deadline.call("QEMU's version", self.link.connection.getVersion))
             self.disks: list[DiskSpec] = self.deadline.call("disks", disks_of, self.domain.handle)
-            self.replicas = [self._replica(disk) for disk in self.disks if not disk.readonly]
+            self.replicas = [self._replica(disk) for disk in self.disks if disk.mirrored]
+            self.autostart: bool = self.deadline.call("autostart", has_autostart, self.domain.handle)
             self.blocks = self.domain.blocks()
             self.clock = GuestClock(self.domain.pid, self.blocks, kvm=self.domain.accel == "kvm")
             nics = self.domain.nics
@@ -84,7 +86,7 @@ class Parts:
         self.encoder = Encoder(self.blocks, self.order.protection.encoding)
         self.logs: list[WriteLog] = []
         self.mirrors: list[Mirror] = []
-        for index, disk in enumerate(d for d in self.disks if not d.readonly):
+        for index, disk in enumerate(d for d in self.disks if d.mirrored):
             writes = WriteLog(folder, index, disk.capacity_bytes, uid=owner.st_uid, gid=owner.st_gid)
             mirror = Mirror(self.domain.handle, disk.target, writes.nbd_socket, "")
             self.logs.append(writes)

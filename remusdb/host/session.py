@@ -281,6 +281,7 @@ class Session:
             qemu_version=parts.qemu_version,
             arbiter=self.arbiter.cluster() if self.arbiter and not resume else "",
             told=self._bases.told if resume and self._bases is not None else [],
+            autostart=self.state.autostart or parts.autostart,
         )
 
     def gate_figures(self) -> GateFigures:

@@ -92,7 +92,14 @@ class Tender:
         done = put_away(host.libvirt_uri, state, policy, host.image_dir, host.state_dir)
         reason = f"{state.reason.split(';')[0]}; {done.note}"
         self._keeper.store.update(
-            record.vm, put_away=True, armed=False, gates=[], kept=done.disks, autostart=False, reason=reason
+            record.vm,
+            put_away=True,
+            armed=False,
+            gates=[],
+            kept=done.disks,
+            kept_formats=done.formats,
+            autostart=False,
+            reason=reason,
         )
         record.settle("fenced", reason)
         self._keeper.tell(record, "kept", "fenced", reason)

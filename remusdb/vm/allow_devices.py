@@ -26,6 +26,8 @@ devices/disk/driver/iothreads   rebuilt  **
 devices/disk/driver/statistics  rebuilt  **
 devices/disk/driver/metadata_cache rebuilt **
 devices/disk/source             mirrored file dev pool volume index startupPolicy mode=host !
+devices/disk/source/slices      mirrored
+devices/disk/source/slices/slice mirrored type=storage offset size
 devices/disk/source/privateData rebuilt  **
 devices/disk/privateData        rebuilt  **
 devices/disk/backingStore       mirrored **

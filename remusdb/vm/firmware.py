@@ -10,14 +10,16 @@ from remusdb.vm.allow_problem import Problem, Vm
 
 
 def firmware(element: ET.Element, _vm: Vm) -> Iterator[Problem]:
-    """What is wrong with `<os>`'s firmware: nothing for a BIOS, which keeps no variables."""
+    """What is wrong with `<os>`'s firmware. Variables in a flash chip of their own are captured with the memory."""
     loader = element.find("loader")
-    efi = element.get("firmware") == "efi" or element.find("nvram") is not None
-    if efi or (loader is not None and loader.get("type") == "pflash"):
-        hint = "the firmware's variables are a file that is not replicated yet; only BIOS guests can be protected"
-        yield Problem("firmware", "UEFI", hint)
+    if loader is not None and loader.get("type") == "pflash" and loader.get("readonly", "no") != "yes":
+        yield Problem(
+            "firmware",
+            "the guest's variables are in its firmware, one file that is not replicated",
+            "give it variables of its own: <loader readonly='yes' type='pflash'> and <nvram>, from its next start",
+        )
 
 
 def told(tree: ET.Element) -> str:
     """What `check` says of a firmware that is fine."""
-    return "UEFI" if tree.find("./os[@firmware='efi']") is not None or tree.find("./os/nvram") is not None else "BIOS"
+    return "UEFI, with its variables" if tree.find("./os/nvram") is not None else "a firmware that keeps no variables"

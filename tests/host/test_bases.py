@@ -20,7 +20,7 @@ from remusdb.core.writes import RECORD, Kind
 from remusdb.errors import DiskError, PeerUnreachable
 from remusdb_agents.bases import FRAME_BLOCKS, Bases
 from remusdb_agents.images import ReplicaImages
-from remusdb_agents.kept import fill, usable_format
+from remusdb_agents.kept import Kept, fill, fits
 
 SIZE = 40 << 20
 PLENTY = 1 << 40
@@ -69,7 +69,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "vm"
 
 
-def told(images: ReplicaImages, kept: dict[int, Path], wire: Any) -> Bases:
+def told(images: ReplicaImages, kept: dict[int, Kept], wire: Any) -> Bases:
     """Everything was told, and nothing went wrong."""
     broken: list[Exception] = []
     bases = Bases(images, kept, broken.append)
@@ -107,7 +107,7 @@ def test_a_kept_disk_is_copied_and_left_alone(folder: Path, tmp_path: Path, kind
     before = kept.read_bytes()
     images = ReplicaImages(folder, [SIZE], ["vda"])
     wire = Wire()
-    bases = told(images, {0: kept}, wire)
+    bases = told(images, {0: Kept(kept, "raw" if kind == "raw" else "qcow2")}, wire)
     assert images.paths[0].read_bytes() == data and kept.read_bytes() == before
     assert wire.table(0) == hash_table(data, bases.seed)
     assert images.paths[0].stat().st_blocks * 512 < 1 << 20, "holes were filled"
@@ -118,7 +118,7 @@ def test_a_kept_disk_is_copied_and_left_alone(folder: Path, tmp_path: Path, kind
 def test_an_image_that_is_there_goes_before_a_kept_disk(folder: Path, tmp_path: Path) -> None:
     data = written(folder / "vda.raw")
     written(tmp_path / "aside")
-    told(ReplicaImages(folder, [SIZE], ["vda"]), {0: tmp_path / "aside"}, Wire())
+    told(ReplicaImages(folder, [SIZE], ["vda"]), {0: Kept(tmp_path / "aside", "raw")}, Wire())
     assert (folder / "vda.raw").read_bytes() == data
 
 
@@ -127,8 +127,8 @@ def test_what_does_not_stand_on_its_own_is_no_base(tmp_path: Path) -> None:
     raw = tmp_path / "disk.raw"
     written(raw)
     qcow2 = as_qcow2(raw)
-    assert usable_format(raw, SIZE) == "raw" and usable_format(qcow2, SIZE) == "qcow2"
-    assert usable_format(raw, SIZE + 512) == usable_format(qcow2, SIZE + 512) == ""
+    assert fits(Kept(raw, "raw"), SIZE) and fits(Kept(qcow2, "qcow2"), SIZE)
+    assert not fits(Kept(raw, "raw"), SIZE + 512) and not fits(Kept(qcow2, "qcow2"), SIZE + 512)
     over = tmp_path / "over.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", over], check=True)
     apart = tmp_path / "apart.qcow2"
@@ -137,7 +137,21 @@ def test_what_does_not_stand_on_its_own_is_no_base(tmp_path: Path) -> None:
     vmdk = tmp_path / "disk.vmdk"
     subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", vmdk, str(SIZE)], check=True)
     for path in (over, apart, vmdk, tmp_path, tmp_path / "nothing", Path("/dev/zero")):
-        assert usable_format(path, SIZE) == "", path
+        for kind in ("raw", "qcow2", "vmdk", ""):
+            assert not fits(Kept(path, kind), SIZE), (path, kind)
+
+
+def test_a_raw_disk_is_not_what_its_guest_wrote_into_it(folder: Path, tmp_path: Path) -> None:
+    """A guest may write the header of a qcow2 that names any file: its disk is raw, as its definition says."""
+    aside = tmp_path / "aside"
+    aside.write_bytes(bytes(SIZE))
+    inner = tmp_path / "inner.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", inner, str(SIZE)], check=True)
+    with aside.open("r+b") as file:
+        file.write(inner.read_bytes())
+    images = ReplicaImages(folder, [SIZE], ["vda"])
+    told(images, {0: Kept(aside, "raw")}, Wire())
+    assert images.paths[0].read_bytes() == aside.read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
@@ -147,7 +161,7 @@ def test_a_copy_without_room_starts_empty(folder: Path, tmp_path: Path, kind: st
     if kind == "qcow2":
         kept = as_qcow2(kept)
     images = ReplicaImages(folder, [SIZE], ["vda"])
-    fill(images.paths[0], SIZE, kept, kind, 4096, threading.Event())
+    fill(images.paths[0], SIZE, Kept(kept, kind), 4096, threading.Event())
     assert images.paths[0].read_bytes() == bytes(SIZE) and images.paths[0].stat().st_blocks == 0
 
 
@@ -156,7 +170,7 @@ def test_a_damaged_disk_starts_empty(folder: Path, tmp_path: Path) -> None:
     kept = as_qcow2(tmp_path / "aside")
     os.truncate(kept, kept.stat().st_size // 2)
     images = ReplicaImages(folder, [SIZE], ["vda"])
-    fill(images.paths[0], SIZE, kept, "qcow2", PLENTY, threading.Event())
+    fill(images.paths[0], SIZE, Kept(kept, "qcow2"), PLENTY, threading.Event())
     assert images.paths[0].read_bytes() == bytes(SIZE)
     images.keep()
     assert not folder.exists(), "an empty image is kept"
@@ -165,7 +179,7 @@ def test_a_damaged_disk_starts_empty(folder: Path, tmp_path: Path) -> None:
 def test_an_image_that_cannot_be_read_ends_the_session_and_is_no_base(folder: Path) -> None:
     written(folder / "vda.raw")
     images = ReplicaImages(folder, [SIZE], ["vda"])
-    images.paths[0].unlink()  # stands for a read error
+    os.dup2(os.open(folder, os.O_RDONLY), images._files[0])  # stands for a read error
     broken: list[Exception] = []
     bases = Bases(images, {}, broken.append)
     wire: Any = Wire()

@@ -136,3 +136,16 @@ def test_a_heartbeat_too_slow_for_the_agent_is_refused() -> None:
     check_silence(100, 300)
     with pytest.raises(ConfigError, match="silence_ms = 299"):
         check_silence(100, 299)
+
+
+def test_block_devices_of_the_backup(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('[agent]\nname = "beta"\n[disks.db1]\nvda = "/dev/vg0/db1"\n[disks."a & b"]\nvdb = "/dev/sdx"\n')
+    assert load_agent(file).disks == {"db1": {"vda": Path("/dev/vg0/db1")}, "a & b": {"vdb": Path("/dev/sdx")}}
+    for device in ('"vg0/db1"', "7", '["/dev/sdx"]'):
+        file.write_text(f'[agent]\nname = "beta"\n[disks.db1]\nvda = {device}\n')
+        with pytest.raises(ConfigError, match=r"agent\.toml: disks\.db1\.vda: .*block device"):
+            load_agent(file)
+    file.write_text('[agent]\nname = "beta"\n[disks]\nvda = "/dev/vg0/db1"\n')
+    with pytest.raises(ConfigError, match=r"disks\.vda"):
+        load_agent(file)

@@ -11,7 +11,7 @@ from remusdb.errors import DiskError
 from remusdb.host.fence import put_away
 from remusdb.host.kept import Papers, remove_older, set_aside
 from remusdb.state import VmState
-from remusdb.vm.killing import is_qemu_of
+from remusdb.vm.process import is_qemu_of
 
 
 @pytest.mark.parametrize("role", ["none", "seeding", "protected", "solo", "standby", "promoting", "promoted"])
@@ -94,3 +94,20 @@ def test_the_definition_follows_the_disks(tmp_path: Path) -> None:
         "<domain><devices><disk><source file='/hot.raw'/><target dev='vdb'/></disk></devices></domain>"
     )
     assert papers.disks() == {"vda": "/i/kept/vda.raw", "vdb": "/hot.raw"}, "as it ran goes first"
+    papers.live.write_text(
+        "<domain><devices><disk><driver type='qcow2'/><source file='/v'/><target dev='vda'/></disk></devices></domain>"
+    )
+    assert papers.formats() == {"vda": "qcow2", "vdb": "raw"}, "by the definition, whatever the content looks like"
+
+
+@pytest.mark.parametrize(
+    "nvram", ["<nvram template='/t'>/i/nvram.fd</nvram>", "<nvram><source file='/i/nvram.fd'/></nvram>"]
+)
+def test_variables_go_with_the_disks(tmp_path: Path, nvram: str) -> None:
+    papers = Papers(tmp_path, "pg", 7)
+    papers.definition.parent.mkdir()
+    papers.definition.write_text(f"<domain><os>{nvram}</os></domain>")
+    assert papers.disks() == {"nvram": "/i/nvram.fd"} and papers.formats() == {"nvram": ""}
+    papers.rename_disks({"/i/nvram.fd": "/i/kept/nvram.fd"})
+    assert papers.disks() == {"nvram": "/i/kept/nvram.fd"}
+    assert papers.definition.read_text().count("/i/") == 1

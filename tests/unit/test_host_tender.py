@@ -42,7 +42,7 @@ def test_what_another_host_owns_is_put_away(
 
     def put_away(_uri: str, state: VmState, policy: str, *_folders: Path) -> PutAway:
         done.append(f"{state.vm} {state.role} {policy}")
-        return PutAway({"vda": "/kept/vda.raw"}, None, "disks kept: vda")
+        return PutAway({"vda": "/kept/vda.raw"}, {"vda": "raw"}, None, "disks kept: vda")
 
     monkeypatch.setattr(tender_module, "put_away", put_away)
     daemon.libvirt.known["taken"] = True

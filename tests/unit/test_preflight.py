@@ -89,8 +89,12 @@ def with_device(device: str) -> str:
         (XML.replace("<backingStore/>", "<transient/>"), "disks", "transient"),
         (XML.replace("<backingStore/>", "<encryption/>"), "disks", "encrypted"),
         (XML.replace("<target dev='sda'", "<source file='/d.iso'/><target dev='sda'"), "media", "sda has a medium"),
-        (XML.replace("<os>", "<os firmware='efi'>"), "firmware", "UEFI"),
-        (XML.replace("</os>", "<loader type='pflash'>/x</loader></os>"), "firmware", "UEFI"),
+        (XML.replace("</os>", "<loader type='pflash'>/x</loader></os>"), "firmware", "variables are in its firmware"),
+        (
+            XML.replace("</os>", "<loader type='pflash' readonly='no'>/x</loader></os>"),
+            "firmware",
+            "variables are in its firmware",
+        ),
         (XML.replace("pc-q35-8.2", "q35"), "machine", "`q35` has no version"),
         (XML.replace("pc-q35-8.2", "microvm"), "machine", "no version"),
         (XML.replace("x86_64", "aarch64"), "machine", "aarch64"),
@@ -252,20 +256,23 @@ def test_nbdkit_without_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert facts_module._nbdkit_error() == "nbdkit has no Python plugin"
 
 
+UUID = "2c1f1d0e-6d8f-4c7a-9b63-0f5b6a1f9e11"
+
+
 def arguments(xml: str) -> list[str]:
     return [arg.get("value", "") for arg in ET.fromstring(xml).iter(f"{{{QEMU_NS}}}arg")]
 
 
 def test_prepare_adds_a_private_socket_once() -> None:
-    prepared, changes = prepare(XML, "db1")
+    prepared, changes = prepare(XML, UUID)
     assert arguments(prepared) == [
         "-chardev",
-        "socket,id=remusdb-qmp,path=/var/lib/libvirt/qemu/remusdb-db1.sock,server=on,wait=off",
+        f"socket,id=remusdb-qmp,path=/var/lib/libvirt/qemu/remusdb-{UUID}.sock,server=on,wait=off",
         "-mon",
         "chardev=remusdb-qmp,mode=control",
     ]
-    assert len(changes) == 1 and str(qmp_socket("db1")) in changes[0]
-    assert prepare(prepared, "db1") == (prepared, [])
+    assert len(changes) == 1 and str(qmp_socket(UUID)) in changes[0]
+    assert prepare(prepared, UUID) == (prepared, [])
     assert look(prepared)["monitor"].ok
 
 
@@ -273,8 +280,8 @@ def test_prepare_keeps_what_others_wrote_and_replaces_its_own() -> None:
     theirs = (
         f"<qemu:commandline xmlns:qemu='{QEMU_NS}'><qemu:arg value='-foo'/><qemu:arg value='bar'/></qemu:commandline>"
     )
-    first, _ = prepare(XML.replace("</domain>", f"{theirs}</domain>"), "db1", Path("/old,place"))
-    assert "path=/old,,place/remusdb-db1.sock" in first
-    second, changes = prepare(first, "db1")
+    first, _ = prepare(XML.replace("</domain>", f"{theirs}</domain>"), UUID, Path("/old,place"))
+    assert f"path=/old,,place/remusdb-{UUID}.sock" in first
+    second, changes = prepare(first, UUID)
     assert arguments(second)[:2] == ["-foo", "bar"] and len(arguments(second)) == 6 and changes
     assert "/old" not in second

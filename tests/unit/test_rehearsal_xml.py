@@ -157,7 +157,7 @@ def test_serial_and_its_console_share_a_file_and_the_agents_channel_stays() -> N
 
 
 def test_the_standbys_private_socket_is_not_taken_from_it() -> None:
-    prepared, _ = prepare(LIVE, "db1")
+    prepared, _ = prepare(LIVE, UUID)
     assert words(made(prepared)) == ["-incoming", "defer"]
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from remusdb.vm.prepare import CHARDEV, QEMU_NS, prepare, qmp_socket
-from remusdb_agents.standby_xml import standby_xml, survivor_xml
+from remusdb_agents.devices import Device
+from remusdb_agents.standby_xml import Images, standby_xml, survivor_xml
 
+UUID = "2c1f1d0e-6d8f-4c7a-9b63-0f5b6a1f9e11"
 IMAGES = {"vda": Path("/var/lib/remusdb/images/pg/vda.raw")}
 BACK = {"vda": Path("/var/lib/remusdb/images/pg-back/vda.raw")}
-MONITOR = qmp_socket("pg")
-PLAIN = """<domain type='kvm' id='7'><name>pg</name><seclabel type='none'/>
+MONITOR = qmp_socket(UUID)
+PLAIN = """<domain type='kvm' id='7'><name>pg</name><seclabel type='dynamic' model='dac' relabel='yes'>
+<label>+1:+1</label><imagelabel>+1:+1</imagelabel></seclabel>
 <os><type machine='pc-q35-10.0'>hvm</type></os>
 <devices>
 <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/images/pg.qcow2' index='2'/>
@@ -55,7 +58,7 @@ def test_a_plain_vm() -> None:
 
 
 def test_no_private_monitor_where_qemu_may_not_have_one() -> None:
-    prepared, _ = prepare(PLAIN, "pg")
+    prepared, _ = prepare(PLAIN, UUID)
     assert words(standby_xml(prepared, IMAGES, {}, None)) == ["-incoming", "defer"]
     assert words(survivor_xml(prepared, IMAGES, {}, False)) == []
 
@@ -76,9 +79,101 @@ def test_a_promoted_vm_goes_back(rounds: int) -> None:
 
 def test_what_the_operator_wrote_stays() -> None:
     """A prepared VM is still prepared after any number of takeovers, and has its one monitor where it was."""
-    prepared, _ = prepare(PLAIN, "pg")
+    prepared, _ = prepare(PLAIN, UUID)
     mine = words(prepared)
     live = promoted(promoted(prepared))
     assert words(standby_xml(live, BACK, {}, MONITOR)) == [*mine, "-incoming", "defer"]
     assert words(survivor_xml(live, BACK, {}, True)) == mine
-    assert prepare(survivor_xml(live, BACK, {}, True), "pg")[1] == []
+    assert prepare(survivor_xml(live, BACK, {}, True), UUID)[1] == []
+
+
+def both(body: str, devices: str = "", images: Images = IMAGES) -> list[ET.Element]:
+    """The standby and the definition of a VM with this in it."""
+    live = f"<domain type='kvm' id='7'><name>a&amp;b</name>{body}<devices>{devices}</devices></domain>"
+    return [ET.fromstring(xml) for xml in (standby_xml(live, images, {}, None), survivor_xml(live, images, {}, True))]
+
+
+def test_the_generation_id_is_the_same() -> None:
+    """The guest went on: to it, nothing was rolled back."""
+    for root in both("<genid>2c1f1d0e-6d8f-4c7a-9b63-0f5b6a1f9e11</genid>"):
+        assert root.findtext("genid") == "2c1f1d0e-6d8f-4c7a-9b63-0f5b6a1f9e11" and root.findtext("name") == "a&b"
+
+
+@pytest.mark.parametrize(
+    ("live", "kept"),
+    [
+        ("<seclabel type='none' model='dac'/>", "<seclabel type='none' model='dac' />"),
+        (
+            "<seclabel type='static' model='dac' relabel='no'><label>+1:+1</label></seclabel>",
+            "<seclabel type='static' model='dac' relabel='no'><label>+1:+1</label></seclabel>",
+        ),
+        (
+            "<seclabel type='dynamic' model='selinux'><baselabel>b</baselabel><label>l</label><imagelabel/></seclabel>",
+            "<seclabel type='dynamic' model='selinux'><baselabel>b</baselabel></seclabel>",
+        ),
+        (
+            "<seclabel type='dynamic' model='dac' relabel='no'><label>+1:+1</label></seclabel>",
+            "<seclabel type='dynamic' model='dac' relabel='no' />",
+        ),
+        ("<seclabel type='dynamic' model='dac' relabel='yes'><label>+1:+1</label></seclabel>", ""),
+    ],
+)
+def test_a_label_that_was_asked_for_stays(live: str, kept: str) -> None:
+    for root in both(live):
+        found = [ET.tostring(label, encoding="unicode") for label in root.findall("seclabel")]
+        assert "".join(found).replace('"', "'") == kept
+
+
+def test_what_only_qcow2_has_goes_with_it() -> None:
+    driver = (
+        "<driver name='qemu' type='qcow2' cache='none' discard_no_unref='on'><metadata_cache><max_size unit='bytes'>"
+    )
+    more = "1048576</max_size></metadata_cache><statistics/></driver><source file='/a' index='1'/><target dev='vda'/>"
+    for root in both("", f"<disk type='file' device='disk'>{driver}{more}</disk>"):
+        found = root.find("./devices/disk/driver")
+        assert found is not None and found.attrib == {"name": "qemu", "type": "raw", "cache": "none"}
+        assert [child.tag for child in found] == ["statistics"]
+
+
+def test_volumes_and_block_devices_become_files_or_the_devices_that_are_named() -> None:
+    source = "<source pool='default' volume='db.qcow2' index='1'><slices><slice offset='4' size='9'/></slices>"
+    disks = (
+        f"<disk type='volume' device='disk'><driver type='qcow2'/>{source}</source><target dev='vda'/></disk>"
+        "<disk type='block' device='disk'><driver type='raw'/><source dev='/dev/vg/a'/><target dev='vdb'/></disk>"
+        "<disk type='file' device='disk'><driver type='raw'/><source file='/b'/><target dev='vdc'/></disk>"
+    )
+    images = IMAGES | {"vdb": Device(Path("/dev/vg/b"), 4096, 4096), "vdc": Device(Path("/dev/vg/c"), 4096, 8192)}
+    slices = '<slices><slice type="storage" offset="0" size="4096"/></slices>'
+    sources = (
+        f'<source file="{IMAGES["vda"]}"/><target dev="vda"/>',
+        '<source dev="/dev/vg/b"/><target dev="vdb"/>',
+        f'<source dev="/dev/vg/c">{slices}</source><target dev="vdc"/>',
+    )
+    for root in both("", disks, images):
+        found = [ET.tostring(disk, encoding="unicode").replace(" />", "/>") for disk in root.iterfind("./devices/disk")]
+        for disk, kind, expected in zip(found, ("file", "block", "block"), sources, strict=True):
+            assert disk == f'<disk type="{kind}" device="disk"><driver type="raw"/>{expected}</disk>'
+
+
+def test_empty_drives_stay_empty() -> None:
+    """A CD that was ejected while the VM ran keeps its <source> in the live XML, without a medium."""
+    drives = (
+        "<disk type='file' device='cdrom'><source index='3'/><target dev='sda'/><readonly/></disk>"
+        "<disk type='file' device='floppy'><target dev='fda'/></disk>"
+    )
+    for root in both("", drives):
+        assert [disk.get("device") for disk in root.iterfind("./devices/disk")] == ["cdrom", "floppy"]
+        assert root.findall("./devices/disk/source") == []
+
+
+@pytest.mark.parametrize("form", ["", "<source file='/v'/>", "/var/lib/libvirt/qemu/nvram/a_VARS.qcow2"])
+def test_variables_are_in_the_file_of_this_host(form: str) -> None:
+    """Whatever held them: with the replica it is a raw file. The template stays, for a file that is lost one day."""
+    live = f"<domain id='7'><os firmware='efi'><nvram template='/t.fd' type='file' format='qcow2'>{form}</nvram></os>"
+    for xml in (
+        standby_xml(f"{live}</domain>", {}, {}, None, Path("/i/nvram.fd")),
+        survivor_xml(f"{live}</domain>", {}, {}, True, Path("/i/nvram.fd")),
+    ):
+        found = ET.fromstring(xml).find("./os/nvram")
+        assert found is not None and found.text == "/i/nvram.fd" and not len(found)
+        assert found.attrib == {"template": "/t.fd", "format": "raw"}
