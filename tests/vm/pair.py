@@ -45,9 +45,13 @@ class Pair:
         """A running bare-metal guest with a name of its own, under KVM where there is one. `kind`: `qemu` for TCG."""
         self._count += 1
         vm = domains.define_bare(self.a, mode, name=f"bare{self._count}", kind=kind, vcpus=vcpus)
+        self.start(vm)
+        return vm
+
+    def start(self, vm: domains.Vm) -> None:
+        """Start a bare-metal guest that was defined, and wait until it runs."""
         self.a.run(["virsh", "start", vm.name])
         eventually(lambda: len(vm.serial_text(self.a)) > 20, 20, f"{vm.name} prints nothing")
-        return vm
 
     def clear(self) -> None:
         """Remove every VM of both hosts and what is left of their sessions; start a daemon that is down."""

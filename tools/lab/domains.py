@@ -8,9 +8,13 @@ a checkpoint fits only the machine that it was taken from.
 from __future__ import annotations
 
 import os
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
 
+from remusdb.names import file_stem
 from tools.lab import accel, guest
 from tools.lab.host import Host
 from tools.lab.image import Image
@@ -61,7 +65,8 @@ def define_bare(
     vcpus: int = 1,
 ) -> Vm:
     """Defines the bare-metal guest, with an empty disk and a NIC that it never looks at. `kind`: `qemu` for TCG."""
-    vm = Vm(name, kind or accel.bare_metal(), f"{_IMAGES}/{name}.raw", f"/var/log/libvirt/{name}-serial.log")
+    stem = file_stem(name)  # libvirt loses a tab in a path
+    vm = Vm(name, kind or accel.bare_metal(), f"{_IMAGES}/{stem}.raw", f"/var/log/libvirt/{stem}-serial.log")
     disk = host.path(vm.disk)
     disk.parent.mkdir(parents=True, exist_ok=True)
     with disk.open("wb") as file:
@@ -84,6 +89,13 @@ def _bare_boot(kernel: Path) -> str:
     return f"<loader readonly='yes' type='rom'>{rom}</loader><kernel>{kernel}</kernel>"
 
 
+def change(host: Host, name: str, edit: Callable[[ET.Element], None]) -> None:
+    """Defines a VM anew, in effect from its next start: `edit` is given its <domain>."""
+    root = ET.fromstring(host.run(["virsh", "dumpxml", "--inactive", "--security-info", name]).stdout)
+    edit(root)
+    host.run(["virsh", "define", "/dev/stdin"], stdin=ET.tostring(root, encoding="unicode"))
+
+
 def _define(
     host: Host,
     vm: Vm,
@@ -97,7 +109,7 @@ def _define(
 ) -> None:
     xml = f"""\
 <domain type='{vm.accel}'>
-  <name>{vm.name}</name>
+  <name>{escape(vm.name)}</name>
   <memory unit='MiB'>{memory_mib}</memory>
   <vcpu>{vcpus}</vcpu>
   <os><type arch='x86_64' machine='{MACHINE}'>hvm</type>{boot}</os>
@@ -111,7 +123,7 @@ def _define(
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <disk type='file' device='disk'>
       <driver name='qemu' type='raw' cache='{cache or _cache_mode(host.path(vm.disk))}' discard='unmap'/>
-      <source file='{vm.disk}'/>
+      <source file={quoteattr(vm.disk)}/>
       {target}
     </disk>
     <interface type='bridge'>
@@ -119,7 +131,7 @@ def _define(
       <source bridge='br0'/>
       <model type='virtio'/>
     </interface>
-    <serial type='file'><source path='{vm.serial}'/></serial>
+    <serial type='file'><source path={quoteattr(vm.serial)}/></serial>
     <memballoon model='none'/>
   </devices>
 </domain>

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.lab import procs
+from tools.lab import loops, procs
 from tools.lab.paths import LABS, NETNS, REPO, STATE
 
 _STATE_FILE = "state.json"
@@ -45,6 +45,7 @@ def remove(lab_id: str) -> None:
             # The mount namespaces end with their last process; so do their mounts.
             subprocess.run(["ip", "netns", "del", netns.name], check=False, timeout=30)
     if state:
+        loops.release(Path(str(state["folder"])))
         shutil.rmtree(str(state["folder"]), ignore_errors=True)
     shutil.rmtree(STATE / lab_id, ignore_errors=True)
 
