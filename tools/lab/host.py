@@ -135,7 +135,6 @@ class Host(Node):
             shutil.copy(conf, etc)
         (etc / "qemu.conf").write_text(_QEMU_CONF)
         (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(uuid=uuid.uuid4()))
-        capabilities.lend(self.path(_CAPABILITIES))
 
     def enter(self, cwd: Path = REPO) -> list[str]:
         assert self._holder is not None, "create() first"
@@ -144,6 +143,7 @@ class Host(Node):
 
     def start_libvirt(self, timeout_s: float = 30.0) -> None:
         """Starts virtlogd and libvirtd as daemons, and returns when libvirtd answers."""
+        capabilities.lend(self.path(_CAPABILITIES))
         self.run(["virtlogd", "-d"], timeout_s=timeout_s)
         self.run(["libvirtd", "-d"], timeout_s=timeout_s)
         self.run(["virsh", "-c", "qemu:///system", "version"], timeout_s=timeout_s)

@@ -90,10 +90,10 @@ class Lab:
         for node in self._nodes.values():
             node.create()
 
-    def start_libvirt(self) -> None:
+    def start_libvirt(self, timeout_s: float = 30.0) -> None:
         """Starts libvirt on both hosts."""
         for name in ("a", "b"):
-            self.host(name).start_libvirt()
+            self.host(name).start_libvirt(timeout_s)
 
     def close(self) -> None:
         """Removes the lab. Safe to call twice; a second Ctrl-C does not stop it half way."""

@@ -36,8 +36,10 @@ Settings = Mapping[str, int | str | bool]
 class Product:
     """Host daemon and agent of both hosts, by (daemon, host). Their logs go to `logs`, which outlives the lab."""
 
-    def __init__(self, lab: Lab, logs: Path) -> None:
+    def __init__(self, lab: Lab, logs: Path, start_s: float = 20.0) -> None:
+        """`start_s`: how long a daemon may take to start."""
         self._lab = lab
+        self._start_s = start_s
         self._logs = logs
         self.daemons: dict[tuple[str, str], subprocess.Popen[str]] = {}
 
@@ -98,9 +100,9 @@ class Product:
         command = ["remusdb", daemon, "--config", f"/etc/remusdb/{daemon}.toml"]
         self.daemons[daemon, on] = host.popen(command, log=self._log(daemon, on))
 
-    def _await_socket(self, daemon: str, on: str, timeout_s: float = 20.0) -> None:
+    def _await_socket(self, daemon: str, on: str) -> None:
         socket = self._lab.host(on).path(f"/run/remusdb/{daemon}.sock")
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + self._start_s
         while not socket.exists():
             if not self.running(daemon, on) or time.monotonic() > deadline:
                 raise RuntimeError(
