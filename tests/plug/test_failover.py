@@ -27,7 +27,7 @@ PROTECTION = {
     "gate": "plug",
     "epoch_ms": 1000,
     "heartbeat_ms": 1000,
-    "connect_timeout_ms": 60_000,
+    "connect_timeout_ms": 20_000,
     "vm_call_timeout_ms": 60_000,
     "libvirt_patience_ms": 120_000,
 }
