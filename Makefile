@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
+# Two at a time: much of a test is waiting. Tests of one file share their hosts, so they stay together.
+BY_FILE := -n 2 --dist loadfile
 SEED ?= 1
 RUNS ?= 1
 KILL ?= host
@@ -36,11 +38,11 @@ matrix: setup
 	@$(PYTHON) -m tools.matrix --cells '$(CELLS)' $(if $(KEEP),--keep)
 
 test: check
-	$(PYTEST) tests/host
-	$(PYTEST) tests/vm
+	$(PYTEST) $(BY_FILE) tests/host
+	$(PYTEST) $(BY_FILE) tests/vm
 
 check: lint
-	$(PYTEST) tests/unit tests/model
+	$(PYTEST) -n 2 tests/unit tests/model
 
 lint: setup
 	$(PYTHON) -m ruff check .

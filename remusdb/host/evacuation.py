@@ -8,17 +8,18 @@ that cannot be moved keeps none of the others here.
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from remusdb.control import ProgressFn
-from remusdb.errors import RemusError
+from remusdb.errors import RemusError, VmError
 from remusdb.host.keeper import Keeper
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4  # each stands still for some tens of ms; more at a time would only make them wait for each other
-CONCERNED = ("protected", "held", "seeding", "solo", "failed")  # what runs here, or should
+CONCERNED = ("protected", "held", "seeding", "solo", "failed")  # states of a VM that may run here
 
 
 def evacuate(keeper: Keeper, progress: ProgressFn, *, host_stops: bool) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def evacuate(keeper: Keeper, progress: ProgressFn, *, host_stops: bool) -> dict[
 
     `host_stops`: a VM whose `on_host_shutdown` is "nothing" is left alone.
     """
-    wanted = [vm for vm, status in keeper.statuses().items() if status["state"] in CONCERNED]
+    running = _running(keeper)
+    wanted = [vm for vm, status in keeper.statuses().items() if status["state"] in CONCERNED and vm in running]
     exempt = [vm for vm in wanted if host_stops and keeper.config.for_vm(vm).on_host_shutdown == "nothing"]
     stayed: list[dict[str, Any]] = [
         {"vm": vm, "reason": 'on_host_shutdown = "nothing"', "exempt": True} for vm in exempt
@@ -41,6 +43,15 @@ def evacuate(keeper: Keeper, progress: ProgressFn, *, host_stops: bool) -> dict[
                 moved.append({"vm": vm, **found})
             progress({"step": "move VMs", "done": done, "total": len(going), "unit": "VMs"})
     return {"moved": moved, "stayed": stayed}
+
+
+def _running(keeper: Keeper) -> Container[str]:
+    """The VMs that run here; without libvirt's word, every VM with a worker or output that is held may."""
+    try:
+        return [vm for vm, runs in keeper.inspection.vms().items() if runs]
+    except VmError as exc:
+        log.warning("libvirt does not say which VMs run: %s", exc)
+        return [vm for vm, status in keeper.statuses().items() if status["state"] in ("protected", "held")]
 
 
 def _move(keeper: Keeper, vm: str) -> dict[str, Any] | RemusError:

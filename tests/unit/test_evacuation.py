@@ -14,7 +14,7 @@ from host_daemon_rig import Running
 from remusdb.cli.main import cli
 from remusdb.config import Host, HostConfig, Protection
 from remusdb.control import ControlServer, ProgressFn
-from remusdb.errors import NotProtected, RefusedForSafety, UsageError
+from remusdb.errors import NotProtected, RefusedForSafety, UsageError, VmError
 from remusdb.host import daemon as daemon_module
 from remusdb.host.evacuation import evacuate
 from remusdb.host.keeper import Keeper
@@ -24,13 +24,25 @@ from remusdb.host.shutdown import host_is_stopping, is_marked
 class FakeKeeper:
     """VMs by name: their state, and how their switchover goes."""
 
-    def __init__(self, states: dict[str, str], errors: dict[str, Exception], nothing: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, states: dict[str, str], errors: dict[str, Exception], nothing: tuple[str, ...] = (), off: str = ""
+    ) -> None:
         self._states, self._errors = states, errors
+        self._off: str | None = off
+        self.inspection = self
         vms = {vm: Protection(on_host_shutdown="nothing") for vm in nothing}
         self.config = HostConfig(host=Host(name="alpha"), vms=vms)
 
     def statuses(self) -> dict[str, dict[str, Any]]:
         return {vm: {"state": state} for vm, state in self._states.items()}
+
+    def lose_libvirt(self) -> None:
+        self._off = None
+
+    def vms(self) -> dict[str, bool]:
+        if self._off is None:
+            raise VmError("no socket")
+        return {vm: vm != self._off for vm in self._states}
 
     def switchover(self, vm: str, _progress: ProgressFn) -> dict[str, Any]:
         if vm in self._errors:
@@ -54,6 +66,15 @@ def test_one_that_cannot_be_moved_keeps_no_other_here() -> None:
         {"vm": "db1", "reason": "beta does not answer", "exempt": False},
         {"vm": "lone", "reason": "VM lone is not protected: there is nowhere to move it to", "exempt": False},
     ]
+
+
+def test_what_does_not_run_has_nothing_to_be_moved() -> None:
+    """And without libvirt's word, what is protected surely runs."""
+    keeper = FakeKeeper({"db1": "protected", "died": "failed"}, {}, off="died")
+    for _ in range(2):
+        found = run(keeper, host_stops=False)
+        assert [one["vm"] for one in found["moved"]] == ["db1"] and found["stayed"] == []
+        keeper.lose_libvirt()
 
 
 @pytest.mark.parametrize(("host_stops", "moved"), [(True, ["db2"]), (False, ["db1", "db2"])])
