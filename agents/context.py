@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remusdb.arbiter.arbiter import Arbiter
+from remusdb.arbiter.health import Health
 from remusdb.config import AgentConfig
 from remusdb.control.client import call
 from remusdb.core.ownership import Claim, Rule, Verdict
@@ -40,6 +41,11 @@ class Context:
     def claim(self, vm: str, rule: Rule) -> Claim:
         """Ask the arbiter; without one, whoever asks is right (the primary then never goes on alone)."""
         return self.arbiter.claim(vm, rule) if self.arbiter else Claim(Verdict.WON, None)
+
+    def arbiter_problem(self) -> str:
+        """Why the arbiter does not decide, in words, with what to do."""
+        health = self.arbiter.health() if self.arbiter else Health()
+        return f"{health.problem}: {health.hint}" if health.problem else "its answer was lost"
 
     def yield_vm(self, vm: str, owner: str, term: int) -> None:
         """Have the host daemon of this machine put its own VM away: `owner` has it, in the newer `term`."""

@@ -30,6 +30,7 @@ class WholeEpoch:
     frames: list[Frame]
     addresses: list[str]
     stopped_at_ns: int | None = None  # of its cut, by this host's clock (catch_up.now_ns)
+    stays: bool = False
 
 
 @dataclass
@@ -66,4 +67,4 @@ class Inbox:
         if any((part.epoch, part.term) != (frame.epoch, frame.term) for part in frames):
             raise BadFrame(f"epoch {frame.epoch} holds frames of another")
         stopped_at = None if commit.age_ns is None else arrived_ns - max(0, commit.age_ns)
-        return WholeEpoch(frame.term, frame.epoch, frames, commit.addresses, stopped_at)
+        return WholeEpoch(frame.term, frame.epoch, frames, commit.addresses, stopped_at, commit.stays)

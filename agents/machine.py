@@ -123,18 +123,22 @@ class Machine:
         """Until every committed epoch is in the replica, or applying failed. False: time is up."""
         return self.applier.wait_empty(timeout_s)
 
-    def resume(self) -> None:
-        """Load the last epoch's device state and let the VM run: from here on this is the VM. VmError: it does not."""
+    def resume(self, stays: bool) -> None:
+        """Load the last epoch's device state and let the VM run: from here on this is the VM. VmError: it does not.
+
+        With `stays` it is left paused, for whoever suspended it to resume.
+        """
         self.applier.close()
         self._undo.pop_all()
         self._images.close()  # the VM's from here on; a device that is held would be refused to the next session
         if self._nvram is not None:
             self._nvram.close()
         self._standby.load(self.applier.devices, self.applier.catch_up)
-        self._standby.resume()
+        if not stays:
+            self._standby.resume()
         self._definition.keep()
 
-    def cold_start(self) -> None:
+    def cold_start(self, stays: bool) -> None:
         """Where `resume` failed: start the VM from the replica's disks, as after a power cut. VmError: no luck.
 
         All that the database had on its disks at the committed epoch is there; connections and memory are not.
@@ -145,7 +149,7 @@ class Machine:
         while True:
             try:
                 connection = connect(self._uri, deadline)
-                deadline.call(f"start {self._vm}", self._start_cold, connection)
+                deadline.call(f"start {self._vm}", self._start_cold, connection, stays)
                 self._domain = Domain(connection, self._vm, deadline)
                 return
             except LibvirtAway as exc:
@@ -154,14 +158,14 @@ class Machine:
                 log.warning("%s waits for libvirtd to be started: %s", self._vm, exc)
                 time.sleep(1)
 
-    def _start_cold(self, connection: libvirt.virConnect) -> None:
+    def _start_cold(self, connection: libvirt.virConnect, stays: bool) -> None:
         handle = self._definition.define(connection)
         if handle.isActive() and handle.ID() != self._standby_id:
             return  # an earlier try, whose answer was lost
         end = time.monotonic() + GONE_S
         while handle.isActive() and time.monotonic() < end:
             time.sleep(0.05)
-        handle.create()
+        handle.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if stays else 0)
 
     def announce(self, addresses: list[str]) -> None:
         """Tell the network where the VM is now. A failure is logged: the guest's own traffic says it too."""

@@ -28,6 +28,7 @@ from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety, Remu
 from remusdb.history import Author, Event, EventName
 from remusdb.state import OWNING, Role
 from remusdb.transport.stream import FrameStream
+from remusdb.troubles import Trouble, Troubles
 from remusdb_agents.catch_up import now_ns
 from remusdb_agents.context import Context
 from remusdb_agents.greeting import refusal
@@ -66,8 +67,10 @@ class Replica:
         self.stream: FrameStream | None = None
         self._last_heard = time.monotonic()
         self.torn = ""  # why the replica cannot be resumed, found while the arbiter was asked
+        self.troubles = Troubles(self._tell_trouble)
         self._owed: int | None = None  # the newest epoch whose ACK waits for the applier
         self.addresses: list[str] = []
+        self.stays = False  # the VM stood still at the last epoch, and is to stand still after a takeover
         if self.state.role == "standby":  # of an agent that is gone, and its replica with it
             self.save("none", "the agent was restarted: there is no replica")
             threading.Thread(target=self._sweep, name=f"sweep-{vm}", daemon=True).start()
@@ -234,7 +237,7 @@ class Replica:
             machine = self.machine
             if not self.core.commit(whole.term, whole.epoch) or machine is None:
                 return
-            self.addresses = whole.addresses
+            self.addresses, self.stays = whole.addresses, whole.stays
             self.reason = f"follows {self.state.peer} epoch by epoch"
             if new and whole.epoch == 1:
                 self.tell("protected", "seeding", self.reason)
@@ -326,6 +329,7 @@ class Replica:
                 "term": core.term,
                 "committed": core.committed,
                 "applied": core.applied,
+                "troubles": self.troubles.names,
                 "primary_silence_ms": round(1000 * (time.monotonic() - heard)) if waiting else None,
                 **self.proving.status(),
                 "kept": state.kept,
@@ -386,6 +390,9 @@ class Replica:
     def save(self, role: Role, reason: str, **changes: Any) -> None:
         self.reason = reason
         self.state = self._store.update(self.vm, role=role, reason=reason, changed_at_ns=time.time_ns(), **changes)
+
+    def _tell_trouble(self, event: EventName, what: Trouble, reason: str) -> None:
+        self.tell(event, self.core.state.value, reason, details={"what": what})
 
     def tell(self, event: EventName, was: str, reason: str, *, by: Author = "agent", **evidence: Any) -> None:
         """Into the history, and to the hooks. `evidence`: epoch, heard_ms_ago."""

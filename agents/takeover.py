@@ -43,7 +43,12 @@ LOOK_S = 0.02
 CALL_S = 5.0
 LOOK_AGAIN_S = 0.25  # after a takeover that was refused
 ASK_AGAIN_S = 0.1
+STILL = ", and stands still as it did there; to let it run: virsh resume {vm}"
 WARM, COLD = "resumed where it was", "booted from its disks, the standby could not be resumed"
+
+
+class ArbiterAway(RefusedForSafety):
+    """Nobody can know now whether this host may take over."""
 
 
 class Overruled(RefusedForSafety):
@@ -80,7 +85,7 @@ class Takeover:
             self.under_way.set()
         try:
             if not word and not self._won(owner, term):
-                raise RefusedForSafety("the arbiter does not answer any more")
+                raise ArbiterAway("the arbiter does not answer any more")
             return self._become(why, owner, term + 1, decided, silent_ms, by)
         finally:
             with replica.lock:
@@ -97,16 +102,25 @@ class Takeover:
             try:
                 require_arbiter(replica.context, replica.vm, owner, term)
             except Overruled as exc:
+                replica.troubles.clear("arbiter", "the arbiter has answered")
                 replica.give_up(str(exc), replica.stream)
                 raise
 
     def _won(self, owner: str, term: int) -> bool:
         replica = self._replica
         try:
-            return win(replica.context, replica.vm, owner, term)
+            return win(replica.context, replica.vm, owner, term, self._wait_for_arbiter)
         except Overruled as exc:
             replica.give_up(str(exc), replica.stream, overruled=True)
             raise
+        finally:
+            replica.troubles.clear("arbiter", "the arbiter has answered")
+
+    def _wait_for_arbiter(self, problem: str) -> None:
+        """The arbiter was asked, and does not say: nothing can be done but ask again."""
+        replica = self._replica
+        replica.reason = f"{replica.core.owner} is silent; whether this host may take over is asked again: {problem}"
+        replica.troubles.say("arbiter", replica.reason)
 
     def _become(self, why: str, owner: str, term: int, decided: int, silent_ms: float, by: Author) -> dict[str, Any]:
         """This host has the VM: make it run."""
@@ -126,7 +140,7 @@ class Takeover:
         log.warning("%s: taking over in term %d at epoch %d: %s", replica.vm, term, epoch, why)
         replica.tell("takeover", "ready", why, epoch=epoch, heard_ms_ago=silent_ms, by=by)
         try:
-            how = run(machine, replica.vm, lambda: replica.core.applied == epoch)
+            how = run(machine, replica.vm, lambda: replica.core.applied == epoch, replica.stays)
         except Exception as exc:
             self._cannot_run(owner, term, exc)
             raise
@@ -189,6 +203,8 @@ class Takeover:
             time.sleep(LOOK_S)
             heard = replica.heard()
             silent = watch.look(time.monotonic(), heard)
+            if not silent and replica.core.state is StandbyState.READY:
+                replica.troubles.clear("arbiter", f"{replica.state.peer} is heard again")
             if copy_watch.look(time.monotonic(), heard):
                 replica.end_silent_copy()
             if silent and failover.automatic and replica.core.state is StandbyState.READY:
@@ -196,6 +212,8 @@ class Takeover:
                     self.promote(f"{replica.state.peer} was silent for {failover.silence_ms} ms", heard)
                 except RefusedForSafety as exc:
                     replica.reason = f"{replica.state.peer} is silent, but this host does not take over: {exc}"
+                    if isinstance(exc, ArbiterAway):
+                        replica.troubles.say("arbiter", replica.reason)
                     time.sleep(LOOK_AGAIN_S)
                 except Exception as exc:  # task boundary: this thread is the only one that sees the silence
                     log.exception("%s: takeover failed", replica.vm)
@@ -209,7 +227,7 @@ def require_arbiter(context: Context, vm: str, owner: str, term: int) -> None:
     try:
         record = context.arbiter.read(vm)
     except PeerUnreachable as exc:
-        raise RefusedForSafety(
+        raise ArbiterAway(
             f"the arbiter does not answer, so nobody can know whether {owner} went on alone: {exc}",
             hint="bring etcd back; or, if you are sure that the VM does not run there, say --primary-is-dead",
         ) from exc
@@ -218,10 +236,14 @@ def require_arbiter(context: Context, vm: str, owner: str, term: int) -> None:
         raise Overruled(f"by the arbiter {_owner(record)} owns {vm}, not {owner} in term {term}")
 
 
-def win(context: Context, vm: str, owner: str, term: int) -> bool:
-    """Claim the VM until the answer is definite. False: the arbiter never saw it. Overruled: somebody else has it."""
+def win(context: Context, vm: str, owner: str, term: int, waiting: Callable[[str], None]) -> bool:
+    """Claim the VM until the answer is definite. False: the arbiter never saw it. Overruled: somebody else has it.
+
+    `waiting` is told, each time that there is no definite answer, what the matter seems to be.
+    """
     claim = context.claim(vm, take_over(context.name, owner, term))
     while claim.verdict is Verdict.UNKNOWN:
+        waiting(context.arbiter_problem())
         time.sleep(ASK_AGAIN_S)
         claim = context.claim(vm, take_over(context.name, owner, term))
         if claim.verdict is Verdict.UNREACHED:  # the first try may still have been seen
@@ -231,22 +253,24 @@ def win(context: Context, vm: str, owner: str, term: int) -> bool:
     return claim.verdict is Verdict.WON
 
 
-def run(machine: Machine, vm: str, applied: Callable[[], bool]) -> str:
+def run(machine: Machine, vm: str, applied: Callable[[], bool], stays: bool) -> str:
     """Make the replica the VM; how it came up. RemusError when it cannot be run here at all.
 
-    `applied`: whether the replica is exactly the last committed epoch; a torn one must not run.
+    `applied`: whether the replica is exactly the last committed epoch; a torn one must not run. `stays`: the VM stood
+    still there by somebody's will, and does here.
     """
+    still = STILL.format(vm=vm) if stays else ""
     while not machine.wait_applied(APPLY_S):
         log.warning("%s: epochs are still being applied", vm)
     if not applied():
         raise RemusError(f"{vm}: the last epoch could not be applied")
     try:
-        machine.resume()
-        return WARM
+        machine.resume(stays)
+        return WARM + still
     except RemusError as exc:
         log.error("%s: the standby cannot be resumed, its disks are booted: %s", vm, exc)
-        machine.cold_start()
-        return f"{COLD}: {exc}"
+        machine.cold_start(stays)
+        return f"{COLD}: {exc}{still}"
 
 
 def runs(libvirt_uri: str, vm: str) -> bool:

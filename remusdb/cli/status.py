@@ -119,6 +119,10 @@ def _in_full(one: Vm) -> list[str]:
             name, shown = key.removesuffix("_ms"), words.age(value)
         elif key.endswith("_at_ns") and value:
             name, shown = key.removesuffix("_ns"), words.moment(value)
+        elif key == "troubles":
+            shown = ", ".join(value) or "-"
+        elif key == "page_kib" and value:
+            shown = f"{value}" if value == 4 else f"{value}: each write sends up to {value // 4} pages of 4 KiB"
         elif key.endswith("_bytes") or key.startswith("bytes_"):
             shown = words.size(value)
         lines.append(f"{name:<18} {shown}")

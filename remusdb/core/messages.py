@@ -105,12 +105,14 @@ class Commit(msgspec.Struct, frozen=True):
     """COMMIT, the end of an epoch: what must have come before it, and the guest's addresses for the announcement.
 
     `age_ns`: how long ago the VM was stopped for it, when this was sent; None if it did not run until then.
+    `stays`: the VM stood still at the cut, and is to stand still after a takeover (suspended by an operator).
     """
 
     frames: int
     payload_bytes: int
     addresses: list[str]
     age_ns: int | None = None
+    stays: bool = False
 
 
 class Notice(msgspec.Struct, frozen=True):

@@ -57,12 +57,12 @@ class Encoder:
         shadow = self._shadow[dirty.block]
         return encode_pages(dirty.block, dirty.numbers, dirty.content, shadow, encoding or self._encoding).payloads
 
-    def epoch(self, epoch: int, cut: Cut, writes: list[bytes], addresses: list[str]) -> EpochFrames:
-        """Everything of one epoch. `writes`: raw disk records, one item a disk."""
+    def epoch(self, epoch: int, cut: Cut, writes: list[bytes], addresses: list[str], stays: bool) -> EpochFrames:
+        """Everything of one epoch. `writes`: raw disk records, one item a disk; `stays`: see Commit."""
         frames = [(FrameType.WRITES, payload) for raw in writes if raw for payload in encode_writes(raw)]
         frames += [(FrameType.PAGES, payload) for dirty in cut.memory for payload in self.pages(dirty)]
         frames.append((FrameType.DEVICES, encode_devices(cut.devices, self._devices)))
         self._devices = cut.devices
         size = sum(len(payload) for _, payload in frames)
-        commit = Commit(frames=len(frames), payload_bytes=size, addresses=addresses)
+        commit = Commit(frames=len(frames), payload_bytes=size, addresses=addresses, stays=stays)
         return EpochFrames(epoch, frames, commit, cut.stopped_at_ns)

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from remusdb.core.messages import Notice, pack
 from remusdb.core.pipeline import PrimaryState
 from remusdb.core.wire import FrameType
-from remusdb.errors import DevicesChanged, LibvirtAway, PeerUnreachable, RemusError
+from remusdb.errors import DevicesChanged, LibvirtAway, PeerUnreachable, RemusError, VmError
 from remusdb.history import EventName
 from remusdb.host.shutdown import is_marked
 from remusdb.vm.autostart import autostart_back
+from remusdb.vm.endwatch import NOT_TOLD
 
 if TYPE_CHECKING:
+    from remusdb.host.parts import Parts
     from remusdb.host.session import Session
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 RENOUNCE_S = 5.0
 DEAD_HINT = "stop the agent's host first, then say --peer-is-dead; or try again when the agent is back"
 QEMU_END_S = 0.25  # after a failed cut: how long a QEMU that was killed may take to end
+SHUTDOWN_S = 10.0  # and one that said that it shuts down, whose disks are flushed
 
 
 class Ending:
@@ -49,28 +52,50 @@ class Ending:
         session.failure = session.failure or exc
         with session.lock:  # an ACK that comes now must not change who cleans up
             seeding = self.in_copy = session.pipeline.state is PrimaryState.SEEDING
-        # Not over yet: until the agent gives its word the output is held.
         event: EventName = "changed" if isinstance(exc, DevicesChanged) else "failed"
-        session.enter("failed" if seeding else "held", f"{exc}" if seeding else f"{exc}; output is held", event)
         session.over.set()
         session.epochs.stop()
         with session.lock:
             session.lock.notify_all()
         if seeding:
+            session.enter("failed", f"{exc}", event)
             return  # protect() sees it and cleans up
-        if session.parts is not None and session.parts.domain.ends_within(QEMU_END_S):
+        if self._vm_ends():  # not told before it is known: what broke first is not why
             session.peer.pause()  # at once: the agent begins to count
             self._vm_ended()
         else:
+            # Not over yet: until the agent gives its word the output is held.
+            session.enter("held", f"{exc}; output is held", event)
             self._in_good_order("solo", str(exc))
+
+    def _vm_ends(self) -> bool:
+        """Whether QEMU has ended, or ends now; one that said so is given more time."""
+        parts = self._session.parts
+        if parts is None:
+            return False
+        if parts.domain.ends_within(QEMU_END_S):
+            return True
+        return parts.end is not None and parts.end.coming and parts.domain.ends_within(SHUTDOWN_S)
+
+    @staticmethod
+    def _wanted_off(parts: Parts) -> bool:
+        """Whether somebody wanted the VM off, by QEMU's own last word, or by what is seen of its end."""
+        return (parts.end is not None and parts.end.coming) or parts.domain.was_shut_down()
+
+    def why(self, exc: BaseException) -> BaseException:
+        """Why the initial copy failed: that its VM was shut down in it is the reason, not what broke first."""
+        parts = self._session.parts
+        if parts is None or parts.end is None or not self._vm_ends() or not self._wanted_off(parts):
+            return exc
+        return VmError(f"{parts.end.words}, during the initial copy")
 
     def _vm_ended(self) -> None:
         """QEMU is gone; heartbeats stopped already. Only if somebody wanted the VM off, the agent is told to let go."""
         session = self._session
         assert session.parts is not None
-        shut_down, host_stops = session.parts.domain.was_shut_down(), is_marked(session.order.run_dir)
+        shut_down, host_stops = self._wanted_off(session.parts), is_marked(session.order.run_dir)
         if shut_down and not host_stops:
-            self._in_good_order("unprotected", "the VM was shut down")
+            self._in_good_order("unprotected", session.parts.end.words if session.parts.end else NOT_TOLD)
         elif shut_down and session.order.protection.on_host_shutdown == "nothing":
             # Wanted still: the next boot protects it again.
             self._in_good_order("solo", "the VM was shut down with its host")

@@ -32,7 +32,7 @@ WRITES_S = 5.0
 LEND_S = 0.05
 PRESSED_LOOK_S = 0.02  # how often a full disk log is looked for while an epoch is not yet due
 
-CutEpoch = tuple[int, Cut, list[int]]  # number, what was cut, the position of every disk's write log
+CutEpoch = tuple[int, Cut, list[int], bool]  # number, what was cut, positions of the disks' write logs, `stays`
 
 
 class _Turn:
@@ -84,6 +84,7 @@ class EpochLoop:
         self._cuts: queue.Queue[CutEpoch | None] = queue.Queue()
         self._over = threading.Event()
         self._last: Future[int] | None = None
+        self.stays = False  # the VM stands still, and is to do so after a takeover
         self.addresses: tuple[str, ...] = ()  # the guest's, for the agent's announcement
 
     def start(self, parts: Parts) -> None:
@@ -134,7 +135,7 @@ class EpochLoop:
                 due = time.monotonic()
             elif epoch is not None:
                 due = max(due + interval, time.monotonic() + interval / 2)
-                self._cut(epoch)
+                self._cut(epoch, self.stays)
 
     def _wait_for_turn(self, due: float) -> int | None:
         """The epoch to cut now: when it is due, or sooner when a disk log is full, and the window has room."""
@@ -149,10 +150,11 @@ class EpochLoop:
 
     def _stop_and_cut(self, epoch: int, last: Future[int]) -> None:
         """The last epoch before a switchover; then nothing more is cut until it is called off."""
+        stays = self.stays  # as it was before it is stopped for this
         try:
             with self._parts.clock.halting():
                 self._parts.domain.qmp("stop")
-            self._cut(epoch)
+            self._cut(epoch, stays)
         except Exception as exc:
             last.set_exception(exc)
             raise
@@ -161,7 +163,7 @@ class EpochLoop:
             pass
         self._parts.clock.held_until_now()
 
-    def _cut(self, epoch: int) -> None:
+    def _cut(self, epoch: int, stays: bool) -> None:
         parts = self._parts
         positions: list[int] = []
         with ExitStack() as stack:
@@ -185,7 +187,7 @@ class EpochLoop:
         with self._lock:
             self._pipeline.cut(epoch)
         self._figures.cut(epoch, cut.pages)
-        self._cuts.put((epoch, cut, positions))
+        self._cuts.put((epoch, cut, positions, stays))
 
     def _ship_all(self) -> None:
         while (item := self._cuts.get()) is not None and not self._over.is_set():
@@ -193,13 +195,13 @@ class EpochLoop:
             self._figures.shipped(frames.payload_bytes)
             self._outbox.ship(frames)
 
-    def _encode(self, epoch: int, cut: Cut, positions: list[int]) -> EpochFrames:
+    def _encode(self, epoch: int, cut: Cut, positions: list[int], stays: bool) -> EpochFrames:
         logs = self._parts.logs
         writes = [log.take(upto, WRITES_S) for log, upto in zip(logs, positions, strict=True)]
         self._require_mirrors()
         if self._parts.devices is not None:
             self._parts.devices.require_same(cut.devices)
-        return self._parts.encoder.epoch(epoch, cut, writes, list(self.addresses))
+        return self._parts.encoder.epoch(epoch, cut, writes, list(self.addresses), stays)
 
     def _require_mirrors(self) -> None:
         """A mirror that works after the cut worked at the cut: its job does not come back once it failed."""

@@ -17,9 +17,11 @@ from remusdb.core.pipeline import Pipeline
 from remusdb.host.order import Order
 from remusdb.host.parts import Parts
 from remusdb.net.gate import GateFigures
+from remusdb.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
+LIVE = ("seeding", "protected", "held")  # states of a session that has not ended
 KEPT_EPOCHS = 2000  # the window of the percentiles: 100 s at 50 ms
 
 
@@ -27,6 +29,7 @@ KEPT_EPOCHS = 2000  # the window of the percentiles: 100 s at 50 ms
 class Figures:
     """What the session's threads note; read by status. Times in ms, sizes in bytes."""
 
+    troubles: Troubles
     state: str = "seeding"
     reason: str = "starting"
     waits_for: str = ""  # what keeps epochs from being cut just now; told instead of the reason while protected
@@ -88,10 +91,12 @@ class Figures:
     def to_dict(self) -> dict[str, Any]:
         """The figures as status shows them."""
         with self.lock:
+            live = self.state in LIVE
             age = None if self.committed_cut_at is None else 1000 * (time.monotonic() - self.committed_cut_at)
             return {
                 "state": self.state,
-                "reason": self._reason(),
+                "reason": "; ".join(filter(None, [self.troubles.reasons if live else "", self._reason()])),
+                "troubles": self.troubles.names if live else [],
                 "committed_age_ms": None if age is None else round(age, 1),
                 "pause_ms_p50": _percentile(self.pause_ms, 50),
                 "pause_ms_p99": _percentile(self.pause_ms, 99),
@@ -134,6 +139,7 @@ def vm_status(
         "encoding": order.protection.encoding,
         "accel": parts.domain.accel if parts else None,
         **(parts.clock.figures() if parts else {}),
+        "page_kib": parts.domain.page_kib if parts else None,
     }
 
 

@@ -36,7 +36,8 @@ class Handover:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._one = threading.Lock()
-        self._stopped = False
+        self.stopped = False  # the VM stands still for this
+        self._was_still = False  # it did so before
         self._declined = ""
         self.done = threading.Event()  # decided, either way
 
@@ -60,9 +61,10 @@ class Handover:
         session = self._session
         self._declined = ""
         self.done.clear()
-        session.save(paused=True)
+        self._was_still = session.epochs.stays
+        session.save(paused=not self._was_still)
         began = time.monotonic()
-        self._stopped = True
+        self.stopped = True
         try:
             last = session.epochs.cut_last(COMMIT_S)
             if not self._committed(last):
@@ -92,7 +94,7 @@ class Handover:
 
     def cancel(self, reason: str) -> None:
         """The agent cannot be taking over any more: the VM runs on here, epochs go on."""
-        if self._stopped and not self._session.fenced():
+        if self.stopped and not self._session.fenced():
             self._declined = reason
             self.undo()
             self._session.epochs.go_on()
@@ -100,9 +102,10 @@ class Handover:
 
     def undo(self) -> None:
         """Start the VM if it was stopped for this. Also where the session ends with the VM still here."""
-        if self._stopped:
-            self._stopped = False
-            self._start()
+        if self.stopped:
+            if not self._was_still:
+                self._start()
+            self.stopped = False
 
     def undo_old(self) -> None:
         """A worker that died in the middle of a switchover left the VM stopped."""

@@ -22,6 +22,7 @@ from remusdb.vm.capture import Capture
 from remusdb.vm.clock import GuestClock
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain
+from remusdb.vm.endwatch import EndWatch
 from remusdb.vm.fifo import StateFifo
 from remusdb.vm.libvirt_link import LibvirtLink
 from remusdb.vm.pauses import PauseMeter, start_event_loop
@@ -37,6 +38,7 @@ class Parts:
         self.order = order
         self._undo = contextlib.ExitStack()
         self.devices: DeviceWatch | None = None
+        self.end: EndWatch | None = None
         self.deadline = Deadline(order.protection.vm_call_timeout_ms / 1000)
         self._undo.callback(self.deadline.close)
         start_event_loop()
@@ -75,6 +77,9 @@ class Parts:
         folder = self.order.folder
         folder.mkdir(parents=True, exist_ok=True)
         owner = Path(f"/proc/{self.domain.pid}").stat()
+        self.end = EndWatch(self.link.connection, self.domain)
+        self._undo.callback(self.end.close)
+        self.link.on_renewed(self.end.renew)
         self.tracker = Tracker(self.domain.pid, self.blocks)
         self._undo.callback(self.tracker.close)
         fifo = StateFifo(self.domain.state_folder(), owner.st_uid, owner.st_gid)

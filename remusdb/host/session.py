@@ -34,6 +34,7 @@ from remusdb.host.ending import DEAD_HINT, RENOUNCE_S, Ending
 from remusdb.host.epochs import EpochLoop
 from remusdb.host.figures import Figures, vm_status
 from remusdb.host.handover import Handover
+from remusdb.host.lookout import look_out
 from remusdb.host.memory_copy import Progress
 from remusdb.host.order import Order
 from remusdb.host.outbox import Outbox
@@ -46,6 +47,7 @@ from remusdb.host.tapwatch import open_taps, shut_taps
 from remusdb.net.gate import GateFigures
 from remusdb.state import PROMOTED, StateStore, VmState
 from remusdb.transport.stream import FrameStream
+from remusdb.troubles import Troubles
 from remusdb.vm.autostart import autostart_off
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,9 @@ class Session:
         self.pipeline.term = self.state.term
         self.peer = Peer(order, self.hello, self)
         self.parts: Parts | None = None
-        self.figures = Figures()
+        self.figures = Figures(
+            Troubles(lambda event, what, reason: self.tell(event, self.figures.state, reason, what=what))
+        )
         self.lock = threading.Condition()
         self.over = threading.Event()  # nothing more is cut or shipped
         self.outbox = Outbox(order.protection.sync_bandwidth_mib_s * 2**20, self.over)
@@ -94,7 +98,7 @@ class Session:
         try:
             self._protect()
         except BaseException as exc:
-            cause = self.failure or exc
+            cause = self.ending.why(self.failure or exc)
             self.figures.set("failed", str(cause))
             self.ending.abandon(cause)
             raise cause from exc
@@ -107,7 +111,9 @@ class Session:
         heard = self.renounced.wait(RENOUNCE_S)
         self._refuse_fenced()
         # An agent that answers is not dead, whatever was said of it: it must give its word.
-        if not heard and (not peer_is_dead or self.pipeline.state is PrimaryState.PROTECTED):
+        # In the initial copy it has nothing that could take over.
+        may_take_over = self.may_be_replaced() or not self.greeted
+        if not heard and may_take_over and (not peer_is_dead or self.pipeline.state is PrimaryState.PROTECTED):
             self.leaving = False
             if self.renounced.is_set():
                 return self.ending.finish("unprotected", "unprotect was asked")
@@ -145,7 +151,7 @@ class Session:
         if event:
             self.tell(event, was, reason)
 
-    def tell(self, event: EventName, was: str, reason: str) -> None:
+    def tell(self, event: EventName, was: str, reason: str, **details: str) -> None:
         """Into the history and to the hooks."""
         self._history.record(
             Event(
@@ -161,6 +167,7 @@ class Session:
                 epoch=self.pipeline.committed,
                 heard_ms_ago=self.peer.silence_ms(),
                 peer=self.order.peer.name,
+                details=dict(details),
             )
         )
 
@@ -205,6 +212,7 @@ class Session:
         parts.clock.told = self._clock_runs_slow
         self._arm(parts)
         self.epochs.start(parts)
+        look_out(self, parts)
         self._await_first_ack()
         self.proof.wait(self._progress)
         if self.pipeline.state is PrimaryState.PROTECTED and not self.over.is_set():

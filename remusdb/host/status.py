@@ -15,6 +15,7 @@ class VmStatus(msgspec.Struct, kw_only=True):
     role: str = "primary"
     state: str = "unprotected"  # unprotected | seeding | protected | held | solo | fenced | failed
     reason: str = ""
+    troubles: list[str] = []  # what is wrong all the same, by name: see docs/hooks.md
     peer: str | None = None
     owner: str = ""
     kept: dict[str, str] = {}
@@ -45,6 +46,7 @@ class VmStatus(msgspec.Struct, kw_only=True):
     clock_lag_ms: float | None = None  # how late the guest's clock is because of the cuts
     clock_lost_ppm: float | None = None  # that, of the time since they began
     clock_slow: str = ""  # why it is not put right at each cut
+    page_kib: int | None = None  # one write of the guest makes so much of its memory count as written
 
     def take(self, told: dict[str, Any]) -> None:
         """Take over what a worker told; what it does not name stays, keys that are none of these are dropped."""

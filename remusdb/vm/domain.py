@@ -28,6 +28,8 @@ LOOK_S = 0.1  # how often a libvirt that is away is looked after
 STATE_LOOK_S = 0.02
 EXIT_CODE_FIELD = 49  # of /proc/PID/stat, counted from the state on
 SHUTOFF_S = 0.3  # less than the shortest sensible failover.silence_ms
+PAGE_KIB, HUGE_KIB = 4, 2048  # x86's pages, and its default huge ones
+UNIT_KIB = {"KiB": 1, "MiB": 1 << 10, "GiB": 1 << 20}  # as libvirt writes them in a live XML: KiB
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,15 @@ class Domain:
     def accel(self) -> str:
         """'kvm' or 'tcg'."""
         return "kvm" if self.tree.get("type") == "kvm" else "tcg"
+
+    @property
+    def page_kib(self) -> int:
+        """The size of the pages under the guest's memory: all of one counts as written when the guest writes to it."""
+        page = self.tree.find("./memoryBacking/hugepages/page")
+        if self.tree.find("./memoryBacking/hugepages") is None:
+            return PAGE_KIB
+        unit = UNIT_KIB.get(page.get("unit", "KiB"), 1) if page is not None else 1
+        return int(page.get("size", HUGE_KIB)) * unit if page is not None else HUGE_KIB
 
     @property
     def nics(self) -> list[Nic]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from remusdb.arbiter.health import Health
 from remusdb.config import Agent, AgentConfig, Failover, Limits
 from remusdb.core.messages import Commit, Hello, Notice, Proof, Refuse, Welcome, pack
 from remusdb.core.ownership import Claim, Ownership, Rule, Verdict
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RefusedForSafety, VmError
-from remusdb.history import History
+from remusdb.history import History, read
 from remusdb.state import StateStore
 from remusdb_agents import proving, takeover
 from remusdb_agents import replica as module
@@ -74,13 +75,15 @@ class FakeMachine:
         self.waiting.set()
         return FakeMachine.gate.wait(timeout_s)
 
-    def resume(self) -> None:
+    def resume(self, stays: bool) -> None:
+        self.stays = stays
         assert not self.closed, "a machine that was destroyed is resumed"
         if FakeMachine.dead:
             raise VmError("the standby is dead")
         self.resumed = True
 
-    def cold_start(self) -> None:
+    def cold_start(self, stays: bool) -> None:
+        self.stays = stays
         if FakeMachine.dead == "both":
             raise VmError("no luck")
         self.booted = True
@@ -234,6 +237,9 @@ class Etcd:
 
     def cluster(self) -> str:
         return ""
+
+    def health(self) -> Health:
+        return Health("etcd has used up its space", "make room")
 
     def claim(self, _vm: str, rule: Rule) -> Claim:
         verdict = self.verdicts.pop(0) if self.verdicts else Verdict.WON
@@ -430,3 +436,48 @@ def test_what_could_not_be_tried_is_tried_again(replica: Replica, monkeypatch: p
     prover.proof = Proof("unable", 11, reason="no memory")  # what is proven stays so
     time.sleep(0.1)
     assert replica.status()["unproven"] == "" and stream.sent.count(FrameType.PROOF) == told
+
+
+@pytest.mark.parametrize("dead", ["", "standby"])
+def test_a_vm_that_stood_still_does_so_after_the_takeover(replica: Replica, tmp_path: Path, dead: str) -> None:
+    """Resumed or booted; the last epoch counts."""
+    stream: Any = ready(replica)
+    assert replica.take(stream, Frame(FrameType.COMMIT, 1, 2, pack(Commit(0, 0, [], stays=True))))
+    FakeMachine.gate.set()
+    FakeMachine.dead = dead
+    assert "virsh resume vm" in replica.takeover.promote("silence")["how"]
+    assert FakeMachine.made[0].stays and "stands still" in StateStore(tmp_path).load("vm").reason
+
+
+def test_a_vm_that_was_resumed_in_time_runs_after_the_takeover(replica: Replica) -> None:
+    stream: Any = ready(replica)
+    for epoch, stays in ((2, True), (3, False)):
+        assert replica.take(stream, Frame(FrameType.COMMIT, 1, epoch, pack(Commit(0, 0, [], stays=stays))))
+    FakeMachine.gate.set()
+    assert replica.takeover.promote("silence")["how"] == takeover.WARM
+    assert not FakeMachine.made[0].stays
+
+
+def test_a_takeover_that_waits_for_the_arbiter_says_so(replica: Replica, tmp_path: Path) -> None:
+    """Once in the history, and in status for as long as it asks."""
+    ready(replica)
+    asked = threading.Event()
+
+    class Full(Etcd):
+        def claim(self, vm: str, rule: Rule) -> Claim:
+            if replica.troubles.names:
+                asked.set()
+            return super().claim(vm, rule)
+
+    with_arbiter(replica, Full(Ownership("a", 1), *[Verdict.UNREACHED, Verdict.UNKNOWN] * 20))
+    replica.context.arbiter.verdicts.pop(0)  # type: ignore[union-attr]
+    FakeMachine.gate.set()
+    thread = threading.Thread(target=replica.takeover.promote, args=("silence",), daemon=True)
+    thread.start()
+    assert asked.wait(5)
+    status = replica.status()
+    assert status["troubles"] == ["arbiter"] and "used up its space" in status["reason"]
+    thread.join(20)
+    assert replica.context.history.flush(5)
+    told = [one for one in read(tmp_path, "vm") if one.event == "trouble"]
+    assert [one.details for one in told] == [{"what": "arbiter"}]

@@ -16,6 +16,7 @@ from remusdb.errors import CannotProtect, RefusedForSafety
 from remusdb.host import proof as module
 from remusdb.host.figures import Figures
 from remusdb.host.proof import StandbyProof
+from remusdb.troubles import Troubles
 
 PROVEN = Proof("proven", 5, 3, 80.0)
 REFUSED = Proof("refused", 6, 3, reason="Unknown savevm section", hint="the same QEMU")
@@ -27,7 +28,7 @@ class FakeSession:
 
     def __init__(self, asked: bool = True) -> None:
         self.order = SimpleNamespace(asked=asked, peer=SimpleNamespace(name="b"))
-        self.figures = Figures()
+        self.figures = Figures(Troubles(lambda *_: None))
         self.over, self.ended = threading.Event(), threading.Event()
         self.pipeline = SimpleNamespace(state=PrimaryState.PROTECTED)
         self.events: list[tuple[str, str]] = []

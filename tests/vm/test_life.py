@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,6 +167,40 @@ def test_without_the_arbiters_answer_nobody_takes_over(pair: Pair, etcd: Etcd) -
     etcd.resume()
     until(pair, "b", vm.name, "promoted")
     assert pair.runs(vm, pair.b)
+
+
+def space_alarm(pair: Pair, etcd: Etcd, action: str) -> None:
+    """etcd's own alarm, as it raises it when its space is used up: it then takes no change, and answers every read."""
+    (member,) = told(pair, f"{etcd.url}/v3/cluster/member/list", {})["members"]
+    told(pair, f"{etcd.url}/v3/maintenance/alarm", {"action": action, "memberID": member["ID"], "alarm": "NOSPACE"})
+
+
+def told(pair: Pair, url: str, question: dict[str, Any]) -> dict[str, Any]:
+    script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], sys.argv[2].encode(), 5).read().decode())"
+    answer = pair.lab.witness.run(["python3", "-c", script, url, json.dumps(question)]).stdout
+    return json.loads(answer)  # type: ignore[no-any-return]
+
+
+def test_an_arbiter_without_space_is_told_before_and_in_the_takeover(pair: Pair, etcd: Etcd) -> None:
+    """It asks for as long as it takes, but not without a word; with room again it is decided."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    space_alarm(pair, etcd, "ACTIVATE")
+    try:
+        trouble = pair.await_event(vm.name, "trouble", within_s=25)
+        assert trouble["details"] == {"what": "arbiter"} and "used up its space" in trouble["reason"]
+        status = pair.product.status(vm.name)
+        assert status["state"] == "protected" and trouble["reason"] in status["reason"]
+        os.kill(pair.a.qemu_pid(vm.name), signal.SIGKILL)
+        waiting = pair.await_event(vm.name, "trouble", "b")
+        assert "used up its space" in waiting["reason"] and waiting["details"] == {"what": "arbiter"}
+        assert "used up its space" in pair.product.standby(vm.name)["reason"]
+        assert vm.name not in pair.running(pair.b)
+    finally:
+        space_alarm(pair, etcd, "DEACTIVATE")
+    until(pair, "b", vm.name, "promoted")
+    assert pair.runs(vm, pair.b)
+    assert [one["event"] for one in pair.events(vm.name, "b")].count("trouble") == 1
 
 
 def test_host_daemon_dies_and_protection_goes_on(pair: Pair) -> None:

@@ -20,6 +20,8 @@ from tools.lab.host import Host
 from tools.lab.image import Image
 
 MACHINE = "pc-q35-10.0"
+IDE_MACHINE = "pc-i440fx-10.0"  # the one with a disk that a few port writes reach
+VIRTIO = "<target dev='vda' bus='virtio'/>"
 PG_IP4, PG_IP6, PG_MAC = "10.77.0.10", "fd77::10", "52:54:00:77:00:10"
 BARE_MAC = "52:54:00:77:00:20"
 _IMAGES = "/var/lib/libvirt/images"
@@ -63,15 +65,22 @@ def define_bare(
     disk_mib: int = 8,
     kind: str = "",
     vcpus: int = 1,
+    folder: str = _IMAGES,
+    ide: bool = False,
 ) -> Vm:
-    """Defines the bare-metal guest, with an empty disk and a NIC that it never looks at. `kind`: `qemu` for TCG."""
+    """Defines the bare-metal guest, with an empty disk in `folder` and a NIC that it never looks at.
+
+    `kind`: `qemu` for TCG. `ide`: on the older board, with a disk that the guest can write to (see guest.S).
+    """
     stem = file_stem(name)  # libvirt loses a tab in a path
-    vm = Vm(name, kind or accel.bare_metal(), f"{_IMAGES}/{stem}.raw", f"/var/log/libvirt/{stem}-serial.log")
+    vm = Vm(name, kind or accel.bare_metal(), f"{folder}/{stem}.raw", f"/var/log/libvirt/{stem}-serial.log")
     disk = host.path(vm.disk)
     disk.parent.mkdir(parents=True, exist_ok=True)
     with disk.open("wb") as file:
         file.truncate(disk_mib << 20)
-    _define(host, vm, _bare_boot(guest.build(mode)), BARE_MAC, memory_mib, vcpus)
+    machine, target = (IDE_MACHINE, "<target dev='hda' bus='ide'/>") if ide else (MACHINE, VIRTIO)
+    boot = _bare_boot(guest.build(mode))
+    _define(host, vm, boot, BARE_MAC, memory_mib, vcpus, machine=machine, target=target)
     return vm
 
 
@@ -104,15 +113,16 @@ def _define(
     memory_mib: int,
     vcpus: int = 1,
     *,
+    machine: str = MACHINE,
     cache: str = "",
-    target: str = "<target dev='vda' bus='virtio'/>",
+    target: str = VIRTIO,
 ) -> None:
     xml = f"""\
 <domain type='{vm.accel}'>
   <name>{escape(vm.name)}</name>
   <memory unit='MiB'>{memory_mib}</memory>
   <vcpu>{vcpus}</vcpu>
-  <os><type arch='x86_64' machine='{MACHINE}'>hvm</type>{boot}</os>
+  <os><type arch='x86_64' machine='{machine}'>hvm</type>{boot}</os>
   <features><acpi/><apic/></features>
   {_CPU}
   <clock offset='utc'/>

@@ -3,7 +3,10 @@
 # even where nesting cannot boot a stock kernel. Each round it writes WRITES pages, one increment each, reads READS
 # pages, and prints "cccccccc tttttttt": the round's number and its length in TSC ticks (low 32 bits), in hex.
 # The pages lie from 4 MiB up; the read ones follow the written ones. -DWRITES=... -DREADS=... set the mode.
+# After each round it does what the test wrote to ORDER: 1 power off, 2 reset, 3 write one sector of the IDE disk, the
+# next one each time.
 #define BASE 0x400000
+#define ORDER 0x300000
 #define PAGE 4096
 
 .code32
@@ -17,6 +20,7 @@
 start:
   mov $stack_top, %esp
   xor %ebx, %ebx              # number of the round
+  movl $0, sector
 round:
   rdtsc
   mov %eax, %ebp
@@ -45,7 +49,65 @@ round:
   call print_hex
   mov $'\n', %al
   call print_char
+  mov ORDER, %eax
+  cmp $1, %eax
+  jne 5f
+  mov $0x604, %dx             # the chipset's PM1 control, where firmware puts it: S5
+  mov $0x2000, %ax
+  out %ax, %dx
   jmp round
+5:
+  cmp $2, %eax
+  jne 6f
+  mov $0xcf9, %dx
+  mov $6, %al
+  out %al, %dx
+  jmp round
+6:
+  cmp $3, %eax
+  jne round
+  call write_sector
+  jmp round
+
+write_sector:                 # by programmed I/O, to the master of the first channel
+  mov $0x1f6, %dx
+  mov $0xe0, %al
+  out %al, %dx
+  mov $0x1f2, %dx
+  mov $1, %al
+  out %al, %dx
+  mov sector, %ecx
+  mov $0x1f3, %dx
+  mov %cl, %al
+  out %al, %dx
+  inc %dx
+  mov %ch, %al
+  out %al, %dx
+  inc %dx
+  shr $16, %ecx
+  mov %cl, %al
+  out %al, %dx
+  mov $0x1f7, %dx
+  mov $0x30, %al
+  out %al, %dx
+7:                            # until it wants the data
+  in %dx, %al
+  test $8, %al
+  jz 7b
+  mov $0x1f0, %dx
+  mov $256, %ecx
+8:
+  mov sector, %eax
+  not %eax
+  out %ax, %dx
+  loop 8b
+  mov $0x1f7, %dx
+9:                            # until it is done
+  in %dx, %al
+  test $0x80, %al
+  jnz 9b
+  incl sector
+  ret
 
 print_hex:                    # eax, as 8 digits
   mov %eax, %esi
@@ -68,6 +130,9 @@ print_char:                   # al; QEMU's serial port is never busy, and each p
   out %al, %dx
   ret
 
+.align 16
+sector:
+.long 0
 .align 16
 .space 256
 stack_top:

@@ -34,6 +34,10 @@ class Mode(Enum):
     CLOCKS = ("clocks.S", 1, 0)  # tells its clocks: see clocks.py
 
 
+ORDER_AT = 0x300000  # in the guest's memory: guest.S looks there after each round
+POWER_OFF, RESET, WRITE = 1, 2, 3
+
+
 def build(mode: Mode) -> Path:
     """The guest of this mode, built anew (some 50 ms). Raises subprocess.CalledProcessError when gcc fails."""
     source, writes, reads = mode.value

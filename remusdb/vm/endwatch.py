@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a VM ends, by QEMU's own word: its SHUTDOWN event comes before QEMU takes anything down.
+
+Without it the first sign of a guest that powers itself off would be a disk mirror that breaks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from remusdb.errors import VmError
+from remusdb.vm.domain import Domain
+
+NOT_TOLD = "the VM was shut down"
+# qapi/run-state.json, ShutdownCause
+CAUSES = {
+    "guest-shutdown": "the guest shut itself down",
+    "guest-reset": "the guest rebooted, and its definition ends it then (on_reboot)",
+    "guest-panic": "the guest crashed, and its definition ends it then (on_crash)",
+    "host-signal": "the VM was shut down from outside its guest: virsh destroy, or a signal to QEMU",
+    "host-qmp-quit": "the VM was shut down from outside its guest: QEMU was told to quit",
+}
+
+
+class EndWatch:
+    """Watches one domain for its end, from the event loop's thread."""
+
+    def __init__(self, connection: libvirt.virConnect, domain: Domain) -> None:
+        self._domain = domain
+        self._cause = ""
+        self._panicked = False
+        self.renew(connection)
+
+    @property
+    def coming(self) -> bool:
+        """Whether QEMU said that the VM ends: somebody wanted it off, a QEMU that crashes or is killed says nothing."""
+        return bool(self._cause)
+
+    @property
+    def words(self) -> str:
+        """Why it ended, for a VM that somebody wanted off."""
+        return CAUSES.get("guest-panic" if self._panicked else self._cause, NOT_TOLD)
+
+    def renew(self, connection: libvirt.virConnect) -> None:
+        """Watch over this connection from now on: a registration ends with its connection."""
+        self._connection = connection
+        try:
+            self._ids = [
+                libvirt_qemu.qemuMonitorEventRegister(connection, self._domain.handle, name, self._on_event, None, 0)
+                for name in ("SHUTDOWN", "GUEST_PANICKED", "RESET")
+            ]
+        except libvirt.libvirtError as exc:
+            raise VmError(f"QEMU's events cannot be watched: {exc}") from exc
+
+    def close(self) -> None:
+        """Watch no longer. Quiet where the connection is gone, and the registration with it."""
+        for number in self._ids:
+            with contextlib.suppress(libvirt.libvirtError):
+                libvirt_qemu.qemuMonitorEventDeregister(self._connection, number)
+
+    def _on_event(self, _c: Any, _d: Any, event: str, _s: int, _us: int, details: str | None, _o: Any) -> None:
+        if event == "RESET":  # it did not end: `virsh reboot` lets the guest shut down, then resets it
+            self._cause, self._panicked = "", False
+        elif event == "GUEST_PANICKED":
+            self._panicked = True
+        else:
+            self._cause = _reason(details)
+
+
+def _reason(details: str | None) -> str:
+    with contextlib.suppress(ValueError, AttributeError):
+        return str(json.loads(details or "{}").get("reason", "")) or "?"
+    return "?"

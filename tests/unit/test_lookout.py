@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is looked at while a VM is protected, and told once: that it stands still, lost output, the arbiter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt
+import pytest
+
+from remusdb.errors import VmError
+from remusdb.host.lookout import CALM_S, SHUT_S, Lookout
+from remusdb.net.gate import GateFigures
+from remusdb.troubles import Troubles
+from remusdb.vm.endwatch import CAUSES, NOT_TOLD, EndWatch
+from remusdb.vm.runstate import LIVES_ON, RunState, judge, run_state
+
+MIB = 1 << 20
+
+
+class Seen:
+    """A lookout with nothing behind it, and what it told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.stays: list[bool] = []
+        self.troubles = Troubles(lambda event, what, _reason: self.told.append((event, what)))
+        self.lookout = Lookout(self.troubles, 64 * MIB, self.stays.append)
+
+
+def test_a_trouble_is_told_once_however_often_it_is_seen() -> None:
+    seen = Seen()
+    for _ in range(3):
+        seen.lookout.see_run_state(judge("db", "paused"), 0.0)
+    assert seen.told == [("trouble", "suspended")] and seen.troubles.names == ["suspended"]
+    assert "virsh resume db" in seen.troubles.reasons and seen.stays == [True] * 3
+    seen.lookout.see_run_state(None, 1.0)
+    assert seen.troubles.names == ["suspended"], "what cannot be seen changes nothing"
+    for _ in range(2):
+        seen.lookout.see_run_state(RunState("running"), 1.0)
+    assert seen.told[1:] == [("cleared", "suspended")] and seen.troubles.reasons == "" and seen.stays[-1] is False
+
+
+def test_one_trouble_gives_way_to_another() -> None:
+    seen = Seen()
+    seen.lookout.see_run_state(RunState("io-error", "full"), 0.0)
+    seen.lookout.see_run_state(judge("db", "paused"), 0.0)
+    assert seen.told == [("trouble", "io-error"), ("cleared", "io-error"), ("trouble", "suspended")]
+
+
+def test_a_guest_that_shuts_down_is_no_trouble_unless_it_stays_so() -> None:
+    """Its end is one event of its own; and `virsh reboot` lets it shut down before it is reset."""
+    seen = Seen()
+    down = judge("db", "shutdown")
+    seen.lookout.see_run_state(down, 10.0)
+    seen.lookout.see_run_state(down, 10.0 + SHUT_S / 2)
+    seen.lookout.see_run_state(RunState("running"), 13.0)
+    seen.lookout.see_run_state(down, 20.0)
+    assert seen.told == []
+    seen.lookout.see_run_state(down, 20.0 + SHUT_S)
+    assert seen.told == [("trouble", "stopped")]
+
+
+def gate(dropped: int, held_mib: int) -> GateFigures:
+    return GateFigures(held_bytes=held_mib * MIB, dropped_frames=dropped)
+
+
+def test_dropped_output_is_told_once_an_episode() -> None:
+    """TCP sends again all the while, and each time it is dropped: that is one episode until the gate has room."""
+    seen = Seen()
+    seen.lookout.see_gate(gate(7, 0), 0.0)  # of before
+    assert seen.told == []
+    seen.lookout.see_gate(gate(107, 64), 1.0)
+    assert "100 frames" in seen.troubles.reasons and "64 MiB" in seen.troubles.reasons
+    seen.lookout.see_gate(gate(107, 64), 60.0)
+    seen.lookout.see_gate(gate(207, 64), 61.0)
+    assert "200 frames" in seen.troubles.reasons
+    seen.lookout.see_gate(gate(207, 1), 61.0 + CALM_S / 2)
+    assert seen.told == [("trouble", "output-dropped")]
+    seen.lookout.see_gate(gate(207, 1), 62.0 + CALM_S)
+    assert seen.told[1:] == [("cleared", "output-dropped")]
+    seen.lookout.see_gate(gate(208, 64), 90.0)
+    assert seen.told[2:] == [("trouble", "output-dropped")] and "1 frames" in seen.troubles.reasons
+
+
+def test_an_arbiter_that_could_not_decide_is_told() -> None:
+    seen = Seen()
+    for problem in ("", "etcd has used up its space", "etcd has no quorum", ""):
+        seen.lookout.see_arbiter(problem)
+    assert seen.told == [("trouble", "arbiter"), ("cleared", "arbiter")]
+
+
+@pytest.mark.parametrize("status", ["paused", "shutdown", "guest-panicked", "watchdog", "internal-error", "anything"])
+def test_what_somebody_or_something_stopped_stays_so_after_a_takeover(status: str) -> None:
+    assert judge("db", status).stays and "after a takeover it stays so" in judge("db", status).reason
+
+
+@pytest.mark.parametrize("status", LIVES_ON)
+def test_what_ran_or_wants_to_lives_on(status: str) -> None:
+    assert not judge("db", status).stays
+
+
+class Vm:
+    """A domain whose QEMU and libvirt say this."""
+
+    name = "db"
+
+    def __init__(self, status: str, state: Any = (), errors: Any = ()) -> None:
+        self._status, self._state, self._errors = status, state, errors
+        self.deadline = self.handle = self
+
+    def qmp(self, _command: str) -> dict[str, str]:
+        return {"status": self._status}
+
+    def call(self, _what: str, function: Any, *args: Any) -> Any:
+        return function(*args)
+
+    def state(self) -> Any:
+        if not self._state:
+            raise VmError("libvirt is away")
+        return self._state
+
+    def diskErrors(self, _flags: int) -> Any:
+        if self._errors == "away":
+            raise VmError("libvirt is away")
+        return dict(self._errors)
+
+
+def seen_of(*what: Any) -> RunState:
+    vm: Any = Vm(*what)
+    return run_state(vm)
+
+
+def test_a_dump_is_no_suspension() -> None:
+    """A VM that libvirt dumps just then is to run after a takeover."""
+    dump = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_DUMP)
+    assert not seen_of("paused", dump).stays and "dump" in seen_of("paused", dump).reason
+    assert seen_of("paused", (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)).stays
+    assert seen_of("paused").stays, "QEMU's word counts where libvirt is away"
+    assert seen_of("running") == RunState("running")
+
+
+def test_which_disk_is_full_is_named() -> None:
+    full = seen_of("io-error", (), {"vdb": libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE})
+    assert full.what == "io-error" and "no space left" in full.reason and "vdb" in full.reason
+    assert "I/O error of disk vda" in seen_of("io-error", (), {"vda": libvirt.VIR_DOMAIN_DISK_ERROR_UNSPEC}).reason
+    assert "I/O error of a disk" in seen_of("io-error", (), "away").reason
+
+
+def ended(*events: tuple[str, str]) -> EndWatch:
+    watch = EndWatch.__new__(EndWatch)
+    watch._cause, watch._panicked = "", False
+    for event, details in events:
+        watch._on_event(None, None, event, 0, 0, details, None)
+    return watch
+
+
+def test_why_a_vm_ends_is_qemus_word() -> None:
+    for reason, words in CAUSES.items():
+        watch = ended(("SHUTDOWN", f'{{"guest":true,"reason":"{reason}"}}'))
+        assert watch.coming and watch.words == words
+    assert ended().words == NOT_TOLD and not ended().coming
+    assert ended(("SHUTDOWN", "")).coming and ended(("SHUTDOWN", "[]")).words == NOT_TOLD
+    panicked = ended(("GUEST_PANICKED", "{}"), ("SHUTDOWN", '{"reason":"host-signal"}'))
+    assert panicked.words == CAUSES["guest-panic"]
+    assert not ended(("GUEST_PANICKED", "{}")).coming, "one that is kept, and then killed, was not wanted off"
+
+
+def test_a_guest_that_is_reset_does_not_end() -> None:
+    assert not ended(("SHUTDOWN", '{"reason":"guest-shutdown"}'), ("RESET", "{}")).coming
