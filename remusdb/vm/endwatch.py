@@ -68,7 +68,7 @@ class EndWatch:
             self._cause, self._panicked = "", False
         elif event == "GUEST_PANICKED":
             self._panicked = True
-        else:
+        elif not self._cause:  # after a guest's own shutdown libvirt ends QEMU by a signal, which is told as well
             self._cause = _reason(details)
 
 

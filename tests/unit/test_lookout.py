@@ -161,6 +161,8 @@ def test_why_a_vm_ends_is_qemus_word() -> None:
         assert watch.coming and watch.words == words
     assert ended().words == NOT_TOLD and not ended().coming
     assert ended(("SHUTDOWN", "")).coming and ended(("SHUTDOWN", "[]")).words == NOT_TOLD
+    by_itself = ended(("SHUTDOWN", '{"reason":"guest-shutdown"}'), ("SHUTDOWN", '{"reason":"host-signal"}'))
+    assert by_itself.words == CAUSES["guest-shutdown"]
     panicked = ended(("GUEST_PANICKED", "{}"), ("SHUTDOWN", '{"reason":"host-signal"}'))
     assert panicked.words == CAUSES["guest-panic"]
     assert not ended(("GUEST_PANICKED", "{}")).coming, "one that is kept, and then killed, was not wanted off"

@@ -3,8 +3,8 @@
 # even where nesting cannot boot a stock kernel. Each round it writes WRITES pages, one increment each, reads READS
 # pages, and prints "cccccccc tttttttt": the round's number and its length in TSC ticks (low 32 bits), in hex.
 # The pages lie from 4 MiB up; the read ones follow the written ones. -DWRITES=... -DREADS=... set the mode.
-# After each round it does what the test wrote to ORDER: 1 power off, 2 reset, 3 write one sector of the IDE disk, the
-# next one each time.
+# After each round it does what the test wrote to ORDER: 1 power off, 2 reset, 3 write 16 sectors of the IDE disk, the
+# next ones each time.
 #define BASE 0x400000
 #define ORDER 0x300000
 #define PAGE 4096
@@ -66,7 +66,11 @@ round:
 6:
   cmp $3, %eax
   jne round
+  mov $16, %edi
+10:
   call write_sector
+  dec %edi
+  jnz 10b
   jmp round
 
 write_sector:                 # by programmed I/O, to the master of the first channel
