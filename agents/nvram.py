@@ -3,7 +3,7 @@
 
 The flash chip that holds them is a RAM block of QEMU's. So it is captured, cut and sent with the memory: the replica's
 flash is the primary's at the last epoch. What QEMU would write to its file, this writes instead, page by page, so that
-the file is as new as the disks are when the VM has to be started from them (docs/decisions/0008).
+the file is as new as the disks are when the VM has to be started from them (docs/decisions/0013).
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ class Ending:
             session.enter("failed", f"{exc}", event)
             return  # protect() sees it and cleans up
         if self._vm_ends():  # not told before it is known: what broke first is not why
-            session.peer.pause()  # at once: the agent begins to count
+            if not self._by_signal():  # whose, libvirt must tell first
+                session.peer.pause()  # at once: the agent begins to count
             self._vm_ended()
         else:
             # Not over yet: until the agent gives its word the output is held.
@@ -77,9 +78,15 @@ class Ending:
             return True
         return parts.end is not None and parts.end.coming and parts.domain.ends_within(SHUTDOWN_S)
 
+    def _by_signal(self) -> bool:
+        parts = self._session.parts
+        return parts is not None and parts.end is not None and parts.end.by_signal
+
     @staticmethod
     def _wanted_off(parts: Parts) -> bool:
         """Whether somebody wanted the VM off, by QEMU's own last word, or by what is seen of its end."""
+        if parts.end is not None and parts.end.by_signal:
+            return parts.end.was_destroyed()
         return (parts.end is not None and parts.end.coming) or parts.domain.was_shut_down()
 
     def why(self, exc: BaseException) -> BaseException:

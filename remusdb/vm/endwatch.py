@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a VM ends, by QEMU's own word: its SHUTDOWN event comes before QEMU takes anything down.
 
-Without it the first sign of a guest that powers itself off would be a disk mirror that breaks.
+Without it the first sign of a guest that powers itself off would be a disk mirror that breaks. A signal alone says
+little: `virsh destroy` sends one, and so does a host that goes down; libvirt tells which of the two it was.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from typing import Any
 
 import libvirt
@@ -17,12 +19,14 @@ from remusdb.errors import VmError
 from remusdb.vm.domain import Domain
 
 NOT_TOLD = "the VM was shut down"
+SIGNAL = "host-signal"
+LIBVIRT_S = 5.0  # for libvirt's word on a VM that a signal ended: seen 3.5 s after QEMU's end, on a busy host
 # qapi/run-state.json, ShutdownCause
 CAUSES = {
     "guest-shutdown": "the guest shut itself down",
     "guest-reset": "the guest rebooted, and its definition ends it then (on_reboot)",
     "guest-panic": "the guest crashed, and its definition ends it then (on_crash)",
-    "host-signal": "the VM was shut down from outside its guest: virsh destroy, or a signal to QEMU",
+    SIGNAL: "the VM was shut down from outside its guest: virsh destroy",
     "host-qmp-quit": "the VM was shut down from outside its guest: QEMU was told to quit",
 }
 
@@ -34,12 +38,24 @@ class EndWatch:
         self._domain = domain
         self._cause = ""
         self._panicked = False
+        self._stopped = threading.Event()  # libvirt told how
+        self._destroyed = False
         self.renew(connection)
 
     @property
     def coming(self) -> bool:
         """Whether QEMU said that the VM ends: somebody wanted it off, a QEMU that crashes or is killed says nothing."""
         return bool(self._cause)
+
+    @property
+    def by_signal(self) -> bool:
+        """Whether QEMU was ended by a signal while its guest ran: from libvirt, or from anybody."""
+        return self._cause == SIGNAL
+
+    def was_destroyed(self, timeout_s: float = LIBVIRT_S) -> bool:
+        """Whether somebody asked libvirt to end it (`virsh destroy`). False where libvirt is away, or says nothing."""
+        self._stopped.wait(timeout_s if self._connection.isAlive() else 0)
+        return self._destroyed
 
     @property
     def words(self) -> str:
@@ -54,6 +70,9 @@ class EndWatch:
                 libvirt_qemu.qemuMonitorEventRegister(connection, self._domain.handle, name, self._on_event, None, 0)
                 for name in ("SHUTDOWN", "GUEST_PANICKED", "RESET")
             ]
+            self._lifecycle = connection.domainEventRegisterAny(
+                self._domain.handle, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
+            )
         except libvirt.libvirtError as exc:
             raise VmError(f"QEMU's events cannot be watched: {exc}") from exc
 
@@ -62,6 +81,13 @@ class EndWatch:
         for number in self._ids:
             with contextlib.suppress(libvirt.libvirtError):
                 libvirt_qemu.qemuMonitorEventDeregister(self._connection, number)
+        with contextlib.suppress(libvirt.libvirtError):
+            self._connection.domainEventDeregisterAny(self._lifecycle)
+
+    def _on_lifecycle(self, _connection: Any, _domain: Any, event: int, detail: int, _opaque: Any) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            self._destroyed = detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED
+            self._stopped.set()
 
     def _on_event(self, _c: Any, _d: Any, event: str, _s: int, _us: int, details: str | None, _o: Any) -> None:
         if event == "RESET":  # it did not end: `virsh reboot` lets the guest shut down, then resets it

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import libvirt
@@ -147,9 +148,17 @@ def test_which_disk_is_full_is_named() -> None:
     assert "I/O error of a disk" in seen_of("io-error", (), "away").reason
 
 
+class Alive:
+    """A connection to libvirt."""
+
+    def isAlive(self) -> bool:
+        return True
+
+
 def ended(*events: tuple[str, str]) -> EndWatch:
     watch = EndWatch.__new__(EndWatch)
-    watch._cause, watch._panicked = "", False
+    watch._cause, watch._panicked, watch._destroyed, watch._stopped = "", False, False, threading.Event()
+    watch._connection = Alive()
     for event, details in events:
         watch._on_event(None, None, event, 0, 0, details, None)
     return watch
@@ -166,6 +175,18 @@ def test_why_a_vm_ends_is_qemus_word() -> None:
     panicked = ended(("GUEST_PANICKED", "{}"), ("SHUTDOWN", '{"reason":"host-signal"}'))
     assert panicked.words == CAUSES["guest-panic"]
     assert not ended(("GUEST_PANICKED", "{}")).coming, "one that is kept, and then killed, was not wanted off"
+
+
+def test_whose_signal_it_was_is_libvirts_word() -> None:
+    """`virsh destroy` and a host that goes down both send SIGTERM; only the first wanted the VM off."""
+    signal = ("SHUTDOWN", '{"guest":false,"reason":"host-signal"}')
+    for detail, wanted in (("DESTROYED", True), ("SHUTDOWN", False), ("CRASHED", False)):
+        watch = ended(signal)
+        number = getattr(libvirt, f"VIR_DOMAIN_EVENT_STOPPED_{detail}")
+        watch._on_lifecycle(None, None, libvirt.VIR_DOMAIN_EVENT_STOPPED, number, None)
+        assert watch.by_signal and watch.was_destroyed() is wanted
+    assert not ended(signal).was_destroyed(0.01), "libvirt says nothing"
+    assert not ended(("SHUTDOWN", '{"reason":"guest-shutdown"}'), signal).by_signal
 
 
 def test_a_guest_that_is_reset_does_not_end() -> None:

@@ -302,7 +302,6 @@ def test_a_vm_that_ends_with_its_host_before_it_was_moved_is_taken_over(pair: Pa
     """The machine's slice is ended by SIGTERM, on which QEMU exits as if somebody had wanted the VM off."""
     vm = pair.bare()
     pair.protect(vm.name)
-    (pair.a.path("/run/remusdb") / "host-stops").touch()
     os.kill(pair.a.qemu_pid(vm.name), signal.SIGTERM)
     until(pair, "b", vm.name, "promoted")
     assert pair.runs(vm, pair.b)
