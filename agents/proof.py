@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from remusdb.core.messages import Hello, Proof
@@ -26,6 +26,8 @@ from remusdb_agents.rehearsal_copy import Copy
 from remusdb_agents.standby_vm import SMALL_BLOCK_BYTES, StandbyVm, StateRefused
 
 log = logging.getLogger(__name__)
+
+GONE_S = 1.0  # a QEMU that is killed, with the memory that it had
 
 # A word of QEMU's refusal, and what can be done about it.
 HINTS = (
@@ -63,11 +65,18 @@ class Prover:
         self._rehearsals = rehearsals
 
     def prove(self, tell: Callable[[Proof], None]) -> None:
-        """One proof; `tell` gets what came of it before the copy is thrown away, which takes longer."""
+        """One proof; `tell` gets what came of it once the copy's memory is free; to throw it away takes longer."""
         began = time.monotonic()
         try:
-            with self._rehearsals.alone("proof"), self._room(), contextlib.closing(self._copy()) as copy:
-                tell(self._load(copy, began))
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self._rehearsals.alone("proof"))
+                room = stack.enter_context(self._room())
+                copy = stack.enter_context(contextlib.closing(self._copy()))
+                proof = self._load(copy, began)
+                copy.domain.kill()
+                copy.domain.ends_within(GONE_S)
+                room.close()
+                tell(proof)
         except RemusError as exc:
             tell(Proof("unable", time.time_ns(), reason=str(exc), hint=exc.hint))
 
@@ -76,16 +85,14 @@ class Prover:
             raise RefusedForSafety(self._applier.over)
         return Copy(self._context.config, self._hello, self._images)
 
-    @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
-        """Memory for a second QEMU, whose guest's memory stays where it is."""
+    def _room(self) -> contextlib.ExitStack:
+        """Memory for a second QEMU, whose guest's memory stays where it is; until it is closed."""
         name = f"{self._hello.vm}-rehearsal"
         sizes = [block.size for block in self._hello.blocks]
         self._context.admission.admit(name, sum(size for size in sizes if size <= SMALL_BLOCK_BYTES))
-        try:
-            yield
-        finally:
-            self._context.admission.release(name)
+        room = contextlib.ExitStack()
+        room.callback(self._context.admission.release, name)
+        return room
 
     def _require_seen(self, memory: BorrowedMemory) -> None:
         """KVM itself writes the pages of Hyper-V's features while it takes a vCPU's state, and would be refused."""
