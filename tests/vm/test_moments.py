@@ -157,6 +157,34 @@ def test_a_vm_that_is_suspended_says_so_and_stays_so(pair: Pair) -> None:
     assert pair.runs(vm, pair.b)
 
 
+def test_a_vm_that_qemu_paused_for_a_full_disk_says_so_and_is_taken_over_running(pair: Pair) -> None:
+    folder = "/var/lib/libvirt/images/small"
+    pair.a.run(["mkdir", "-p", folder])
+    pair.a.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder])
+    try:
+        vm = domains.define_bare(pair.a, Mode.DIRTIER, name="full", folder=folder, ide=True)
+        pair.a.run(["truncate", "-s", "8M", vm.disk])  # on the file system that only this host sees
+        pair.a.run(["dd", "if=/dev/zero", f"of={folder}/filler", "bs=1k", "count=900"])
+        pair.a.run(["virsh", "start", vm.name])
+        pair.protect(vm.name)
+        order(pair, vm.name, guest.WRITE)
+        status = await_trouble(pair, vm.name, "io-error")
+        assert "no space left" in status["reason"] and "hda" in status["reason"]
+        assert not pair.runs(vm)
+        pair.a.run(["mount", "-o", "remount,size=1200k", folder])
+        pair.a.run(["virsh", "resume", vm.name])
+        await_cleared(pair, vm.name, "io-error")
+        eventually(lambda: "io-error" in pair.product.status(vm.name)["troubles"], 60, "it is not full again")
+        pair.settle(vm.name)
+        os.kill(pair.a.qemu_pid(vm.name), signal.SIGKILL)
+        pair.await_event(vm.name, "promoted", on="b")
+        assert domstate(pair.b, vm.name) == "running" and pair.runs(vm, pair.b)
+        replica = pair.b.path(f"/var/lib/remusdb/images/{vm.name}/hda.raw")
+        eventually(lambda: replica.stat().st_blocks * 512 > 1 << 20, 60, "the guest's write is not done over there")
+    finally:
+        pair.a.run(["umount", "-l", folder])
+
+
 # --- a VM that ends: one event, and a true one ---
 
 
@@ -173,15 +201,18 @@ def ends_once(pair: Pair, vm: domains.Vm, end: Callable[[], object], why: str) -
 
 
 def test_a_vm_that_is_shut_down_is_told_in_one_true_event(pair: Pair) -> None:
-    """By its guest, and from outside."""
+    """By its guest, by a reboot that its definition ends, from outside; `virsh reboot` ends nothing."""
     vm = pair.bare()
     ends: list[tuple[Callable[[], object], str]] = [
         (lambda: order(pair, vm.name, guest.POWER_OFF), "the guest shut itself down"),
         (lambda: pair.a.run(["virsh", "destroy", vm.name]), "shut down from outside its guest"),
+        (lambda: order(pair, vm.name, guest.RESET), "the guest rebooted, and its definition ends it"),
     ]
     for number, (end, why) in enumerate(ends):
         if number:
             pair.a.run(["virsh", "start", vm.name])
+        if end is ends[-1][0]:
+            pair.a.run(["virsh", "set-lifecycle-action", vm.name, "reboot", "destroy", "--live"])
         pair.protect(vm.name)
         ends_once(pair, vm, end, why)
 
