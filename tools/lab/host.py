@@ -141,7 +141,7 @@ class Host(Node):
         pid = self._holder.pid
         return ["nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--net=/proc/{pid}/ns/net", "--", "env", f"--chdir={cwd}"]
 
-    def start_libvirt(self, timeout_s: float = 30.0) -> None:
+    def start_libvirt(self, timeout_s: float = 90.0) -> None:
         """Starts virtlogd and libvirtd as daemons, and returns when libvirtd answers."""
         capabilities.lend(self.path(_CAPABILITIES))
         self.run(["virtlogd", "-d"], timeout_s=timeout_s)

@@ -90,7 +90,7 @@ class Lab:
         for node in self._nodes.values():
             node.create()
 
-    def start_libvirt(self, timeout_s: float = 30.0) -> None:
+    def start_libvirt(self, timeout_s: float = 90.0) -> None:
         """Starts libvirt on both hosts."""
         for name in ("a", "b"):
             self.host(name).start_libvirt(timeout_s)
