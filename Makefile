@@ -39,7 +39,7 @@ matrix: setup
 
 test: check
 	$(PYTEST) $(BY_FILE) tests/host
-	$(PYTEST) $(BY_FILE) tests/vm
+	$(PYTEST) $(BY_FILE) -o timeout=400 tests/vm
 
 check: lint
 	$(PYTEST) -n 2 tests/unit tests/model

@@ -85,9 +85,11 @@ class Ending:
     @staticmethod
     def _wanted_off(parts: Parts) -> bool:
         """Whether somebody wanted the VM off, by QEMU's own last word, or by what is seen of its end."""
-        if parts.end is not None and parts.end.by_signal:
-            return parts.end.was_destroyed()
-        return (parts.end is not None and parts.end.coming) or parts.domain.was_shut_down()
+        wanted = (parts.end is not None and parts.end.coming) or parts.domain.was_shut_down()
+        if not wanted or parts.end is None:
+            return wanted
+        parts.end.await_word()
+        return parts.end.was_destroyed() if parts.end.by_signal else True
 
     def why(self, exc: BaseException) -> BaseException:
         """Why the initial copy failed: that its VM was shut down in it is the reason, not what broke first."""

@@ -20,6 +20,7 @@ from remusdb.vm.domain import Domain
 
 NOT_TOLD = "the VM was shut down"
 SIGNAL = "host-signal"
+WORD_S = 0.1  # for a word that is on its way, once QEMU's end was seen otherwise
 LIBVIRT_S = 5.0  # for libvirt's word on a VM that a signal ended: seen 3.5 s after QEMU's end, on a busy host
 # qapi/run-state.json, ShutdownCause
 CAUSES = {
@@ -39,6 +40,7 @@ class EndWatch:
         self._cause = ""
         self._panicked = False
         self._stopped = threading.Event()  # libvirt told how
+        self._told = threading.Event()  # one of the two did
         self._destroyed = False
         self.renew(connection)
 
@@ -52,6 +54,10 @@ class EndWatch:
         """Whether QEMU was ended by a signal while its guest ran: from libvirt, or from anybody."""
         return self._cause == SIGNAL
 
+    def await_word(self) -> None:
+        """Wait a moment for QEMU's word or libvirt's: `virsh destroy` may swallow the first."""
+        self._told.wait(WORD_S)
+
     def was_destroyed(self, timeout_s: float = LIBVIRT_S) -> bool:
         """Whether somebody asked libvirt to end it (`virsh destroy`). False where libvirt is away, or says nothing."""
         self._stopped.wait(timeout_s if self._connection.isAlive() else 0)
@@ -60,7 +66,8 @@ class EndWatch:
     @property
     def words(self) -> str:
         """Why it ended, for a VM that somebody wanted off."""
-        return CAUSES.get("guest-panic" if self._panicked else self._cause, NOT_TOLD)
+        cause = self._cause or (SIGNAL if self._destroyed else "")
+        return CAUSES.get("guest-panic" if self._panicked else cause, NOT_TOLD)
 
     def renew(self, connection: libvirt.virConnect) -> None:
         """Watch over this connection from now on: a registration ends with its connection."""
@@ -88,6 +95,7 @@ class EndWatch:
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._destroyed = detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED
             self._stopped.set()
+            self._told.set()
 
     def _on_event(self, _c: Any, _d: Any, event: str, _s: int, _us: int, details: str | None, _o: Any) -> None:
         if event == "RESET":  # it did not end: `virsh reboot` lets the guest shut down, then resets it
@@ -96,6 +104,7 @@ class EndWatch:
             self._panicked = True
         elif not self._cause:  # after a guest's own shutdown libvirt ends QEMU by a signal, which is told as well
             self._cause = _reason(details)
+            self._told.set()
 
 
 def _reason(details: str | None) -> str:

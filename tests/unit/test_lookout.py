@@ -157,7 +157,8 @@ class Alive:
 
 def ended(*events: tuple[str, str]) -> EndWatch:
     watch = EndWatch.__new__(EndWatch)
-    watch._cause, watch._panicked, watch._destroyed, watch._stopped = "", False, False, threading.Event()
+    watch._cause, watch._panicked, watch._destroyed = "", False, False
+    watch._stopped, watch._told = threading.Event(), threading.Event()
     watch._connection = Alive()
     for event, details in events:
         watch._on_event(None, None, event, 0, 0, details, None)
@@ -186,6 +187,11 @@ def test_whose_signal_it_was_is_libvirts_word() -> None:
         watch._on_lifecycle(None, None, libvirt.VIR_DOMAIN_EVENT_STOPPED, number, None)
         assert watch.by_signal and watch.was_destroyed() is wanted
     assert not ended(signal).was_destroyed(0.01), "libvirt says nothing"
+    swallowed = ended()
+    swallowed._on_lifecycle(
+        None, None, libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED, None
+    )
+    assert swallowed.words == CAUSES["host-signal"], "QEMU's event may be lost when libvirt ends it"
     assert not ended(("SHUTDOWN", '{"reason":"guest-shutdown"}'), signal).by_signal
 
 

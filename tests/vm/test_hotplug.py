@@ -91,7 +91,10 @@ def given_up(pair: Pair, vm: domains.Vm) -> bool:
 
 
 def take_over(pair: Pair, vm: domains.Vm) -> None:
-    """The primary's QEMU dies; the backup resumes the VM where it was."""
+    """The primary's QEMU dies; the backup resumes the VM where it was, and where it ran it runs."""
+    eventually(lambda: not pair.product.status(vm.name)["troubles"], 20, "that it runs again is not seen")
+    after = pair.product.standby(vm.name)["committed"] + 2
+    eventually(lambda: pair.product.standby(vm.name)["committed"] >= after, 20, "no epoch says that it runs")
     os.kill(pair.a.qemu_pid(vm.name), signal.SIGKILL)
     assert "resumed where it was" in pair.await_event(vm.name, "promoted", "b")["reason"]
     assert pair.runs(vm, pair.b)

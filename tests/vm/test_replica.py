@@ -48,7 +48,7 @@ def test_postgres_vm_memory_and_disk_are_equal(pair: Pair, encoding: str) -> Non
     pair.a.run(["virsh", "start", name])
     psql = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc"]
     eventually(
-        lambda: pair.lab.client.run([*psql, "select 1", "bank"], check=False).returncode == 0, 90, "no PostgreSQL"
+        lambda: pair.lab.client.run([*psql, "select 1", "bank"], check=False).returncode == 0, 200, "no PostgreSQL"
     )
     pair.protect(name)
     sql = "create table if not exists t as select 1 as i; insert into t select generate_series(1, 2000)"

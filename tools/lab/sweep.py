@@ -26,12 +26,14 @@ def claim(lab_id: str) -> Path:
 
     Raises FileExistsError if the id is taken.
     """
-    folder = STATE / lab_id
-    STATE.mkdir(exist_ok=True)
-    folder.mkdir()
+    folder, made = STATE / lab_id, STATE / f".{lab_id}"
+    made.mkdir(parents=True)
     pid = os.getpid()
     state = {"owner": pid, "started": procs.start_time(pid), "folder": str(LABS / lab_id)}
-    (folder / _STATE_FILE).write_text(json.dumps(state))
+    (made / _STATE_FILE).write_text(json.dumps(state))
+    if folder.exists():
+        raise FileExistsError(folder)
+    made.rename(folder)  # at once: another lab's sweep takes a folder that names no owner for a dead one's
     return folder
 
 
@@ -53,7 +55,7 @@ def remove(lab_id: str) -> None:
 def sweep() -> list[str]:
     """Removes the labs whose owner is dead, and gives their ids."""
     removed = []
-    for folder in sorted(STATE.glob("*")) if STATE.exists() else []:
+    for folder in sorted(STATE.glob("[!.]*")) if STATE.exists() else []:
         state = _state(folder.name)
         if state is None or procs.start_time(int(str(state["owner"]))) != state["started"]:
             remove(folder.name)
