@@ -6,6 +6,8 @@ from __future__ import annotations
 import lzma
 import shutil
 import subprocess
+import sysconfig
+import tarfile
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,6 +22,10 @@ MODULES = (
     *("9p", "9pnet_virtio", "overlay", "virtio_rng", "loop"),
     *("ifb", "sch_plug", "sch_ingress", "act_mirred", "cls_u32", "cls_bpf", "tun", "veth", "bridge", "dummy"),
 )
+
+
+# Each start of a Python program asks for thousands of files, and each question crosses 9p: these are in memory there.
+LEFT_OUT = ("mypy", "mypyc", "ruff", "hypothesis", "test", "tests", "idlelib", "lib2to3", "ensurepip", "pip")
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,25 @@ def boot_files(command: str, work: Path) -> Boot:
     (root / "job" / "command").write_text(command + "\n")
     (root / "job" / "cmdline").write_text(f"repo={REPO}\n")
     (root / "job" / "date").write_text(time.strftime("%Y-%m-%d %H:%M:%S\n", time.gmtime()))
+    _pack_python(root / "job" / "python.tar")
     initrd = work / "initrd"
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
     with initrd.open("wb") as out:
         pack = [_busybox(), "cpio", "-o", "-H", "newc"]
         subprocess.run(pack, cwd=root, input=names.encode(), stdout=out, stderr=subprocess.PIPE, check=True, timeout=60)
     return Boot(next(package.glob("boot/vmlinuz-*")), initrd)
+
+
+def _pack_python(to: Path) -> None:
+    """Python's own library and the virtual environment's, without what no test there imports."""
+    folders = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+    with tarfile.open(to, "w") as tar:
+        for folder in sorted(folders):
+            tar.add(folder, filter=lambda entry: None if _left_out(Path(entry.name).name) else entry)
+
+
+def _left_out(name: str) -> bool:
+    return name in LEFT_OUT or "__mypyc." in name
 
 
 def _busybox() -> str:

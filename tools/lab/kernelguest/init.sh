@@ -23,6 +23,10 @@ $b mount -t tmpfs none /host/dev/shm
 $b mount -t tmpfs none /over
 $b mkdir /over/upper /over/work
 $b mount -t overlay -o "lowerdir=/host$repo/build,upperdir=/over/upper,workdir=/over/work" none "/host$repo/build"
+$b tar -x -f /job/python.tar -C /over
+for folder in /over/usr/lib/python* "/over$repo/.venv/lib/"python*; do
+    $b mount --bind "$folder" "/host${folder#/over}"
+done
 $b ip link set lo up
 $b date -s "$($b cat /job/date)" > /dev/null
 $b cp /job/command /host/tmp/job
