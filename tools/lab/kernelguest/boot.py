@@ -25,7 +25,7 @@ MODULES = (
 
 
 # Each start of a Python program asks for thousands of files, and each question crosses 9p: these are in memory there.
-LEFT_OUT = ("mypy", "mypyc", "ruff", "hypothesis", "test", "tests", "idlelib", "lib2to3", "ensurepip", "pip")
+LEFT_OUT = ("mypy", "mypyc", "ruff", "test", "tests", "idlelib", "lib2to3", "ensurepip", "pip")
 
 
 @dataclass(frozen=True)
