@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The initial copy of memory, in rounds, while the VM runs.
 
-A round looks for what was written (at first: everything), then stops the VM again and again for a few ms, each time to
-protect a part of that, and copies the part while the VM runs. Invariant: what was copied is what the page held at its
-stop, or the next round names the page again (vm/tracker.py says why only a stop will do).
+A round looks for what was written (the first takes everything), then stops the VM again and again for a few ms, each
+time to protect a part of that, and copies the part while the VM runs. Invariant: what was copied is what the page held
+at its stop, or the next round names the page again (vm/tracker.py says why only a stop will do).
 """
 
 from __future__ import annotations
@@ -41,17 +41,23 @@ class MemoryCopy:
 
     def run(self) -> None:
         """All of memory, then what was written meanwhile, until a round is small. VmError, or what `send` raises."""
-        first = self.round(tell=True)
+        first = self._copy(self._capture.everything(), tell=True)
         if first != self._pages:
-            hint = "an earlier worker's watch is still on it: Linux 6.9 takes that away, a restart of the VM does, too"
-            raise VmError(f"{self._pages - first} pages of QEMU's memory cannot be tracked", hint=hint)
+            raise VmError(
+                f"{self._pages - first} pages of QEMU's memory cannot be tracked: PAGEMAP_SCAN does not name them",
+                hint="try a newer Linux (6.7 is the oldest), and report this with the output of uname -r",
+            )
         for _ in range(MAX_ROUNDS):
             if self.round() < FEW_PAGES:
                 return
 
-    def round(self, *, tell: bool = False) -> int:
-        """Copy what was written since it was protected, or never was: how many pages. `tell`: report progress."""
-        spans, copied = self._capture.written(), 0
+    def round(self) -> int:
+        """Copy what was written since it was protected: how many pages."""
+        return self._copy(self._capture.written(), tell=False)
+
+    def _copy(self, spans: deque[Span], *, tell: bool) -> int:
+        """Protect these spans, stop by stop, and copy each part; how many pages. `tell`: report progress."""
+        copied = 0
         while spans:
             for block, numbers in self._protect(spans):
                 for low in range(0, len(numbers), STEP_PAGES):

@@ -76,8 +76,12 @@ class Capture:
         """The RAM blocks that cuts speak of, by index."""
         return self._tracker.blocks
 
+    def everything(self) -> deque[Span]:
+        """All of memory, for the first round."""
+        return self._tracker.everything()
+
     def written(self) -> deque[Span]:
-        """Where memory was written since it was protected, or was never protected. The VM runs."""
+        """Where memory was written since it was protected. The VM runs."""
         return self._tracker.written()
 
     def protect(self, spans: deque[Span], waiting: Waiting) -> Pages:

@@ -14,9 +14,9 @@ stays as it is. So there must be no pin at that moment. A stop of QEMU drains it
 happens (system/cpus.c, do_vm_stop), however long a read takes: each pin is released, its page noted as written, its
 data in memory. A read that pins a page after the stop notes it anew, whether it was copied meanwhile or not.
 
-Looking (`written`) changes nothing and may be done at any time; a page that was never protected counts as written, so
-everything is named at first. Only what was found is protected, page by page: one protecting scan over all RAM would
-drop every mapping of KVM.
+Looking (`written`) changes nothing and may be done at any time. At first all is protected, whatever the kernel says of
+it (`everything`); then only what was found, page by page: one protecting scan over all RAM would drop every mapping of
+KVM.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ Pages = list[tuple[int, PageNumbers]]  # block index, ascending page numbers
 
 
 class Span(NamedTuple):
-    """Addresses [start, end) in one block, at most SPAN_BYTES, with written pages in them."""
+    """Addresses [start, end) in one block, at most SPAN_BYTES, with written pages in them, or all to be protected."""
 
     block: int
     start: int
     end: int
+    whole: bool = False
 
 
 class Tracker:
@@ -68,6 +69,14 @@ class Tracker:
             self.close()
             hint = "Linux 6.7 or newer is needed, and RAM that is anonymous, memfd or hugetlbfs"
             raise VmError(f"writes to QEMU's memory cannot be tracked: {exc}", hint=hint) from exc
+
+    def everything(self) -> deque[Span]:
+        """All of memory, for the first protection."""
+        return deque(
+            Span(index, low, min(low + SPAN_BYTES, block.address + block.size), whole=True)
+            for index, block in enumerate(self.blocks)
+            for low in range(block.address, block.address + block.size, SPAN_BYTES)
+        )
 
     def written(self) -> deque[Span]:
         """Where pages were written since they were protected. Protects nothing: at any time."""
@@ -89,7 +98,7 @@ class Tracker:
         found: list[tuple[int, Runs]] = []
         while spans and (not found or time.monotonic() < end):
             span = spans.popleft()
-            found.append((span.block, self._map.protect(span.start, span.end)))
+            found.append((span.block, self._map.protect(span.start, span.end, whole=span.whole)))
         return found
 
     def pages(self, found: list[tuple[int, Runs]]) -> Pages:

@@ -29,6 +29,9 @@ class FakeVm:
         self.events: list[str] = []
         self.unbounded = False
 
+    def everything(self) -> deque[Span]:
+        return self.written()
+
     def written(self) -> deque[Span]:
         pages = self.dirtied.pop(0)
         middle = pages // 2
