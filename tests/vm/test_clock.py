@@ -82,7 +82,7 @@ def start_linux(pair: Pair) -> domains.Vm:
     vm = domains.define_pg(pair.a, image.ensure(), name="pg-clock")
     pair.a.run(["virsh", "start", vm.name])
     psql = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc", "select 1", "bank"]
-    eventually(lambda: pair.lab.client.run(psql, check=False).returncode == 0, 90, "no PostgreSQL")
+    eventually(lambda: pair.lab.client.run(psql, check=False).returncode == 0, 200, "no PostgreSQL")
     return vm
 
 

@@ -217,7 +217,7 @@ def test_postgres_and_the_guest_agent_answer_in_the_copy(pair: Pair, tmp_path: P
     put_agent(pair, vm, tmp_path)
     pair.a.run(["virsh", "start", vm.name])
     psql = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc", "select 1", "bank"]
-    eventually(lambda: pair.lab.client.run(psql, check=False).returncode == 0, 90, "no PostgreSQL")
+    eventually(lambda: pair.lab.client.run(psql, check=False).returncode == 0, 200, "no PostgreSQL")
     ping = ["virsh", "qemu-agent-command", vm.name, '{"execute":"guest-ping"}']
     eventually(lambda: pair.a.run(ping, check=False).returncode == 0, 30, "no guest agent")
     pair.protect(vm.name)

@@ -165,7 +165,7 @@ def test_variables_of_a_uefi_guest(pair: Pair) -> None:
     """They are on the backup as of the last epoch, in its QEMU's flash and in the file that it would be booted from."""
     vm = uefi.define(pair.a)
     pair.a.run(["virsh", "start", vm.name])
-    eventually(lambda: "round 2 done" in vm.serial_text(pair.a), 90, "the firmware's shell does not run the script")
+    eventually(lambda: "round 2 done" in vm.serial_text(pair.a), 200, "the firmware's shell does not run the script")
     pair.protect(vm.name)
     first = rounds(vm, pair.a)
     eventually(lambda: rounds(vm, pair.a) > first + 2, 30, "no variable is written")
@@ -188,7 +188,7 @@ def test_variables_of_a_uefi_guest(pair: Pair) -> None:
     eventually(lambda: vm.name in defined(pair.b, "--persistent"), 10, "it is not defined")
     pair.b.run(["virsh", "destroy", vm.name])
     pair.b.run(["virsh", "start", vm.name])
-    eventually(lambda: "round 1 done" in vm.serial_text(pair.b), 90, "it does not boot from the variables")
+    eventually(lambda: "round 1 done" in vm.serial_text(pair.b), 200, "it does not boot from the variables")
     shown = re.search(r"- round - \w+ Bytes\s+((?:[0-9A-F]{2} )+)", vm.serial_text(pair.b))
     assert shown is not None, "the variable is gone"
     assert int(bytes.fromhex(shown[1]).decode("utf-16-le")) in (last, last + 1), "it is written before it is told"
