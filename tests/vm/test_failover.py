@@ -13,7 +13,7 @@ from tools.trial import Kill, Trial
 LOGS = Path(__file__).resolve().parents[2] / "build" / "test" / "failover"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kill", list(Kill))
 def test_nothing_is_lost_and_no_connection_is_reset(kill: Kill) -> None:
     """Every acknowledged row is there once, the balance adds up, no client reconnected, pg_amcheck is clean."""
