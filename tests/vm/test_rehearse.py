@@ -30,8 +30,9 @@ def rehearse(pair: Pair, vm: str, *options: str, code: int = 0) -> dict[str, Any
 def begin(pair: Pair, vm: str, seconds: int, running: bool = True) -> subprocess.Popen[str]:
     """A rehearsal in the background, given back when its copy runs, or begins to be made."""
     command = ["remusdb", "rehearse", vm, "--seconds", str(seconds)]
-    process = pair.b.popen(command, log=Path(os.devnull))
     folder = pair.b.path(f"/var/lib/remusdb/images/{vm}/rehearsal")
+    eventually(lambda: not folder.exists(), 20, "the copy of the standby's proof stays")
+    process = pair.b.popen(command, log=Path(os.devnull))
     eventually(lambda: f"{vm}-rehearsal" in pair.running(pair.b) if running else folder.exists(), 20, "no copy")
     return process
 
