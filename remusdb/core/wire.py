@@ -26,7 +26,7 @@ from xxhash import xxh3_64
 from remusdb.errors import BadFrame
 
 MAGIC = b"RMDB"
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_PAYLOAD = 16 * 1024 * 1024  # bytes
 HEADER_BYTES = 40
 

@@ -248,8 +248,8 @@ BAD_FRAMES = [
     (corrupted(), "checksum mismatch in a PAGES frame"),
     (b"GET / HTTP/1.1\r\n" + bytes(64), "bad magic"),
     (b"RMDB\x07" + bytes(35), "protocol version 7"),
-    (b"RMDB\x01\x05\x00\x00\xff\xff\xff\xff" + bytes(28), "oversized frame: 4294967295"),
-    (b"RMDB\x01\x00" + bytes(34), "unknown frame type 0"),
+    (b"RMDB\x02\x05\x00\x00\xff\xff\xff\xff" + bytes(28), "oversized frame: 4294967295"),
+    (b"RMDB\x02\x00" + bytes(34), "unknown frame type 0"),
 ]
 
 
