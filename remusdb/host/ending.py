@@ -61,7 +61,7 @@ class Ending:
             session.enter("failed", f"{exc}", event)
             return  # protect() sees it and cleans up
         if self._vm_ends():  # not told before it is known: what broke first is not why
-            if not self._by_signal():  # whose, libvirt must tell first
+            if not self._ended_well():  # who wanted that, QEMU or libvirt must tell first
                 session.peer.pause()  # at once: the agent begins to count
             self._vm_ended()
         else:
@@ -78,17 +78,19 @@ class Ending:
             return True
         return parts.end is not None and parts.end.coming and parts.domain.ends_within(SHUTDOWN_S)
 
-    def _by_signal(self) -> bool:
+    def _ended_well(self) -> bool:
+        """Whether QEMU surely did not crash."""
         parts = self._session.parts
-        return parts is not None and parts.end is not None and parts.end.by_signal
+        return parts is not None and parts.end is not None and (parts.end.by_signal or parts.domain.exited_well())
 
     @staticmethod
     def _wanted_off(parts: Parts) -> bool:
         """Whether somebody wanted the VM off, by QEMU's own last word, or by what is seen of its end."""
+        ended_well = parts.domain.exited_well()
         wanted = (parts.end is not None and parts.end.coming) or parts.domain.was_shut_down()
         if not wanted or parts.end is None:
             return wanted
-        parts.end.await_word()
+        parts.end.await_word(ended_well)
         return parts.end.was_destroyed() if parts.end.by_signal else True
 
     def why(self, exc: BaseException) -> BaseException:
