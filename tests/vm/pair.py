@@ -173,6 +173,18 @@ def network_of(host: Host) -> dict[str, Any]:
     return {"links": sorted(kept, key=lambda link: str(link["ifname"])), "rules": rules, "filters": filters}
 
 
+def space_alarm(pair: Pair, etcd: Etcd, action: str) -> None:
+    """etcd's own alarm, as it raises it when its space is used up: it then takes no change, and answers every read."""
+    (member,) = _told(pair, f"{etcd.url}/v3/cluster/member/list", {})["members"]
+    _told(pair, f"{etcd.url}/v3/maintenance/alarm", {"action": action, "memberID": member["ID"], "alarm": "NOSPACE"})
+
+
+def _told(pair: Pair, url: str, question: dict[str, Any]) -> dict[str, Any]:
+    script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], sys.argv[2].encode(), 5).read().decode())"
+    answer = pair.lab.witness.run(["python3", "-c", script, url, json.dumps(question)]).stdout
+    return json.loads(answer)  # type: ignore[no-any-return]
+
+
 @contextlib.contextmanager
 def running_pair(
     logs: Path, *, arbiter: bool = False, before_start: Callable[[Pair], None] | None = None

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.vm.pair import Pair, running_pair
+from tests.vm.pair import Pair, running_pair, space_alarm
 from tools.lab import domains
-from tools.lab.etcd import Etcd
 from tools.lab.guest import Mode
 from tools.lab.host import Host
 from tools.lab.links import ip
@@ -22,7 +21,6 @@ from tools.lab.links import ip
 REPO = Path(__file__).resolve().parents[2]
 NAME = "picky"
 PLACE = "/var/lib/libvirt/only-here"  # a folder that each host has for itself
-QUOTA_BYTES = 10_000  # less than an empty etcd takes
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +131,7 @@ def test_a_full_etcd_is_told_from_both_hosts(pair: Pair) -> None:
     vm = pair.bare()
     assert failed(checks_of(pair, vm.name)) == set()
     assert pair.etcd is not None
-    pair.etcd.stop()
-    small = Etcd(pair.lab.witness, pair.lab.folder / "etcd", settings={"quota-backend-bytes": str(QUOTA_BYTES)})
-    small.start()
+    space_alarm(pair, pair.etcd, "ACTIVATE")
     try:
         checks = checks_of(pair, vm.name)
         assert failed(checks) == {"arbiter", "peer arbiter"}
@@ -143,4 +139,4 @@ def test_a_full_etcd_is_told_from_both_hosts(pair: Pair) -> None:
             assert "used up its space" in checks[name]["detail"] and "alarm disarm" in checks[name]["hint"]
         assert pair.protect(vm.name, check=False).returncode == 8
     finally:
-        small.stop()  # its alarm stays in its data: no test after this one has an arbiter
+        space_alarm(pair, pair.etcd, "DEACTIVATE")

@@ -11,11 +11,10 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.vm.pair import Pair, eventually, network_of, running_pair
+from tests.vm.pair import Pair, eventually, network_of, running_pair, space_alarm
 from tools.lab import domains
 from tools.lab.etcd import Etcd
 from tools.lab.guest import Mode
@@ -167,18 +166,6 @@ def test_without_the_arbiters_answer_nobody_takes_over(pair: Pair, etcd: Etcd) -
     etcd.resume()
     until(pair, "b", vm.name, "promoted")
     assert pair.runs(vm, pair.b)
-
-
-def space_alarm(pair: Pair, etcd: Etcd, action: str) -> None:
-    """etcd's own alarm, as it raises it when its space is used up: it then takes no change, and answers every read."""
-    (member,) = told(pair, f"{etcd.url}/v3/cluster/member/list", {})["members"]
-    told(pair, f"{etcd.url}/v3/maintenance/alarm", {"action": action, "memberID": member["ID"], "alarm": "NOSPACE"})
-
-
-def told(pair: Pair, url: str, question: dict[str, Any]) -> dict[str, Any]:
-    script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], sys.argv[2].encode(), 5).read().decode())"
-    answer = pair.lab.witness.run(["python3", "-c", script, url, json.dumps(question)]).stdout
-    return json.loads(answer)  # type: ignore[no-any-return]
 
 
 def test_an_arbiter_without_space_is_told_before_and_in_the_takeover(pair: Pair, etcd: Etcd) -> None:
