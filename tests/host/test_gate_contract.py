@@ -31,11 +31,9 @@ from netlab import (
 )
 
 from remusdb.errors import GateError
-from remusdb.host.lookout import CALM_S, Lookout
 from remusdb.net.factory import GateGroup, make_gate
 from remusdb.net.gate import Gate
 from remusdb.net.tc import Tc
-from remusdb.troubles import Troubles
 
 BACKENDS = os.environ.get("REMUSDB_TEST_GATES", "tap").split(",")
 HELD_MAX_BYTES = 1 << 20
@@ -196,19 +194,11 @@ def test_inbound_flows_while_holding(net: Lab, gate: Gate) -> None:
 
 
 def test_held_bytes_are_bounded_and_drops_counted(net: Lab, gate: Gate) -> None:
-    """And told: once, with the figures, and once more when there is room again."""
-    told: list[tuple[str, str, str]] = []
-    lookout = Lookout(Troubles(lambda *what: told.append(what)), HELD_MAX_BYTES, lambda _still: None)
-    lookout.see_gate(gate.figures(), 0.0)
     count = 2 * HELD_MAX_BYTES // 1500
     for number in range(count):
         net.vm.send(frame(number, size=1500))
     gate.mark(1)
     figures = gate.figures()
-    for now in (1.0, 1.0 + 2 * CALM_S):
-        lookout.see_gate(figures, now)
-    assert [what[:2] for what in told] == [("trouble", "output-dropped")]
-    assert told[0][2].startswith(f"{figures.dropped_frames} frames")
     assert 0 < figures.held_bytes <= HELD_MAX_BYTES
     assert figures.held_frames > 0
     assert figures.held_frames + figures.dropped_frames == count
@@ -217,8 +207,6 @@ def test_held_bytes_are_bounded_and_drops_counted(net: Lab, gate: Gate) -> None:
     assert got == list(range(figures.held_frames))  # the newest were dropped
     assert net.wire.silent()
     assert gate.figures().released_frames == figures.held_frames
-    lookout.see_gate(gate.figures(), 2.0 + 2 * CALM_S)
-    assert [what[:2] for what in told[1:]] == [("cleared", "output-dropped")]
 
 
 def test_open_all_lets_go_and_passes_on(net: Lab, gate: Gate) -> None:
