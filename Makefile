@@ -3,6 +3,8 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 # Two at a time: much of a test is waiting. Tests of one file share their hosts, so they stay together.
 BY_FILE := -n 2 --dist loadfile
+# With limits of time that are the product's own, or those of clients under load.
+ALONE := tests/vm/test_faults.py tests/vm/test_matrix.py
 SEED ?= 1
 RUNS ?= 1
 KILL ?= host
@@ -39,8 +41,8 @@ matrix: setup
 
 test: check
 	$(PYTEST) $(BY_FILE) tests/host
-	$(PYTEST) $(BY_FILE) -o timeout=400 tests/vm --ignore=tests/vm/test_matrix.py
-	$(PYTEST) tests/vm/test_matrix.py # alone: its limits are those of clients under load
+	$(PYTEST) $(BY_FILE) -o timeout=400 tests/vm $(ALONE:%=--ignore=%)
+	$(PYTEST) -o timeout=400 $(ALONE)
 
 check: lint
 	$(PYTEST) -n 2 tests/unit tests/model
