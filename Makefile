@@ -5,6 +5,7 @@ PYTEST := $(PYTHON) -m pytest
 BY_FILE := -n 2 --dist loadfile
 # With limits of time that are the product's own, or those of clients under load.
 ALONE := tests/vm/test_faults.py tests/vm/test_matrix.py
+ALONE_HOST := tests/host/test_faults.py
 SEED ?= 1
 RUNS ?= 1
 KILL ?= host
@@ -40,7 +41,8 @@ matrix: setup
 	@$(PYTHON) -m tools.matrix --cells '$(CELLS)' $(if $(KEEP),--keep)
 
 test: check
-	$(PYTEST) $(BY_FILE) tests/host
+	$(PYTEST) $(BY_FILE) tests/host $(ALONE_HOST:%=--ignore=%)
+	$(PYTEST) $(ALONE_HOST)
 	$(PYTEST) $(BY_FILE) -o timeout=400 tests/vm $(ALONE:%=--ignore=%)
 	$(PYTEST) -o timeout=400 $(ALONE)
 

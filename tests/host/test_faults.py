@@ -124,7 +124,7 @@ def neighbours(*hosts: Host) -> None:
 def connection(lab: Lab, port: int) -> Iterator[socket.socket]:
     """From `a` to the echo on `b`."""
     with socket_in(lab.host("a").netns, kind=socket.SOCK_STREAM) as made:
-        made.settimeout(5.0)
+        made.settimeout(30.0)
         made.connect((lab.host("b").ip4, port))
         yield made
 
@@ -180,7 +180,7 @@ def test_frames_come_200_ms_later_in_order(lab: Lab, fault: LinkFault) -> None:
         assert lost == 0 and 199 < mean_ms < 260
         began = time.monotonic()
         assert echoed(sock, os.urandom(4 << 20)), "large frames do not pass whole"
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 25
     fault.heal()
     assert ping(lab, 5)[1] < 50
 
@@ -261,9 +261,12 @@ def test_two_speakers_are_seen(lab: Lab) -> None:
             assert speakers.complaints(moves=1) == [] and speakers.complaints(moves=0) != []
             lab.host("a").cut_link()
             lab.host("a").restore_link()
-            _speak(lab.host("a"), mac)
-            time.sleep(0.3)
-            assert "two speakers: a sent" in speakers.complaints(moves=1)[0]
+            # The kernel tells itself of a carrier at its leisure, up to a second later: what is sent before is lost.
+            deadline = time.monotonic() + 20
+            while not (found := speakers.complaints(moves=1)) and time.monotonic() < deadline:
+                _speak(lab.host("a"), mac)
+                time.sleep(0.1)
+            assert "two speakers: a sent" in found[0]
     finally:
         speakers.close()
 
