@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text that another host, a guest or a file made, made safe: cut to a length, and without what a terminal obeys.
+
+Such text is never refused for how it looks: a reason that cannot be shown as it came is still a reason.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TEXT_MAX_BYTES: Final = 1024  # of a reason or a hint from a peer; ours are under 400, QEMU's words at a refusal under 700
+REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+_CUT: Final = "\N{HORIZONTAL ELLIPSIS}"
+
+
+def printable(text: str, most: int = TEXT_MAX_BYTES) -> str:
+    """`text` as one line of at most `most` bytes of UTF-8, safe for a terminal, a log and JSON.
+
+    A tab or a line's end becomes a space; any other character that is not printable (escapes, NUL, what turns the
+    direction of writing, lone surrogates) the replacement character. Cut text ends with an ellipsis, where `most`
+    (>= 0) has room for one. To apply it twice changes nothing.
+    """
+    head = text[: most + 1]  # a character has a byte at least: nothing behind it can count, however long the text is
+    shown = "".join(map(_shown, head))
+    if len(text) <= most and len(shown.encode()) <= most:
+        return shown
+    cut = _CUT if most >= len(_CUT.encode()) else ""
+    return shown.encode()[: most - len(cut.encode())].decode(errors="ignore") + cut
+
+
+def _shown(char: str) -> str:
+    if char.isprintable():
+        return char
+    return " " if char in "\t\n\r\v\f\x85\u2028\u2029" or char.isspace() else REPLACEMENT
