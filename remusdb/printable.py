@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-TEXT_MAX_BYTES: Final = 1024  # of a reason or a hint from a peer; ours are under 400, QEMU's words at a refusal under 700
+TEXT_MAX_BYTES: Final = 1024  # of a reason or a hint from a peer; ours are under 400, those that quote QEMU under 700
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 _CUT: Final = "\N{HORIZONTAL ELLIPSIS}"
 
