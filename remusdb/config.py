@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import Meta, Struct, field
 
 from remusdb.errors import ConfigError
+from remusdb.names import HostName
 from remusdb.tomlstruct import decode, read_toml, refuse_unknown, subtable
 
 T = TypeVar("T")
 
 HEARTBEATS_PER_SILENCE = 3  # two lost or late heartbeats must never look like a dead host
 
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
@@ -28,7 +28,7 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 class Host(Struct, frozen=True, kw_only=True):
     """`[host]` of host.toml."""
 
-    name: Name
+    name: HostName
     run_dir: Path = Path("/run/remusdb")
     state_dir: Path = Path("/var/lib/remusdb")  # the same as the agent's on one machine
     hooks_dir: Path = Path("/etc/remusdb/hooks.d")
@@ -101,7 +101,7 @@ class HostConfig(Struct, frozen=True, kw_only=True):
 class Agent(Struct, frozen=True, kw_only=True):
     """`[agent]` of agent.toml."""
 
-    name: Name
+    name: HostName
     listen: Text = "0.0.0.0"
     port: Port = 7473
     run_dir: Path = Path("/run/remusdb")
