@@ -24,8 +24,9 @@ from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import Listener, server_context
 from remusdb_agents.admission import MIB, Admission
 from remusdb_agents.context import Context
-from remusdb_agents.facts import gather
+from remusdb_agents.facts import Asked, gather, question
 from remusdb_agents.inbox import EpochTooLarge
+from remusdb_agents.primaries import not_for_vm, not_listed
 from remusdb_agents.rehearsal_copy import sweep
 from remusdb_agents.replica import Replica
 from remusdb_agents.seeding import TornCopy
@@ -71,6 +72,8 @@ class AgentDaemon:
             listener.start(self._serve)
             stack.callback(listener.close)
             log.info("agent %s listens on %s:%d", agent.name, agent.listen, agent.port)
+            if not self._config.primaries:
+                log.warning("no host may keep standbys here: agent.toml has no [primaries.HOST]")
             notify("READY=1")
             self._stop.wait()
             for replica in self._replicas.values():
@@ -78,28 +81,47 @@ class AgentDaemon:
             self._context.history.flush(FLUSH_S)
 
     def _serve(self, stream: FrameStream) -> None:
-        """One connection, from HELLO to its end."""
+        """One connection, from HELLO to its end. Of a host that is not listed nothing is read."""
+        stranger = not_listed(self._config, stream.peer_name)
+        if stranger is not None:
+            return self._refuse(stream, "-", stranger)
         frame = stream.receive(HELLO_S)
         if frame is not None and frame.type is FrameType.PROBE:
-            facts = gather(self._context, frame.payload, stream.peer_name, self._replicas.get)
-            stream.send(FrameType.PROBE, 0, 0, pack(facts))
-            return stream.close(drain_s=DRAIN_S)
+            return self._tell_facts(stream, question(frame.payload))
         if frame is not None and frame.type is FrameType.ASK:
             return self._tell_standing(stream, unpack(Question, frame.payload))
         if frame is None or frame.type is not FrameType.HELLO:
             raise BadFrame("a session must begin with HELLO")
         hello = unpack(Hello, frame.payload)
+        other_vm = not_for_vm(self._config, stream.peer_name, hello.vm)
+        if other_vm is not None:
+            return self._refuse(stream, hello.vm, other_vm)
         replica = self._replica(hello.vm)
         answer = replica.greet(stream, hello)
         if isinstance(answer, Refuse):
-            log.warning("%s: refused: %s", hello.vm, answer.reason)
-            stream.send(FrameType.REFUSE, answer.term, 0, pack(answer))
-            stream.close(drain_s=DRAIN_S)
-            return
+            return self._refuse(stream, hello.vm, answer)
         self._follow(replica, stream, answer, hello.told)
+
+    def _refuse(self, stream: FrameStream, vm: str, answer: Refuse) -> None:
+        log.warning("%s: host %s is refused: %s", vm, stream.peer_name, answer.reason)
+        stream.send(FrameType.REFUSE, answer.term, 0, pack(answer))
+        stream.close(drain_s=DRAIN_S)
+
+    def _tell_facts(self, stream: FrameStream, asked: Asked | None) -> None:
+        """What can this host run, and what would this VM lack here?"""
+        vm = "" if asked is None else asked.vm
+        other_vm = not_for_vm(self._config, stream.peer_name, vm) if vm else None
+        if other_vm is not None:
+            return self._refuse(stream, vm, other_vm)
+        facts = gather(self._context, asked, stream.peer_name, self._replicas.get)
+        stream.send(FrameType.PROBE, 0, 0, pack(facts))
+        stream.close(drain_s=DRAIN_S)
 
     def _tell_standing(self, stream: FrameStream, question: Question) -> None:
         """Who owns this VM, as far as is known here?"""
+        other_vm = not_for_vm(self._config, stream.peer_name, question.vm)
+        if other_vm is not None:
+            return self._refuse(stream, question.vm, other_vm)
         standing = self._replica(question.vm).standing()
         stream.send(FrameType.STANDING, standing.term, 0, pack(standing))
         stream.close(drain_s=DRAIN_S)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this backup can run, for the primary that asks before it protects.
 
-Whoever holds a host's certificate may ask. It learns of this host what it would learn by protecting a VM to here: the
+A host that agent.toml lists may ask. It learns of this host what it would learn by protecting a VM to here: the
 XML that it sends decides what is looked for, by the places in it that `remusdb.vm.needs` names, each as there or not.
 Its size and the number of paths are bounded, no file is opened, no program is started by a name of the peer's, and each
 question is logged.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import libvirt
@@ -41,13 +42,25 @@ LIBVIRT_THREADS = 1
 Known = Callable[[str], "Replica | None"]
 
 
-def gather(context: Context, asked: bytes | memoryview, asker: str, known: Known) -> AgentFacts:
-    """Ask this host's libvirt and kernel. VmError when libvirt does not answer, or BadFrame.
+@dataclass(frozen=True)
+class Asked:
+    """A PROBE about a VM: its XML, and that parsed."""
 
-    `asked`: the payload of the PROBE, nothing from a primary that asks about no VM. `asker`: the name in the
-    certificate of whoever asks. `known`: the replica of a VM on this host.
+    probe: Probe
+    tree: ET.Element
+
+    @property
+    def vm(self) -> str:
+        """The VM's name."""
+        return self.tree.findtext("name") or ""
+
+
+def gather(context: Context, asked: Asked | None, asker: str, known: Known) -> AgentFacts:
+    """Ask this host's libvirt and kernel. VmError when libvirt does not answer.
+
+    `asked`: None from a primary that asks about no VM. `asker`: the name in the certificate of whoever asks.
+    `known`: the replica of a VM on this host.
     """
-    probe = _question(asked) if len(asked) else None
     deadline = Deadline(CALL_S, threads=LIBVIRT_THREADS)
     try:
         connection = connect(context.config.agent.libvirt_uri, deadline)
@@ -59,7 +72,7 @@ def gather(context: Context, asked: bytes | memoryview, asker: str, known: Known
                 qemu_version=_triple(deadline.call("QEMU's version", connection.getVersion)),
                 libvirt_version=_triple(deadline.call("libvirt's version", connection.getLibVersion)),
                 machines=host.machines,
-                answer=host.answer(*probe, asker, known) if probe else None,
+                answer=host.answer(asked, asker, known) if asked else None,
             )
         finally:
             connection.close()
@@ -67,13 +80,16 @@ def gather(context: Context, asked: bytes | memoryview, asker: str, known: Known
         deadline.close()
 
 
-def _question(asked: bytes | memoryview) -> tuple[Probe, ET.Element]:
+def question(asked: bytes | memoryview) -> Asked | None:
+    """What the payload of a PROBE asks; None for an empty one, which asks about no VM. BadFrame."""
+    if not len(asked):
+        return None
     if len(asked) > 2 * XML_MAX_BYTES:
         raise BadFrame(f"a PROBE of {len(asked)} bytes")
     probe = unpack(Probe, asked)
     if len(probe.xml.encode()) > XML_MAX_BYTES:
         raise BadFrame(f"a PROBE about a VM with more than {XML_MAX_BYTES} bytes of XML")
-    return probe, needs.parse(probe.xml)
+    return Asked(probe, needs.parse(probe.xml))
 
 
 class Host:
@@ -90,9 +106,9 @@ class Host:
         """Machine types of its QEMU."""
         return sorted({node.text or "" for node in self._tree.iterfind(".//arch[@name='x86_64']//machine")})
 
-    def answer(self, probe: Probe, tree: ET.Element, asker: str, known: Known) -> Answer:
+    def answer(self, asked: Asked, asker: str, known: Known) -> Answer:
         """All that can be found out; why the rest cannot."""
-        vm = tree.findtext("name") or ""
+        probe, tree, vm = asked.probe, asked.tree, asked.vm
         replica = known(vm)
         leaving = self._leaving(vm)
         standby = leaving or (replica is not None and replica.machine is not None)

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta, Struct, field
 
-from remusdb.errors import ConfigError
-from remusdb.names import HostName
+from remusdb.errors import ConfigError, UsageError
+from remusdb.names import HostName, require_name
 from remusdb.tomlstruct import decode, read_toml, refuse_unknown, subtable
 
 T = TypeVar("T")
@@ -133,13 +133,20 @@ class Network(Struct, frozen=True, kw_only=True):
     bridges: dict[str, Text] = {}
 
 
+class Primary(Struct, frozen=True, kw_only=True):
+    """`[primaries.NAME]`: a host, by the name in its certificate, that may keep standbys here and ask who owns a VM."""
+
+    vms: list[str] | None = None  # these VMs alone; None: any VM that no other host has here
+
+
 Devices = dict[str, Path]  # a disk's target (vda) -> a block device of this host
 
 
 class AgentConfig(Struct, frozen=True, kw_only=True):
-    """agent.toml."""
+    """agent.toml. A host that `primaries` does not name is refused."""
 
     agent: Agent
+    primaries: dict[str, Primary] = {}
     tls: Tls = field(default_factory=Tls)
     failover: Failover = field(default_factory=Failover)
     limits: Limits = field(default_factory=Limits)
@@ -184,8 +191,13 @@ def load_agent(path: Path | str) -> AgentConfig:
             f"{path}: failover.silence_ms: {failover.silence_ms} must be at most "
             f"failover.copy_patience_ms = {failover.copy_patience_ms}"
         )
+    agent = decode(path, _required(path, doc, "agent"), Agent, "agent")
+    primaries = _each(path, doc, "primaries", lambda table, at: _primary(path, table, at))
+    if agent.name in primaries:
+        raise ConfigError(f"{path}: primaries.{agent.name}: is this host itself")
     return AgentConfig(
-        agent=decode(path, _required(path, doc, "agent"), Agent, "agent"),
+        agent=agent,
+        primaries=primaries,
         tls=decode(path, subtable(path, doc, "tls"), Tls, "tls"),
         failover=failover,
         limits=decode(path, subtable(path, doc, "limits"), Limits, "limits"),
@@ -230,6 +242,16 @@ def _protection(file: Path, table: dict[str, Any], path: str) -> Protection:
             f"{file}: {path}.libvirt_patience_ms: {found.libvirt_patience_ms} must be at least "
             f"{path}.vm_call_timeout_ms = {found.vm_call_timeout_ms}"
         )
+    return found
+
+
+def _primary(file: Path, table: dict[str, Any], path: str) -> Primary:
+    found = decode(file, table, Primary, path)
+    try:
+        for vm in found.vms or ():
+            require_name(vm)
+    except UsageError as exc:
+        raise ConfigError(f"{file}: {path}.vms: {exc}") from exc
     return found
 
 

@@ -35,4 +35,5 @@ def _summary(loaded: HostConfig | AgentConfig) -> str:
         peers = ", ".join(loaded.peers) or "none"
         return f"host {loaded.host.name}, peers {peers}, an epoch every {loaded.protection.epoch_ms} ms"
     when = f"after {loaded.failover.silence_ms} ms of silence" if loaded.failover.automatic else "only when asked"
-    return f"agent {loaded.agent.name} on port {loaded.agent.port}, takes over {when}"
+    primaries = ", ".join(loaded.primaries) or "nobody: name the hosts that may, each as [primaries.HOST]"
+    return f"agent {loaded.agent.name} on port {loaded.agent.port}, standbys for {primaries}; takes over {when}"

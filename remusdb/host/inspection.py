@@ -19,7 +19,7 @@ import msgspec
 
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import HostConfig
-from remusdb.core.messages import AgentFacts, pack, unpack
+from remusdb.core.messages import AgentFacts, Refuse, pack, unpack
 from remusdb.core.probe import Probe
 from remusdb.core.wire import FrameType
 from remusdb.errors import CannotProtect, PeerUnreachable, RemusError, VmError
@@ -163,7 +163,7 @@ class LibvirtInspection:
 
     def _compare(self, facts: Facts, peer: PeerFacts) -> list[Check]:
         """What the peer's agent says of this VM, beside what this host has."""
-        if peer.error:
+        if peer.error or peer.refused:
             return []
         tree, heartbeat_ms = ET.fromstring(facts.vm.xml), self._config.for_vm(facts.vm.name).heartbeat_ms
         arbiter = Arbiter(self._config.arbiter) if self._config.arbiter else None
@@ -203,6 +203,9 @@ class LibvirtInspection:
                 frame = stream.receive(LOOK_TIMEOUT_S)
             finally:
                 stream.close()
+            if frame is not None and frame.type is FrameType.REFUSE:
+                refuse = unpack(Refuse, frame.payload)
+                return PeerFacts(peer, refused=refuse.reason, hint=refuse.hint)
             if frame is None or frame.type is not FrameType.PROBE:
                 raise PeerUnreachable(f"the agent of {peer} does not say what it can run")
             facts = unpack(AgentFacts, frame.payload)

@@ -137,6 +137,9 @@ def ask_standing(order: Order, term: int) -> Standing:
         frame = stream.receive(timeout_s)
     finally:
         stream.close()
+    if frame is not None and frame.type is FrameType.REFUSE:
+        refuse = unpack(Refuse, frame.payload)
+        raise PeerRefused(f"agent {order.peer.name}: {refuse.reason}; {refuse.hint}", hint=refuse.hint)
     if frame is None or frame.type is not FrameType.STANDING:
         raise PeerUnreachable(f"agent {order.peer.name} does not say who owns VM {order.vm}")
     return unpack(Standing, frame.payload)

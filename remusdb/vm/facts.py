@@ -74,8 +74,9 @@ class PeerFacts:
     """The backup, where `--to` names one."""
 
     name: str
-    error: str = ""
-    hint: str = ""
+    error: str = ""  # why its agent does not answer
+    refused: str = ""  # why its agent, which answers, does not want this host or this VM
+    hint: str = ""  # of either
     version: str = ""
     qemu_version: tuple[int, int, int] = (0, 0, 0)
     libvirt_version: tuple[int, int, int] = (0, 0, 0)

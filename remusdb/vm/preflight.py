@@ -176,7 +176,11 @@ def _peer(peer: PeerFacts, vm: VmFacts) -> list[Check]:
     problems = [peer.error] if peer.error else []
     good = f"the agent of {peer.name} answers"
     checks = [required(PEER, problems, good, peer.hint or f"is remusdb-agent running on {peer.name}?")]
-    return checks if peer.error else [*checks, *_peer_versions(peer, vm)]
+    if peer.error:
+        return checks
+    refused = [f"{peer.name} says: {peer.refused}"] if peer.refused else []
+    checks.append(required("peer primaries", refused, f"{peer.name} lets this host keep it there", peer.hint))
+    return checks if refused else [*checks, *_peer_versions(peer, vm)]
 
 
 def _peer_versions(peer: PeerFacts, vm: VmFacts) -> list[Check]:

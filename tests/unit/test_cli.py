@@ -263,7 +263,10 @@ def test_config_check(tmp_path: Path) -> None:
     shown = json.loads(CliRunner().invoke(cli, ["config", "check", str(file), "--json"]).stdout)
     assert shown["protection"]["window"] == 4
     file.write_text('[agent]\nname = "beta"\n[failover]\nautomatic = false\n')
-    assert "takes over only when asked" in CliRunner().invoke(cli, ["config", "check", str(file)]).stdout
+    told = CliRunner().invoke(cli, ["config", "check", str(file)]).stdout
+    assert "takes over only when asked" in told and "standbys for nobody: name the hosts that may" in told
+    file.write_text('[agent]\nname = "beta"\n[primaries.alpha]\n[primaries.gamma]\nvms = ["db1"]\n')
+    assert "standbys for alpha, gamma;" in CliRunner().invoke(cli, ["config", "check", str(file)]).stdout
     file.write_text('[agent]\nname = "beta"\n[failover]\nsilence = 5\n')
     result = CliRunner().invoke(cli, ["config", "check", str(file)])
     assert result.exit_code == 2

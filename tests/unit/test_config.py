@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from remusdb.config import AgentConfig, HostConfig, check_copy_patience, check_silence, load_agent, load_host
+from remusdb.config import AgentConfig, HostConfig, Primary, check_copy_patience, check_silence, load_agent, load_host
 from remusdb.errors import ConfigError
 
 HOST = """
@@ -149,3 +149,26 @@ def test_block_devices_of_the_backup(tmp_path: Path) -> None:
     file.write_text('[agent]\nname = "beta"\n[disks]\nvda = "/dev/vg0/db1"\n')
     with pytest.raises(ConfigError, match=r"disks\.vda"):
         load_agent(file)
+
+
+def test_the_primaries_of_an_agent(tmp_path: Path) -> None:
+    text = '[agent]\nname = "beta"\n[primaries.alpha]\n[primaries.gamma]\nvms = ["db1", "a & b"]\n'
+    found = agent(tmp_path, text).primaries
+    assert found == {"alpha": Primary(), "gamma": Primary(vms=["db1", "a & b"])}
+    assert agent(tmp_path, '[agent]\nname = "beta"\n').primaries == {}  # nobody may
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("[primaries.beta]", "primaries.beta: is this host itself"),
+        ('[primaries.alpha]\nvms = ["../db1"]', "primaries.alpha.vms: a name has no slash"),
+        ("[primaries.alpha]\nvms = [1]", "primaries.alpha.vms"),
+        ("[primaries.alpha]\nvm = []", "did you mean `primaries.alpha.vms`"),
+        ('primaries = ["alpha"]', "primaries"),
+    ],
+)
+def test_primaries_that_cannot_be(tmp_path: Path, table: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        agent(tmp_path, f'{table}\n[agent]\nname = "beta"\n')
+    assert why in f"{caught.value} {caught.value.hint}"

@@ -22,7 +22,7 @@ from remusdb.vm import apparmor, cpus, needs, resources
 from remusdb.vm.looks import look_at
 from remusdb_agents import lookups
 from remusdb_agents.admission import MIB, QEMU_OVERHEAD_BYTES, Admission
-from remusdb_agents.facts import _question
+from remusdb_agents.facts import question
 
 AF_BRIDGE = 7  # linux/socket.h
 
@@ -61,16 +61,17 @@ def test_no_more_paths_than_the_limit_and_none_of_other_places() -> None:
 
 
 def test_a_question_is_bounded() -> None:
-    probe, tree = _question(pack(Probe(domain(""), "<cpu/>")))
-    assert probe.host_cpu == "<cpu/>" and tree.findtext("name") == "db"
+    asked = question(pack(Probe(domain(""), "<cpu/>")))
+    assert asked is not None and asked.probe.host_cpu == "<cpu/>" and asked.vm == "db"
+    assert question(b"") is None
     with pytest.raises(BadFrame, match="bytes of XML"):
-        _question(pack(Probe(domain(" " * XML_MAX_BYTES))))
+        question(pack(Probe(domain(" " * XML_MAX_BYTES))))
     with pytest.raises(BadFrame, match="a PROBE of"):
-        _question(b" " * (2 * XML_MAX_BYTES + 1))
+        question(b" " * (2 * XML_MAX_BYTES + 1))
     with pytest.raises(VmError, match="document type"):
-        _question(pack(Probe("<!DOCTYPE domain><domain/>")))
+        question(pack(Probe("<!DOCTYPE domain><domain/>")))
     with pytest.raises(BadFrame):
-        _question(b"garbage")
+        question(b"garbage")
 
 
 def test_addresses_are_bound_and_let_go() -> None:

@@ -209,9 +209,14 @@ def test_the_peer_is_a_check_where_one_is_named() -> None:
         found = decide(dataclasses.replace(facts, peer=dataclasses.replace(peer, **change)))
         return {check.name: check for check in found if check.name.startswith("peer")}
 
-    assert [check.ok for check in peer_checks().values()] == [True, True, True]
+    assert [check.ok for check in peer_checks().values()] == [True, True, True, True]
     bad = peer_checks(error="certificate has expired")["peer"]
     assert (bad.ok, bad.detail, bad.hint) == (False, "certificate has expired", "is remusdb-agent running on beta?")
+    unwanted = peer_checks(refused="host alpha is not among the primaries", hint="put [primaries.alpha] there")
+    assert list(unwanted) == ["peer", "peer primaries"] and unwanted["peer"].ok
+    found = unwanted["peer primaries"]
+    assert (found.ok, found.level, found.hint) == (False, "required", "put [primaries.alpha] there")
+    assert found.detail == "beta says: host alpha is not among the primaries"
     old = peer_checks(qemu_version=(9, 2, 0))["peer QEMU"]
     assert not old.ok and "9.2.0" in old.detail and "10.0.2" in old.detail
     assert not peer_checks(machines=("pc-q35-8.1",))["peer machine"].ok

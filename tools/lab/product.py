@@ -61,6 +61,7 @@ class Product:
             head = f'[host]\nname = "{host.name}"\n\n[peers.{other.name}]\naddress = "{other.ip4}"\nport = {PORT}\n\n'
             host.path("/etc/remusdb/host.toml").write_text(head + decides + _table("protection", protection))
             head = f'[agent]\nname = "{host.name}"\nlisten = "{host.ip4}"\nport = {PORT}\n\n'
+            head += f"[primaries.{other.name}]\n\n"
             host.path("/etc/remusdb/agent.toml").write_text(head + decides + _table("failover", failover))
 
     def start(self) -> None:
