@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from typing import Any
 
 import msgspec
@@ -37,13 +38,20 @@ class LineChannel:
         with self._send_lock:
             self._sock.sendall(line)
 
-    def receive(self) -> dict[str, Any] | None:
-        """The next object, or None when the other end closed between two lines."""
+    def receive(self, until: float | None = None) -> dict[str, Any] | None:
+        """The next object, or None when the other end closed between two lines.
+
+        `until` (of time.monotonic): TimeoutError if there is none by then, however slowly bytes trickle in.
+        """
         searched = 0
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
             if searched > self._max:
                 raise BadFrame(f"a control line is longer than {self._max} bytes")
+            if until is not None:
+                if (left := until - time.monotonic()) <= 0:
+                    raise TimeoutError("timed out")
+                self._sock.settimeout(left)
             chunk = self._sock.recv(CHUNK_BYTES)
             if not chunk:
                 if self._buffer:

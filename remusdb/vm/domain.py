@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
-import libvirt_qemu
 
 from remusdb.errors import LibvirtAway, VmError
 from remusdb.vm.deadline import Deadline
+from remusdb.vm.monitor import LibvirtMonitor, Monitor
 from remusdb.vm.private import private_monitor
 from remusdb.vm.process import RUN_FOLDER, command_line, domain_folder, qemu_pid
 from remusdb.vm.ramblocks import Block, parse_ramblocks
@@ -108,11 +107,8 @@ class Domain:
 
     def qmp_blocking(self, command: str, **arguments: Any) -> Any:
         """Like `qmp`, in the caller's thread and without a deadline."""
-        private = self._private
-        if private is not None:
-            return _answer(command, private.execute(command, arguments))
-        text = json.dumps({"execute": command, "arguments": arguments})
-        return _answer(command, json.loads(libvirt_qemu.qemuMonitorCommand(self.handle, text, 0)))
+        monitor: Monitor = self._private or LibvirtMonitor(self.handle)
+        return monitor.execute(command, arguments)
 
     def qmp_patiently(self, command: str, patience_s: float, given_up: Callable[[], bool]) -> Any:
         """Like `qmp`, but LibvirtAway only after so long: one that hangs may go on, one that died may come back."""
@@ -206,12 +202,6 @@ def _exit_status(pid: int) -> int | None:
     except OSError:
         return None
     return int(fields[EXIT_CODE_FIELD]) if fields[0] == "Z" else None
-
-
-def _answer(command: str, reply: dict[str, Any]) -> Any:
-    if "error" in reply:
-        raise VmError(f"QEMU refuses {command}: {reply['error'].get('desc', reply['error'])}")
-    return reply["return"]
 
 
 def connect(uri: str, deadline: Deadline) -> libvirt.virConnect:

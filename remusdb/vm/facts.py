@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
-import libvirt_qemu
 import psutil
 
 from remusdb.core.probe import Answer, Confinement
@@ -24,6 +22,7 @@ from remusdb.net.factory import plug_works
 from remusdb.vm import apparmor
 from remusdb.vm.clock_search import clock_named
 from remusdb.vm.domain import pid_of
+from remusdb.vm.monitor import LibvirtMonitor
 from remusdb.vm.states import state_of
 from remusdb.vm.trying import try_tracking
 
@@ -106,7 +105,7 @@ def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
         facts: dict[str, Any] = {}
         if running:
             facts["qemu_version"] = _qemu_version(domain)
-            facts["migration_blockers"] = tuple(_qmp(domain, "query-migrate").get("blocked-reasons", ()))
+            facts["migration_blockers"] = tuple(_ask(domain, "query-migrate").get("blocked-reasons", ()))
             facts["clock_named"] = clock_named(pid_of(name))
             facts["block_jobs"] = tuple(target for target in _targets(xml) if domain.blockJobInfo(target))
         snapshots = domain.snapshotNum()
@@ -138,15 +137,14 @@ def gather_host(capabilities: str, *, try_plug: bool) -> HostFacts:
     )
 
 
-def _qmp(domain: libvirt.virDomain, command: str) -> dict[str, Any]:
-    reply = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command}), 0))
-    found = reply.get("return", {})
+def _ask(domain: libvirt.virDomain, command: str) -> dict[str, Any]:
+    found = LibvirtMonitor(domain).execute(command, {})
     return found if isinstance(found, dict) else {}
 
 
 def _qemu_version(domain: libvirt.virDomain) -> tuple[int, int, int]:
     """Of the running QEMU, which may be older than the installed one."""
-    version = _qmp(domain, "query-version").get("qemu", {})
+    version = _ask(domain, "query-version").get("qemu", {})
     return int(version.get("major", 0)), int(version.get("minor", 0)), int(version.get("micro", 0))
 
 

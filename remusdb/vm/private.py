@@ -1,67 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The private QMP socket that `remusdb prepare` gives a VM: 0.25 ms a call where libvirt's monitor takes 2.5."""
+"""The private QMP socket that `remusdb prepare` gives a VM: 0.25 ms a call where libvirt's monitor takes 2.5.
+
+QMP is one JSON object a line: QEMU greets, `qmp_capabilities` is the first command, and each reply carries the
+id of its command. Events come in between; nobody reads them here (every cut makes two). What QEMU sends is bounded
+in length and never believed: a stream that breaks the rules ends the connection.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import QMPError
-from qemu.qmp.legacy import QEMUMonitorProtocol
-
-from remusdb.errors import VmError
+from remusdb.control.lines import LineChannel
+from remusdb.errors import BadFrame, VmError
+from remusdb.vm.monitor import returned
 from remusdb.vm.prepare import CHARDEV
 from remusdb.vm.process import command_line, socket_of
 
-GREETING_S = 2.0
+GREETING_S = 2.0  # QEMU serves one connection at a time: on a second one it is silent
 
 
 class PrivateMonitor:
     """A connection to one VM's own QMP socket. Calls from any thread, one at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, greeting_s: float = GREETING_S) -> None:
+        """VmError where QEMU has not taken the connection up, greeting and all, within `greeting_s`."""
         self._lock = threading.Lock()
-        asyncio.set_event_loop(asyncio.new_event_loop())  # not shared with another monitor that this thread made
+        self._id = 0
+        until = time.monotonic() + greeting_s
+        sock = socket.socket(socket.AF_UNIX)
+        self._channel = LineChannel(sock)
         try:
-            self._qmp = QEMUMonitorProtocol(_greeted(path))
-            self._qmp.settimeout(None)
-            self._qmp.connect()
-        except (OSError, QMPError) as exc:
+            sock.settimeout(greeting_s)
+            sock.connect(str(path))
+            if "QMP" not in self._receive(until):
+                raise BadFrame("it does not greet as QEMU does")
+            returned("qmp_capabilities", self._ask("qmp_capabilities", {}, until))
+            sock.settimeout(None)
+        except (OSError, BadFrame, VmError) as exc:
+            self._channel.close()
             raise VmError(f"the private QMP socket {path} does not answer: {exc}") from exc
 
-    def execute(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """One command; QEMU's reply, with `return` or `error`."""
+    def execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        """See Monitor. VmError also where the connection failed; it does not come back."""
         with self._lock:
             try:
-                self._qmp.clear_events()  # every cut makes two, and nobody reads them here
-                reply: dict[str, Any] = dict(self._qmp.cmd_raw(command, arguments))
-            except (OSError, QMPError) as exc:
+                reply = self._ask(command, arguments, None)
+            except (OSError, BadFrame) as exc:
+                self._channel.close()  # a reply that comes late must not be taken for that of another command
                 raise VmError(f"{command}: the private QMP socket failed: {exc}") from exc
-            return reply
+        return returned(command, reply)
 
     def close(self) -> None:
-        """End the connection; QEMU then listens again."""
-        with contextlib.suppress(OSError, QMPError, RuntimeError):  # RuntimeError: a command still hangs
-            self._qmp.close()
+        """End the connection; QEMU then listens again. A command that hangs in it fails."""
+        self._channel.close()
 
+    def _ask(self, command: str, arguments: dict[str, Any], until: float | None) -> dict[str, Any]:
+        self._id += 1
+        self._channel.send({"execute": command, "arguments": arguments, "id": self._id})
+        while "event" in (reply := self._receive(until)):
+            pass
+        if reply.get("id") != self._id:  # also where QEMU could not read the command: it has no id for its error then
+            raise BadFrame("QEMU sent what is neither an event nor the reply to the command")
+        return reply
 
-def _greeted(path: Path) -> socket.socket:
-    """A connection that QEMU has taken up: it serves one at a time, a second one would wait for ever."""
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.settimeout(GREETING_S)
-        sock.connect(str(path))
-        if not sock.recv(1, socket.MSG_PEEK):
-            raise OSError("closed at once")
-        sock.settimeout(None)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+    def _receive(self, until: float | None) -> dict[str, Any]:
+        message = self._channel.receive(until)
+        if message is None:
+            raise BadFrame("QEMU closed it")
+        return message
 
 
 def private_monitor(pid: int) -> PrivateMonitor | None:
