@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device state on the wire: XOR against the last one shipped where the length is equal, then zstd.
 
-Payload: one byte (1 whole, 2 XOR against the previous epoch's), big-endian u32 of the raw length, zstd frame.
+Payload: one byte (1 whole, 2 XOR against the previous epoch's), big-endian u32 of the raw length, one zstd frame that
+states the same length, and nothing behind it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import struct
 import numpy as np
 import zstandard
 
+from remusdb.core.zstdframe import decompress
 from remusdb.errors import BadFrame
 
 WHOLE, XOR = 1, 2
@@ -36,10 +38,7 @@ def decode_devices(payload: bytes | memoryview, previous: bytes) -> bytes:
     kind, length = HEAD.unpack_from(payload)
     if length > MAX_DEVICE_STATE_BYTES or kind not in (WHOLE, XOR):
         raise BadFrame(f"device state of kind {kind} and {length} bytes")
-    try:
-        raw = zstandard.ZstdDecompressor().decompress(bytes(payload[HEAD.size :]), max_output_size=length)
-    except zstandard.ZstdError as exc:
-        raise BadFrame(f"device state cannot be decompressed: {exc}") from exc
-    if len(raw) != length or (kind == XOR and len(previous) != length):
-        raise BadFrame(f"device state has {len(raw)} bytes, {length} were announced")
+    if kind == XOR and len(previous) != length:
+        raise BadFrame(f"device state of {length} bytes against one of {len(previous)}")
+    raw = decompress(memoryview(payload)[HEAD.size :], "device state", length, length)
     return _xor(raw, previous) if kind == XOR else raw

@@ -25,6 +25,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from remusdb.core.zstdframe import decompress
 from remusdb.errors import BadFrame
 
 PAGE_BYTES = 4096
@@ -74,7 +75,6 @@ class _PerThread(threading.local):
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=LEVEL)
-        self.decompressor = zstandard.ZstdDecompressor()
         self.old = np.empty((_SLICE, PAGE_BYTES // 8), np.uint64)
         self.xor = np.empty((_SLICE, PAGE_BYTES // 8), np.uint64)
         self.body = np.empty((PAYLOAD_PAGES * PAGE_BYTES + (PAYLOAD_PAGES + PAYLOAD_ZEROS) * _GAP_BYTES), np.uint8)
@@ -216,13 +216,7 @@ def _body(encoding: Encoding, body: memoryview, size: int) -> Buffer:
         if len(body) != size:
             raise BadFrame(f"a PAGES body of {len(body)} bytes, {size} were announced")
         return body
-    try:
-        claimed = zstandard.get_frame_parameters(body).content_size
-        if claimed != size:  # also where the frame does not say: CONTENTSIZE_UNKNOWN is 2**64 - 1
-            raise BadFrame(f"a PAGES body of {claimed} bytes, {size} were announced")
-        return _mine.decompressor.decompress(body, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise BadFrame(f"a PAGES body does not decompress: {error}") from error
+    return decompress(body, "a PAGES body", size, size)
 
 
 def _to_gaps(numbers: NDArray[np.int64]) -> NDArray[np.uint32]:

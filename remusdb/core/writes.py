@@ -20,6 +20,7 @@ from typing import Final
 
 import zstandard
 
+from remusdb.core.zstdframe import decompress
 from remusdb.errors import BadFrame
 
 RECORD: Final = struct.Struct("<BBHIQ")
@@ -55,7 +56,6 @@ class _PerThread(threading.local):
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=LEVEL)
-        self.decompressor = zstandard.ZstdDecompressor()
 
 
 _zstd = _PerThread()
@@ -81,16 +81,7 @@ def encode_writes(raw: Buffer) -> list[bytes]:
 
 def decode_writes(payload: Buffer) -> bytes:
     """The records of one payload, to be read with `iter_records`. BadFrame if it is not one bounded zstd frame."""
-    try:
-        size = zstandard.get_frame_parameters(payload).content_size
-        if not 0 < size <= MAX_RAW:  # absent is CONTENTSIZE_UNKNOWN: 2**64 - 1
-            raise BadFrame(f"a WRITES payload claims {size} bytes, the limit is {MAX_RAW}")
-        raw = _zstd.decompressor.decompress(payload, max_output_size=MAX_RAW, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise BadFrame(f"a WRITES payload does not decompress: {error}") from error
-    if len(raw) != size:
-        raise BadFrame(f"a WRITES payload holds {len(raw)} bytes and claims {size}")
-    return raw
+    return decompress(payload, "a WRITES payload", 1, MAX_RAW)
 
 
 def _record_at(view: memoryview, at: int) -> Record:
