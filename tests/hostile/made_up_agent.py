@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real agent, where only QEMU is made up: `python -m tests.hostile.made_up_agent CONFIG`.
+
+Listener, sessions, terms, state, history, inbox, applier and replica disks are the product's. The standby takes the
+pages of any RAM block and forgets them, after SLOW_MS of the environment; it proves whatever it is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from remusdb import log
+from remusdb.config import load_agent
+from remusdb.core.messages import Hello, Proof
+from remusdb.core.pages import PagesDecoded
+from remusdb.names import file_stem
+from remusdb_agents import replica
+from remusdb_agents.applier import Applier
+from remusdb_agents.bases import Bases
+from remusdb_agents.context import Context
+from remusdb_agents.daemon import AgentDaemon
+from remusdb_agents.images import ReplicaImages
+from remusdb_agents.inbox import WholeEpoch
+from remusdb_agents.kept import Kept
+
+SLOW_S = float(os.environ.get("SLOW_MS", "0")) / 1000
+
+
+class MadeUpStandby:
+    """Takes pages and forgets them."""
+
+    def apply(self, pages: PagesDecoded) -> None:
+        """These pages are now so."""
+        time.sleep(SLOW_S)
+
+
+class MadeUpProver:
+    """Every state is taken."""
+
+    def prove(self, tell: Callable[[Proof], None]) -> None:
+        """Say so at once."""
+        tell(Proof("proven", time.time_ns(), 1, 1.0))
+
+
+class MadeUpMachine:
+    """As `remusdb_agents.machine.Machine`, without a QEMU."""
+
+    def __init__(
+        self,
+        context: Context,
+        hello: Hello,
+        moved: Callable[[WholeEpoch], None],
+        broken: Callable[[Exception], None],
+        kept: Mapping[str, Kept],
+    ) -> None:
+        names = [disk.target for disk in hello.disks]
+        folder = context.config.agent.image_dir / file_stem(hello.vm)
+        self._images = ReplicaImages(folder, [disk.size for disk in hello.disks], names)
+        self.bases = Bases(self._images, {i: kept[name] for i, name in enumerate(names) if name in kept}, broken)
+        standby: Any = MadeUpStandby()
+        self.applier = Applier(standby, self._images, moved, broken)
+        self.prover = MadeUpProver()
+
+    def wait_applied(self, timeout_s: float) -> bool:
+        """As there."""
+        return self.applier.wait_empty(timeout_s)
+
+    def resume(self, stays: bool) -> None:
+        """The VM runs, one may say."""
+        self.applier.close()
+
+    def announce(self, addresses: list[str]) -> None:
+        """Nobody is told."""
+
+    def close(self, *, keep_images: bool) -> None:
+        """As there."""
+        self.bases.close()
+        self.applier.close()
+        if keep_images:
+            self._images.keep()
+        else:
+            self._images.remove()
+
+
+def main() -> None:
+    """As `remusdb agent`."""
+    replica.Machine = MadeUpMachine  # type: ignore[assignment, misc]
+    config = load_agent(Path(sys.argv[1]))
+    log.setup(debug=False)
+    AgentDaemon(config).run()
+
+
+if __name__ == "__main__":
+    main()
