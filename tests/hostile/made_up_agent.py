@@ -2,13 +2,15 @@
 """The real agent, where only QEMU is made up: `python -m tests.hostile.made_up_agent CONFIG`.
 
 Listener, sessions, terms, state, history, inbox, applier and replica disks are the product's. The standby takes the
-pages of any RAM block and forgets them, after SLOW_MS of the environment; it proves whatever it is asked.
+pages of any RAM block and forgets them, after SLOW_MS of the environment; it proves whatever it is asked. While the
+file NO_THREADS of the environment is there, no thread can be made.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -87,8 +89,22 @@ class MadeUpMachine:
             self._images.remove()
 
 
+def refuse_threads_while(file: Path) -> None:
+    """No thread can be made while this file is there, as under a limit of processes."""
+    start = threading.Thread.start
+
+    def refusing(thread: threading.Thread) -> None:
+        if file.exists():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    threading.Thread.start = refusing  # type: ignore[method-assign]
+
+
 def main() -> None:
     """As `remusdb agent`."""
+    if os.environ.get("NO_THREADS"):
+        refuse_threads_while(Path(os.environ["NO_THREADS"]))
     replica.Machine = MadeUpMachine  # type: ignore[assignment, misc]
     config = load_agent(Path(sys.argv[1]))
     log.setup(debug=False)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from remusdb.config import AgentConfig
 from remusdb.control.client import call
 from remusdb.control.server import ControlServer
 from remusdb.core.messages import Commit, Question, Refuse, Standing, Welcome, pack, unpack
@@ -42,6 +43,7 @@ SOURCES = {"alpha": f"{NET}.11", "gamma": f"{NET}.13"}
 START_S = 40.0
 ANSWER_S = 20.0
 SETTLE_S = float(os.environ.get("SETTLE_S", "20"))
+PRIMARIES = "primaries" in AgentConfig.__struct_fields__
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -112,6 +114,7 @@ class Rig:
     folder: Path
     certs: Path
     port: int
+    primaries: tuple[str, ...] = ("alpha", "gamma")  # whom agent.toml lists
     fences: list[dict[str, Any]] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     _calls: list[Caller] = field(default_factory=list)
@@ -188,6 +191,7 @@ class Rig:
             'libvirt_uri = "test:///default"\n'
             f'[tls]\nca = "{tls}/ca.pem"\ncert = "{tls}/cert.pem"\nkey = "{tls}/key.pem"\n'
             "[failover]\nsilence_ms = 60000\nautomatic = false\n"
+            + ("".join(f"[primaries.{name}]\n" for name in self.primaries) if PRIMARIES else "")
         )
 
     def _answers(self) -> bool:
