@@ -24,6 +24,7 @@ from pathlib import Path
 
 from remusdb.core.writes import Kind, Record, iter_records
 from remusdb.errors import DiskError
+from remusdb.safefiles import make_folder
 from remusdb_agents.devices import Device, open_device
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
@@ -55,7 +56,7 @@ class ReplicaImages:
         self._files: list[int] = []
         self._lock = threading.Lock()  # between a record and `close`
         with _explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         try:
             for name, path, size in zip(names, self.paths, sizes, strict=True):
                 self._add(path, size, is_device=name in devices)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from remusdb.core.messages import RamBlock
 from remusdb.errors import CannotProtect, DiskError
+from remusdb.safefiles import make_folder
 from remusdb.vm.ramblocks import PAGE_BYTES
 
 FLASH = "system.flash1"  # hw/i386/pc_sysfw.c: flash0 is the firmware, flash1 its variables
@@ -34,7 +35,7 @@ class Nvram:
             raise CannotProtect(f"UEFI variables of {size} bytes: no more than {MAX_BYTES} are kept")
         self.path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             path.unlink(missing_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             os.ftruncate(self._file, size)

@@ -7,11 +7,13 @@ import re
 import time
 from pathlib import Path
 
+from remusdb.printable import printable
+
 FOLDER = Path("/var/log/libvirt/qemu")  # libvirt has no setting for it; NAME.log
 LOOK_S = 0.02
 WAIT_S = 0.3  # virtlogd writes what it reads from a pipe, so the last words come a little later
 MOST_BYTES = 16 << 10
-MOST_CHARACTERS = 600
+MOST_BYTES_TOLD = 600
 # "2026-11-27 09:24:00.123+0000: shutting down, reason=crashed" is libvirt's; QEMU writes the T, or no time at all.
 LIBVIRTS = re.compile(r"^\d{4}-\d\d-\d\d \d\d:|^char device redirected|^LC_ALL=|^PATH=|^HOME=|^XDG_|^/")
 TIME = re.compile(r"^\d{4}-\d\d-\d\dT\S+Z ")
@@ -55,4 +57,4 @@ def complaints(text: str) -> str:
     """QEMU's own lines in such a log, joined; without warnings, times and its name."""
     lines = [PROGRAM.sub("", TIME.sub("", line)).strip() for line in text.splitlines() if not LIBVIRTS.match(line)]
     said = list(dict.fromkeys(line for line in lines if line and not IDLE.search(line)))
-    return "".join(sign if sign.isprintable() else "?" for sign in "; ".join(said)[:MOST_CHARACTERS])
+    return printable("; ".join(said), MOST_BYTES_TOLD)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,11 +15,13 @@ from typing import Any
 import libvirt_qemu
 
 from remusdb.errors import VmError
+from remusdb.printable import printable
 from remusdb_agents.rehearsal_copy import Copy
 
 LOOK_S = 0.1
 CONNECT_S = 1.0
 AGENT = "org.qemu.guest_agent.0"
+TAIL_BYTES = 4096  # of what the copy printed
 AGENT_S = 1  # libvirt counts in whole seconds
 
 
@@ -146,8 +149,11 @@ def _mark(path: Path) -> tuple[int, int]:
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines[:-1] or lines) if line.strip()), "")[-60:]
+    """Of what a guest prints without an end, perhaps: no more than the end of it is read."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        lines = file.read(TAIL_BYTES).decode(errors="replace").split("\n")
+    return printable(next((line.strip() for line in reversed(lines[:-1] or lines) if line.strip()), "")[-60:])
 
 
 def _cpu_seconds(pid: int) -> float:

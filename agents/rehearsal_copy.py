@@ -24,6 +24,7 @@ from remusdb.core.messages import Hello
 from remusdb.errors import DiskError, RemusError, VmError
 from remusdb.names import file_stem
 from remusdb.net.island import Island
+from remusdb.safefiles import make_folder
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain, connect
 from remusdb_agents.borrowed_memory import BorrowedMemory
@@ -62,7 +63,7 @@ class Copy:
         remove_folder(self.folder)
         self._undo.callback(remove_folder, self.folder)
         overlays = {target: self.folder / f"{target}.qcow2" for target in images}
-        self.folder.mkdir(parents=True)
+        make_folder(self.folder)
         for disk in hello.disks:
             make_overlay(overlays[disk.target], images[disk.target], disk.size)
         if variables := flash_bytes(hello.domain_xml, hello.blocks):

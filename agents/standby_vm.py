@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from remusdb.core.messages import RamBlock
 from remusdb.core.pages import PagesDecoded, resolve
 from remusdb.errors import BadFrame, CannotProtect, LibvirtAway, VmError
+from remusdb.safefiles import connect, folder_of, remove
 from remusdb.vm.clock_search import Timers
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain
@@ -32,6 +33,7 @@ from remusdb_agents.borrowed_memory import BorrowedMemory
 from remusdb_agents.catch_up import CatchUp, CaughtUp
 from remusdb_agents.qemu_log import QemuLog
 
+LOAD_SOCKET = "remusdb-load"  # in libvirt's folder of the domain, which QEMU's user may write
 CONFIGURATION_SECTION = 0x07  # migration/qemu-file-types.h QEMU_VM_CONFIGURATION
 FILE_HEADER_BYTES = 8  # magic and version
 VMDESCRIPTION = b"\x06" + struct.pack(">I", 2) + b"{}"  # QEMU waits for one after the devices
@@ -151,19 +153,18 @@ class StandbyVm:
             raise StateRefused(f"QEMU does not take the device state: {words}" if words else str(exc)) from exc
 
     def _load(self, devices: bytes, catch_up: CatchUp, stay: bool) -> None:
-        socket_path = self._folder / "remusdb-load"
-        self._await_stream(f"unix:{socket_path}", stay)
-        with socket.socket(socket.AF_UNIX) as sock:
+        self._await_stream(f"unix:{self._folder / LOAD_SOCKET}", stay)
+        with socket.socket(socket.AF_UNIX) as sock, folder_of(self._folder) as folder:
             sock.settimeout(LOAD_S)
             try:
-                sock.connect(str(socket_path))
+                connect(sock, folder, LOAD_SOCKET, self.domain.pid)
                 self._caught_up = catch_up.apply(devices)
                 sock.sendall(device_stream(self._caught_up.devices, self.domain.machine))
             except OSError as exc:
                 raise VmError(f"standby {self.name} does not take its device state: {exc}") from exc
             self._await_load()
-        with contextlib.suppress(OSError):
-            socket_path.unlink()
+            with contextlib.suppress(OSError):
+                remove(folder, LOAD_SOCKET)
 
     def _await_stream(self, uri: str, stay: bool) -> None:
         if stay:

@@ -27,11 +27,13 @@ from remusdb import durable
 from remusdb.errors import RemusError
 from remusdb.hooks import Hooks
 from remusdb.names import file_stem
+from remusdb.printable import printable
 
 log = logging.getLogger(__name__)
 
 FILE_MAX_BYTES = 4 << 20
 QUEUE_MAX_EVENTS = 1024
+REASON_MAX_BYTES = 4096  # the longest of ours name the disks of a VM that was put away
 LOCK_S = 2.0  # for another writer; if that one hangs (a stopped process), we append all the same: one line never mixes
 
 Author = Literal["agent", "worker", "host", "operator"]
@@ -91,9 +93,11 @@ class History:
         threading.Thread(target=self._write_all, name="history", daemon=True).start()
 
     def record(self, event: Event) -> None:
-        """Note it. Returns at once, and never fails."""
+        """Note it. Returns at once, and never fails. What another host or QEMU said in it is made safe to show."""
+        reason = printable(event.reason, REASON_MAX_BYTES)
+        details = {key: printable(of) if isinstance(of, str) else of for key, of in event.details.items()}
         try:
-            self._queue.put_nowait(event)
+            self._queue.put_nowait(msgspec.structs.replace(event, reason=reason, details=details))
         except queue.Full:
             self.dropped += 1
 

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
+from remusdb.printable import json_text
 
 if TYPE_CHECKING:
     from remusdb.history import Event
@@ -145,7 +145,7 @@ def _run(path: Path, event: Event, timeout_s: float) -> None:
     about = {"REMUSDB_VM": event.vm, "REMUSDB_EVENT": event.event, "REMUSDB_STATE": event.now}
     started = time.monotonic()
     with open(os.memfd_create("event"), "w+b") as stdin:  # unlike a pipe it takes all of it, read or not
-        stdin.write(msgspec.json.encode(event) + b"\n")
+        stdin.write(json_text(event).encode() + b"\n")
         stdin.seek(0)
         process = subprocess.Popen(
             [path],

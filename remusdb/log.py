@@ -13,8 +13,9 @@ import sys
 import time
 from typing import Any
 
-import msgspec
+from remusdb.printable import json_text, printable
 
+LINE_MAX_BYTES = 8 << 10  # of a message: longer than any of ours
 FIELDS = ("vm", "role", "term", "epoch")  # what a record may carry through `extra=`
 
 
@@ -32,17 +33,18 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(entry).decode()
+        return json_text(entry)
 
 
 class LineFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.123Z WARNING remusdb.host.daemon vm=db1: text`."""
+    """`2026-01-31T12:00:00.123Z WARNING remusdb.host.daemon vm=db1: text`, whatever the text is made of."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as a line (an exception adds its traceback)."""
+        """The record as a line (an exception adds its traceback, set in: no line of it passes for a record)."""
         fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
         line = f"{_stamp(record)} {record.levelname} {record.name}{fields}: {record.getMessage()}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        return "\n".join([printable(line, LINE_MAX_BYTES), *(f"  {printable(one)}" for one in trace)])
 
 
 def setup(*, debug: bool = False) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
 from remusdb.control.client import call
 
@@ -66,8 +65,3 @@ def ask(
 ) -> dict[str, Any]:
     """One request to a daemon of this machine."""
     return call(socket_of(daemon), op, args, on_progress, timeout_s)
-
-
-def print_json(result: Any) -> None:
-    """A result for programs."""
-    click.echo(msgspec.json.format(msgspec.json.encode(result)).decode())

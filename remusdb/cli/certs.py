@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from remusdb.cli.say import say
 from remusdb.errors import UsageError
 
 
@@ -24,8 +25,8 @@ def certs(out: Path, hosts: tuple[str, ...], overwrite: bool) -> None:
 
     made = make_ca_and_hosts(out, dict(_host(text) for text in hosts), overwrite=overwrite)
     for folder in made:
-        click.echo(f"{folder}/  ->  /etc/remusdb/tls/ on {folder.name}")
-    click.echo(f"Keep {out / 'ca' / 'ca.key'} off both hosts.", err=True)
+        say(f"{folder}/  ->  /etc/remusdb/tls/ on {folder.name}")
+    say(f"Keep {out / 'ca' / 'ca.key'} off both hosts.", err=True)
 
 
 def _host(text: str) -> tuple[str, list[str]]:

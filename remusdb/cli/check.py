@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option
+from remusdb.cli.say import print_json, say
 from remusdb.errors import CannotProtect
 
 
@@ -26,16 +27,16 @@ def check(vm: str, to: str | None, as_json: bool) -> None:
         print_json({"checks": checks})
     else:
         for found in checks:
-            click.echo(_line(found))
+            say(_line(found))
             if found["hint"] and not found["ok"]:
-                click.echo(f"        {found['hint']}")
+                say(f"        {found['hint']}")
     failed = [found for found in checks if not found["ok"] and found["level"] == "required"]
     advice = [found for found in checks if not found["ok"] and found["level"] != "required"]
     if failed:
         names = ", ".join(found["name"] for found in failed)
         raise CannotProtect(f"VM {vm} cannot be protected: {names}", hint="each line that says FAIL says what to do")
     if not as_json:
-        click.echo(f"Looks good, with {len(advice)} to think about." if advice else "Looks good.")
+        say(f"Looks good, with {len(advice)} to think about." if advice else "Looks good.")
 
 
 def _line(found: dict[str, Any]) -> str:

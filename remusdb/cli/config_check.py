@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from remusdb.cli.asking import json_option, print_json
+from remusdb.cli.asking import json_option
+from remusdb.cli.say import print_json, say
 from remusdb.config import AgentConfig, HostConfig, load_agent, load_host
 from remusdb.tomlstruct import read_toml
 
@@ -27,7 +28,7 @@ def check_file(file: Path, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.to_builtins(loaded, enc_hook=str))
     else:
-        click.echo(f"{file}: good: {_summary(loaded)}")
+        say(f"{file}: good: {_summary(loaded)}")
 
 
 def _summary(loaded: HostConfig | AgentConfig) -> str:

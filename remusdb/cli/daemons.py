@@ -9,7 +9,9 @@ import click
 
 from remusdb import log
 from remusdb.cli.asking import fill
-from remusdb.config import load_agent, load_host
+from remusdb.config import Agent, Host, load_agent, load_host
+from remusdb.errors import ConfigError
+from remusdb.safefiles import make_folder, require_only_ours
 
 # The imports of the daemons are late: they bring libvirt and numpy, which no other verb needs.
 
@@ -20,12 +22,23 @@ def _config(default: str) -> click.Option:
     )
 
 
+def _folders(of: Host | Agent) -> None:
+    """Before anything else, so that the folders have the same modes whichever daemon is the first one."""
+    for path, key in ((of.state_dir, "state_dir"), (of.image_dir, "image_dir"), (of.run_dir, "run_dir")):
+        try:
+            make_folder(path)
+        except OSError as exc:
+            raise ConfigError(f"{key} {path}: {exc.strerror}") from exc
+        require_only_ours(path, key)
+
+
 @click.command(params=[_config("/etc/remusdb/host.toml")])
 @click.pass_context
 def host(ctx: click.Context, file: Path) -> None:
     """Run the primary host's daemon in the foreground."""
     config = load_host(file)
     log.setup(debug=fill(ctx).debug)
+    _folders(config.host)
     from remusdb.host.daemon import HostDaemon
 
     HostDaemon(config).run()
@@ -37,6 +50,7 @@ def agent(ctx: click.Context, file: Path) -> None:
     """Run the backup agent in the foreground."""
     config = load_agent(file)
     log.setup(debug=fill(ctx).debug)
+    _folders(config.agent)
     from remusdb_agents.daemon import AgentDaemon
 
     AgentDaemon(config).run()

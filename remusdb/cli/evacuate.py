@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import click
 
-from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option
 from remusdb.cli.progress import Steps
+from remusdb.cli.say import print_json, say
 
 
 @click.command()
@@ -29,10 +30,10 @@ def evacuate(ctx: click.Context, if_host_stops: bool, as_json: bool) -> None:
         print_json(done)
     else:
         for one in done["moved"]:
-            click.echo(f"{one['vm']} runs on {one['to']} now, in term {one['term']}.")
+            say(f"{one['vm']} runs on {one['to']} now, in term {one['term']}.")
         for one in done["stayed"]:
-            click.echo(f"{one['vm']} stays here: {one['reason']}", err=True)
+            say(f"{one['vm']} stays here: {one['reason']}", err=True)
         if not done["moved"] and not done["stayed"]:
-            click.echo("no VM was moved: " + (done.get("note") or "none is protected here"))
+            say("no VM was moved: " + (done.get("note") or "none is protected here"))
     if any(not one["exempt"] for one in done["stayed"]):
         ctx.exit(1)

@@ -7,7 +7,8 @@ import sys
 
 import click
 
-from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option
+from remusdb.cli.say import print_json, say
 from remusdb.errors import UsageError
 
 FAILOVER_TIMEOUT_S = 120.0
@@ -34,7 +35,7 @@ def failover(vm: str, yes: bool, primary_is_dead: bool, as_json: bool) -> None:
     if as_json:
         print_json(done)
         return
-    click.echo(f"{vm} runs here: term {done['term']}, epoch {done['epoch']}, resumed in {done['resume_ms']:.0f} ms.")
+    say(f"{vm} runs here: term {done['term']}, epoch {done['epoch']}, resumed in {done['resume_ms']:.0f} ms.")
 
 
 def _confirm(vm: str) -> None:

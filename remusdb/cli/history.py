@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from remusdb.cli import words
-from remusdb.cli.asking import json_option, print_json
+from remusdb.cli.asking import json_option
+from remusdb.cli.say import print_json, say
 from remusdb.errors import NotProtected
 from remusdb.history import Event, read
 
@@ -47,7 +48,7 @@ def history(vm: str, last: int | None, state_dir: Path, as_json: bool) -> None:
     if as_json:
         print_json({"vm": vm, "events": shown})
     else:
-        click.echo("\n".join(words.table(HEAD, [_row(event) for event in shown])))
+        say(*words.table(HEAD, [_row(event) for event in shown]))
 
 
 def _row(event: Event) -> list[str]:
@@ -60,5 +61,5 @@ def _row(event: Event) -> list[str]:
         str(event.term),
         words.NOTHING if event.epoch is None else str(event.epoch),
         words.age(event.heard_ms_ago),
-        " ".join(event.reason.split()),
+        event.reason,
     ]

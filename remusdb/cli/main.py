@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,12 @@ from remusdb.cli.history import history
 from remusdb.cli.prepare import prepare
 from remusdb.cli.protect import protect, reprotect
 from remusdb.cli.rehearse import rehearse
+from remusdb.cli.say import say
 from remusdb.cli.status import status
 from remusdb.cli.switchover import switchover
 from remusdb.cli.unprotect import unprotect
 from remusdb.errors import RemusError
+from remusdb.log import setup as log_setup
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +45,16 @@ class ErrorsAsExitCodes(click.Group):
             return super().invoke(ctx)
         except RemusError as exc:
             self._debug(ctx)
-            click.echo(f"remusdb: {exc.id} {exc}", err=True)
+            say(f"remusdb: {exc.id} {exc}", err=True)
             if exc.hint:
-                click.echo(f"hint: {exc.hint}", err=True)
+                say(f"hint: {exc.hint}", err=True)
             ctx.exit(exc.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as exc:  # task boundary: nobody should have to read a traceback who did not ask for it
             self._debug(ctx)
-            click.echo(f"remusdb: {RemusError.id} unexpected {type(exc).__name__}: {exc}", err=True)
-            click.echo("hint: this is a bug in remusdb; with `remusdb --debug ...` it shows where", err=True)
+            say(f"remusdb: {RemusError.id} unexpected {type(exc).__name__}: {exc}", err=True)
+            say("hint: this is a bug in remusdb; with `remusdb --debug ...` it shows where", err=True)
             ctx.exit(1)
 
     def _debug(self, ctx: click.Context) -> None:
@@ -72,7 +73,7 @@ def cli(ctx: click.Context, run_dir: Path | None, debug: bool) -> None:
     """High availability for a database VM, without touching the database."""
     ctx.obj = Settings(run_dir=run_dir, debug=debug)
     if debug:
-        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+        log_setup(debug=True)
 
 
 for command in (

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import click
 
-from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option
+from remusdb.cli.say import print_json, say
 
 
 @click.command()
@@ -22,7 +23,7 @@ def prepare(vm: str, as_json: bool) -> None:
         print_json({"changes": changes})
     elif changes:
         for change in changes:
-            click.echo(f"  {change}")
-        click.echo(f"In effect from the next start of {vm} (shut it down and start it; a reboot inside is not enough).")
+            say(f"  {change}")
+        say(f"In effect from the next start of {vm} (shut it down and start it; a reboot inside is not enough).")
     else:
-        click.echo(f"{vm} is prepared already: nothing was changed.")
+        say(f"{vm} is prepared already: nothing was changed.")

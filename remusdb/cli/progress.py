@@ -6,11 +6,12 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from remusdb.cli import words
+from remusdb.cli.say import say
+from remusdb.printable import printable
 
 LINES_PER_STEP = 4
 
@@ -22,7 +23,7 @@ class Steps:
         console = Console(stderr=True)
         self._bars: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.fields[of]}"))
+            columns = (_text("{task.description:<24}"), BarColumn(), _text("{task.fields[of]}"))
             self._bars = Progress(*columns, TimeElapsedColumn(), console=console)
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, int] = {}
@@ -40,7 +41,7 @@ class Steps:
 
     def show(self, told: dict[str, Any]) -> None:
         """One report of the daemon; what is missing in it is taken as nothing."""
-        step, unit = str(told.get("step", "")), str(told.get("unit", ""))
+        step, unit = printable(str(told.get("step", ""))), printable(str(told.get("unit", "")))
         done, total = float(told.get("done") or 0), float(told.get("total") or 0)
         of = _of(done, total, unit) if total else ""
         if self._bars:
@@ -51,7 +52,11 @@ class Steps:
         part = int(LINES_PER_STEP * done / total) if total else 0
         if self._told.get(step) != part:
             self._told[step] = part
-            click.echo(f"{step}: {of}" if of else step, err=True)
+            say(f"{step}: {of}" if of else step, err=True)
+
+
+def _text(template: str) -> TextColumn:
+    return TextColumn(template, markup=False)  # square brackets in a name are no command
 
 
 def _of(done: float, total: float, unit: str) -> str:

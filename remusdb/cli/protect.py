@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import click
 
-from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option
 from remusdb.cli.progress import Steps
+from remusdb.cli.say import print_json, say
 
 
 @click.command()
@@ -40,14 +41,14 @@ def _begin(verb: str, vm: str, peer: str, as_json: bool) -> None:
         with Steps() as steps:
             status = ask("host", verb, steps.show, timeout_s=None, vm=vm, to=peer)
     except KeyboardInterrupt:
-        click.echo(f"The host daemon goes on. To end it: remusdb unprotect {vm}", err=True)
+        say(f"The host daemon goes on. To end it: remusdb unprotect {vm}", err=True)
         raise
     if as_json:
         print_json(status)
         return
-    click.echo(
+    say(
         f"{vm} is protected to {peer}: an epoch every {status['epoch_ms']} ms, term {status['term']}, "
         f"gate {status['gate']}, monitor {status['monitor']}, {status['accel']}."
     )
     if why := status.get("unproven"):
-        click.echo(f"remusdb: {why}", err=True)
+        say(f"remusdb: {why}", err=True)

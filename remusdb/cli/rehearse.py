@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from remusdb.cli import words
-from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option
 from remusdb.cli.progress import Steps
+from remusdb.cli.say import print_json, say
 from remusdb.errors import NotProtected, PeerRefused, PeerUnreachable, RemusError
 
 PRIMARY = ("seeding", "protected", "held")  # states in which the VM runs here
@@ -62,11 +63,10 @@ def _backup_of(vm: str) -> str:
 
 def _tell(result: dict[str, Any]) -> None:
     said = "runs" if result["ok"] else "shows no proof of life"
-    click.echo(f"A copy of {result['vm']} at epoch {result['epoch']} (term {result['term']}) {said}.")
+    say(f"A copy of {result['vm']} at epoch {result['epoch']} (term {result['term']}) {said}.")
     rows = [("ok" if check["ok"] else "no", check["name"], check["detail"]) for check in result["checks"]]
-    for line in words.table(("", "CHECK", "DETAIL"), rows):
-        click.echo(line)
-    click.echo(
+    say(*words.table(("", "CHECK", "DETAIL"), rows))
+    say(
         f"Resumed in {result['resume_ms']:.0f} ms, thrown away after {words.age(result['took_ms'])}; "
         f"{result['held_back_epochs']} epochs waited meanwhile, and were acknowledged."
     )

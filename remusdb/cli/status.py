@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from remusdb.cli import words
-from remusdb.cli.asking import ask, json_option, print_json, run_dir_option, socket_of
+from remusdb.cli.asking import ask, json_option, run_dir_option, socket_of
+from remusdb.cli.say import print_json, say
 from remusdb.errors import PeerUnreachable, VmError
 
 Vm = dict[str, Any]
@@ -33,11 +34,12 @@ def status(vm: str | None, agent_only: bool, as_json: bool) -> None:
     if as_json:
         print_json({"vms": found})
     elif vm is not None:
-        click.echo("\n\n".join("\n".join(_in_full(one)) for one in found))
+        for number, one in enumerate(found):
+            say(*[""] * bool(number), *_in_full(one))
     elif found:
-        click.echo("\n".join(words.table(HEAD, [_row(one) for one in found])))
+        say(*words.table(HEAD, [_row(one) for one in found]))
     else:
-        click.echo("No VMs here.")
+        say("No VMs here.")
 
 
 def _daemons(agent_only: bool) -> list[str]:
@@ -58,7 +60,7 @@ def _found(daemons: Sequence[str], vm: str | None) -> list[Vm]:
             continue
         answers[daemon] = told["vms"]
         for warning in told.get("warnings", ()):
-            click.echo(f"remusdb: {warning}", err=True)
+            say(f"remusdb: {warning}", err=True)
     found = _merged(answers.get("host", []), answers.get("agent", []))
     if errors and not found:
         raise errors[0]
@@ -66,7 +68,7 @@ def _found(daemons: Sequence[str], vm: str | None) -> list[Vm]:
         raise VmError(f"there is no VM {vm} here")
     for error in errors:
         if isinstance(error, PeerUnreachable):
-            click.echo(f"remusdb: {error.id} {error}", err=True)
+            say(f"remusdb: {error.id} {error}", err=True)
     return found
 
 

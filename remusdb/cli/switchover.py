@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import click
 
-from remusdb.cli.asking import ask, json_option, print_json, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option
 from remusdb.cli.progress import Steps
+from remusdb.cli.say import print_json, say
 
 
 @click.command()
@@ -24,6 +25,4 @@ def switchover(vm: str, peer: str | None, as_json: bool) -> None:
     if as_json:
         print_json(done)
         return
-    click.echo(
-        f"{vm} runs on {done['to']} now, in term {done['term']}; this side heard so after {done['took_ms']:.0f} ms."
-    )
+    say(f"{vm} runs on {done['to']} now, in term {done['term']}; this side heard so after {done['took_ms']:.0f} ms.")

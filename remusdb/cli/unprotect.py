@@ -7,6 +7,7 @@ import click
 
 from remusdb.cli.asking import ask, run_dir_option
 from remusdb.cli.progress import Steps
+from remusdb.cli.say import say
 
 UNPROTECT_TIMEOUT_S = 150.0  # longer than the daemon's own limit, so that its words are heard
 
@@ -27,5 +28,5 @@ def unprotect(vm: str, peer_is_dead: bool) -> None:
     with Steps() as steps:
         done = ask("host", "unprotect", steps.show, UNPROTECT_TIMEOUT_S, vm=vm, peer_is_dead=peer_is_dead)
     if note := done.get("note"):
-        click.echo(f"remusdb: {note}", err=True)
-    click.echo(f"{vm} is no longer protected.")
+        say(f"remusdb: {note}", err=True)
+    say(f"{vm} is no longer protected.")

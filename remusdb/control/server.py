@@ -20,6 +20,7 @@ from typing import Any
 
 from remusdb.control.lines import LineChannel
 from remusdb.errors import BadFrame, RemusError, UsageError
+from remusdb.safefiles import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class ControlServer:
     def start(self) -> None:
         """Listen. A socket that a dead daemon left is replaced, a live daemon's is refused."""
         try:
-            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             self._take_lock()
             self._path.unlink(missing_ok=True)
             self._listener = socket.socket(socket.AF_UNIX)

@@ -18,6 +18,7 @@ import libvirt
 from remusdb import durable
 from remusdb.errors import DiskError, RemusError
 from remusdb.names import file_stem
+from remusdb.safefiles import make_folder
 from remusdb.vm.prepare import QEMU_NS
 from remusdb.vm.process import RUN_FOLDER
 
@@ -148,7 +149,7 @@ def set_aside(path: str, folder: Path, term: int) -> str:
     kept = folder / f"{KEPT}{term}" / disk.name
     try:
         if disk.exists() and not kept.exists():
-            kept.parent.mkdir(mode=0o711, exist_ok=True)  # QEMU's user must be able to pass through
+            make_folder(kept.parent)
             disk.rename(kept)
             durable.sync_folder(kept.parent)
             durable.sync_folder(folder)

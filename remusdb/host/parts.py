@@ -17,6 +17,7 @@ from remusdb.host.encoder import Encoder
 from remusdb.host.order import Order
 from remusdb.host.tapwatch import open_taps
 from remusdb.net.factory import GateGroup, make_gate, plug_works
+from remusdb.safefiles import make_folder
 from remusdb.vm.autostart import has_autostart
 from remusdb.vm.capture import Capture
 from remusdb.vm.clock import GuestClock
@@ -75,7 +76,7 @@ class Parts:
     def build(self) -> None:
         """Start capture and the disks' write logs. Gates come later, once the copy is nearly done."""
         folder = self.order.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)  # QEMU connects to sockets in it
         owner = Path(f"/proc/{self.domain.pid}").stat()
         self.end = EndWatch(self.link.connection, self.domain)
         self._undo.callback(self.end.close)

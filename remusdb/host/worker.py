@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker process of one VM: speaks JSON lines with the host daemon and runs the session.
 
-`python -m remusdb.host.worker FD SOCKET`. The first line is `start`; `unprotect`, `switchover` and `stop` may
+`python -P -m remusdb.host.worker FD SOCKET`. The first line is `start`; `unprotect`, `switchover` and `stop` may
 follow. A daemon that dies is not missed: protection goes on, and the next daemon finds the worker on SOCKET. A worker
 whose session is over ends when nobody listens any more.
 """

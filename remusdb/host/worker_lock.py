@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from remusdb.errors import RemusError
+from remusdb.safefiles import make_folder
 
 PATIENCE_S = 5.0
 
@@ -20,7 +21,7 @@ def hold_lock(path: Path, vm: str, patience_s: float = PATIENCE_S) -> int:
     """A locked descriptor, to be inherited; RemusError if another worker still has it after `patience_s`."""
     end = time.monotonic() + patience_s
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         raise RemusError(f"{path}: cannot be opened: {exc.strerror}") from exc

@@ -17,7 +17,7 @@ from remusdb.host.record import VmRecord
 from remusdb.host.worker_link import WorkerLink
 from remusdb.names import socket_stem
 
-WORKER_ARGV = (sys.executable, "-m", "remusdb.host.worker")
+WORKER_ARGV = (sys.executable, "-P", "-m", "remusdb.host.worker")  # -P: no module of the folder we are in
 
 
 class Workers:

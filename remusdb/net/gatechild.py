@@ -33,7 +33,7 @@ class GateChild:
         self._asked = 0
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fds = {"--control-fd": theirs.fileno(), "--tap-fd": tap_fd, "--sender-fd": sender.fileno()}
-        command = [sys.executable, "-m", "remusdb.net.tapgate_process", "--max-bytes", str(max_bytes)]
+        command = [sys.executable, "-P", "-m", "remusdb.net.tapgate_process", "--max-bytes", str(max_bytes)]
         for option, fd in fds.items():
             command += [option, str(fd)]
         try:

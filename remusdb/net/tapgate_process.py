@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that holds one interface's frames: `python -m remusdb.net.tapgate_process`.
+"""The process that holds one interface's frames: `python -P -m remusdb.net.tapgate_process`.
 
 Owns the reading end of the gate's tap, the sending socket and every held frame. Invariant: it sends only what
 the worker released. It ends, without sending another frame, as soon as the control socket does: a dead worker

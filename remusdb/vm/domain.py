@@ -20,7 +20,7 @@ from remusdb.errors import LibvirtAway, VmError
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.monitor import LibvirtMonitor, Monitor
 from remusdb.vm.private import private_monitor
-from remusdb.vm.process import RUN_FOLDER, command_line, domain_folder, qemu_pid
+from remusdb.vm.process import RUN_FOLDER, domain_folder, qemu_pid
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 
 LOOK_S = 0.1  # how often a libvirt that is away is looked after
@@ -171,9 +171,9 @@ class Domain:
 
     def state_folder(self) -> Path:
         """The folder libvirt keeps for this run of the domain: QEMU may open files there under any confinement."""
-        found = domain_folder(command_line(self.pid))
+        found = domain_folder(self.name)
         if found is None:
-            raise VmError(f"the command line of {self.name}'s QEMU names no folder of libvirt's")
+            raise VmError(f"{RUN_FOLDER} does not tell which folder libvirt keeps for {self.name}")
         return found
 
 

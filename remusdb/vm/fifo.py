@@ -18,7 +18,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from remusdb.core.devices import MAX_DEVICE_STATE_BYTES
 from remusdb.errors import VmError
+from remusdb.safefiles import make_fifo, open_folder, remove, reopen
 from remusdb.vm.kernel import F_SETPIPE_SZ
 
 NAME = "remusdb-state"
@@ -30,13 +32,21 @@ class StateFifo:
     """A FIFO that the QEMU with owner `uid`/`gid` may write, and its guard process."""
 
     def __init__(self, folder: Path, uid: int, gid: int) -> None:
-        self.path = folder / NAME
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
-        os.mkfifo(self.path, 0o600)
-        os.chown(self.path, uid, gid)
-        command = [sys.executable, "-m", "remusdb.vm.guard", str(self.path)]
-        self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        """`folder`: libvirt's of this VM. QEMU may write there, so its name for the FIFO is QEMU's alone: here it is
+        known by its descriptor. VmError when it cannot be made."""
+        self.path = folder / NAME  # for QEMU
+        self._folder = self._fifo = -1
+        try:
+            self._folder = open_folder(folder)
+            self._fifo = make_fifo(self._folder, NAME, uid, gid)
+            # -P: no module of the folder that this process happens to be in.
+            command = [sys.executable, "-P", "-m", "remusdb.vm.guard", str(self._fifo), str(self._folder), NAME]
+            fds = (self._fifo, self._folder)
+            self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, pass_fds=fds)
+        except (OSError, VmError) as exc:
+            self._unlink()
+            self._release()
+            raise VmError(f"the FIFO for QEMU's device state cannot be made: {exc}") from exc
 
     def guarded(self) -> bool:
         """Whether the guard lives: without it, our death could leave QEMU waiting."""
@@ -44,7 +54,7 @@ class StateFifo:
 
     def open(self) -> int:
         """The read end for one cut; the caller closes it, whatever happens."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = reopen(self._fifo, os.O_RDONLY | os.O_NONBLOCK)
         fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
         return fd
 
@@ -53,8 +63,7 @@ class StateFifo:
 
         To be called before the read end is closed. There is no cut after this.
         """
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+        self._unlink()
         if self._guard.stdin is not None:
             self._guard.stdin.close()
 
@@ -66,8 +75,18 @@ class StateFifo:
                 self._guard.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._guard.wait(2)
+        self._unlink()
+        self._release()
+
+    def _unlink(self) -> None:
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            remove(self._folder, NAME)
+
+    def _release(self) -> None:
+        for fd in (self._fifo, self._folder):
+            if fd >= 0:
+                os.close(fd)
+        self._folder = self._fifo = -1
 
 
 def wait_any(descriptors: Sequence[int], timeout_s: float) -> set[int]:
@@ -83,10 +102,12 @@ def wait_any(descriptors: Sequence[int], timeout_s: float) -> set[int]:
 
 
 def drain(fd: int, timeout_s: float, least: int | None = None) -> bytes:
-    """Everything until the writer closes, or `least` bytes and a few more; VmError when that takes longer."""
+    """Everything until the writer closes, or `least` bytes and a few more; VmError when that takes longer, or when it
+    is more than any device state."""
     end = time.monotonic() + timeout_s
     parts: list[bytes] = []
-    while least is None or sum(map(len, parts)) < least:
+    had = 0
+    while least is None or had < least:
         try:
             part = os.read(fd, 1 << 16)
         except BlockingIOError:
@@ -96,4 +117,7 @@ def drain(fd: int, timeout_s: float, least: int | None = None) -> bytes:
         if not part:
             break
         parts.append(part)
+        had += len(part)
+        if had > MAX_DEVICE_STATE_BYTES or time.monotonic() > end:
+            raise VmError(f"QEMU hands {had} bytes of device state and does not come to an end")
     return b"".join(parts)

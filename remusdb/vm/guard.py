@@ -5,7 +5,7 @@ QEMU's open of a FIFO without a reader would wait for ever, with the VM stopped.
 worker's end of its stdin closes. A `q` before that means a good end. Otherwise it removes the FIFO's name (a
 later open makes an ordinary file), opens the read end once so that a waiting QEMU goes on, and empties it.
 
-Runs as `python -m remusdb.vm.guard FIFO`, in a session of its own so that it outlives the worker.
+Runs as `python -P -m remusdb.vm.guard FIFO_FD FOLDER_FD NAME`, in a session of its own so that it outlives the worker.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import signal
 import sys
 import time
 
+from remusdb.safefiles import remove, reopen
+
 FREE_FOR_S = 5.0  # a monitor call that libvirt had already begun reaches QEMU within this
 
 
-def free(path_fd: int, path: str) -> None:
+def free(fifo: int, folder: int, name: str) -> None:
     """Let every present and coming writer of the FIFO go on."""
-    reader = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_NONBLOCK)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    reader = reopen(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with contextlib.suppress(OSError):
+        remove(folder, name)
     end = time.monotonic() + FREE_FOR_S
     while time.monotonic() < end:
         select.select([reader], [], [], 0.05)
@@ -39,10 +41,9 @@ def main() -> None:
     """Wait for the worker's end, then free QEMU unless the end was a good one."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    path = sys.argv[1]
-    path_fd = os.open(path, os.O_PATH)
+    fifo, folder, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     if os.read(0, 1) != b"q":
-        free(path_fd, path)
+        free(fifo, folder, name)
 
 
 if __name__ == "__main__":

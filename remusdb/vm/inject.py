@@ -126,6 +126,14 @@ def call(pid: int, instruction: int, number: int, first: int, second: int = 0, t
     return result
 
 
+def _userfaultfd(fd: int) -> int:
+    """The descriptor, if it is what QEMU said: which one we got is QEMU's word. VmError, and closed, if it is not."""
+    if (found := os.readlink(f"/proc/self/fd/{fd}")) != "anon_inode:[userfaultfd]":
+        os.close(fd)
+        raise VmError(f"QEMU handed {found} instead of a userfaultfd", hint="look at what its process is doing")
+    return fd
+
+
 def userfaultfd_of(pid: int, flags: int = UFFD_USER_MODE_ONLY) -> int:
     """A userfaultfd that watches the memory of process `pid`, as a descriptor of this process alone.
 
@@ -137,7 +145,7 @@ def userfaultfd_of(pid: int, flags: int = UFFD_USER_MODE_ONLY) -> int:
         with stopped(pid):
             theirs = call(pid, instruction, SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | flags)
             try:
-                return pidfd_getfd(pid, theirs)
+                return _userfaultfd(pidfd_getfd(pid, theirs))
             finally:
                 call(pid, instruction, SYS_CLOSE, theirs)
     except OSError as exc:

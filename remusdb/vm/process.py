@@ -6,14 +6,12 @@ libvirt's pid file would do as well, but its name is the VM's written as XML (`a
 
 from __future__ import annotations
 
-import json
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
 RUN_FOLDER = Path("/run/libvirt/qemu")  # NAME.xml: what libvirt knows of a VM that runs; no setting changes the folder
-MASTER_KEY = "master-key.aes"
 
 
 def qemu_pid(vm: str) -> int | None:
@@ -39,13 +37,20 @@ def is_qemu_of(vm: str, line: bytes) -> bool:
     return any(_words(value)[0] == b"guest=" + vm.encode() for value in _values(line, b"-name"))
 
 
-def domain_folder(line: bytes) -> Path | None:
-    """The folder that libvirt keeps for this run of the VM. libvirt hands QEMU its monitor as a descriptor, but the
-    secret in that folder by its path: -object {"qom-type":"secret",...,"file":".../domain-1-pg/master-key.aes"}."""
-    for value in _values(line, b"-object"):
-        file = json.loads(value).get("file", "") if value.startswith(b"{") else ""
-        if str(file).endswith(f"/{MASTER_KEY}"):
-            return Path(file).parent
+def domain_folder(vm: str) -> Path | None:
+    """The folder that libvirt keeps for this run of the VM, in its own words: QEMU could rewrite its command line.
+
+    <domstatus ...>...<libDir path='/var/lib/libvirt/qemu/domain-1-pg'/>...<domain>...
+    """
+    try:
+        for _, element in ET.iterparse(RUN_FOLDER / f"{vm}.xml", ("start",)):
+            if element.tag == "libDir":
+                path = Path(element.get("path", ""))
+                return path if path.is_absolute() else None
+            if element.tag == "domain":  # its definition: not libvirt's words any more
+                return None
+    except (OSError, ET.ParseError):
+        pass
     return None
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from remusdb.errors import VmError
+from remusdb.vm import inject
 from remusdb.vm.inject import userfaultfd_of
 
 CALLS = 300
@@ -87,6 +89,17 @@ def test_signals_do_not_disturb_it(process: subprocess.Popen[bytes], tmp_path: P
     os.kill(pid, signal.SIGUSR1)
     time.sleep(0.3)
     assert int((tmp_path / "count").read_bytes()) == count + 1, "it does not hear signals as before"
+
+
+def test_another_descriptor_is_not_taken_for_it(
+    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which descriptor it is, is the process's own word: root must not go on with whatever it is given."""
+    monkeypatch.setattr(inject, "call", lambda *_args: 0)
+    before = descriptors(os.getpid())
+    with pytest.raises(VmError, match="instead of a userfaultfd"):
+        userfaultfd_of(process.pid)
+    assert descriptors(os.getpid()) == before
 
 
 def test_a_stopped_process_stays_stopped(process: subprocess.Popen[bytes]) -> None:

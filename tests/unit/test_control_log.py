@@ -42,7 +42,7 @@ def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     first, second, *trace = capsys.readouterr().err.splitlines()
     assert first.endswith("Z INFO remusdb.test vm=db1: protected to beta")
     assert second.endswith("ERROR remusdb.test: failed")
-    assert trace[-1] == "ValueError: no"
+    assert trace[-1] == "  ValueError: no"
 
 
 def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

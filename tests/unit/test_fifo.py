@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from remusdb.errors import VmError
+from remusdb.vm import fifo as fifo_module
 from remusdb.vm.fifo import StateFifo, drain, wait_any
 
 STATE_BYTES = 150_000
@@ -60,6 +62,18 @@ def test_reader_dies_in_the_middle(fifo: StateFifo) -> None:
         os.close(fd)
         saver.wait(10)
     os.close(wake)
+
+
+def test_a_device_state_without_an_end_is_given_up(fifo: StateFifo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A QEMU that is not itself any more could fill the worker's memory."""
+    monkeypatch.setattr(fifo_module, "MAX_DEVICE_STATE_BYTES", STATE_BYTES // 2)
+    fd = fifo.open()
+    with writer(fifo.path) as saver:
+        assert wait_any((fd,), 10) == {fd}
+        with pytest.raises(VmError, match="does not come to an end"):
+            drain(fd, 10)
+        os.close(fd)
+        saver.wait(10)
 
 
 def test_a_save_that_comes_after_it_was_given_up(fifo: StateFifo) -> None:

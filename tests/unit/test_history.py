@@ -48,7 +48,7 @@ def run(state_dir: Path, *arguments: str) -> tuple[int, str]:
 
 
 def test_what_was_recorded_is_read_whole_and_in_order(tmp_path: Path) -> None:
-    events = [event(term, reason="line\nline", at_ns=START_NS - term) for term in range(50)]
+    events = [event(term, reason="line, line", at_ns=START_NS - term) for term in range(50)]
     record(tmp_path, *events)
     assert read(tmp_path, "db1") == events
     assert (tmp_path / "history" / "db1.jsonl").stat().st_mode & 0o777 == 0o600

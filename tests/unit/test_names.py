@@ -94,13 +94,28 @@ def test_the_process_is_found_by_the_status_file(tmp_path: Path, monkeypatch: py
 
 
 def test_paths_on_the_command_line() -> None:
-    secret = '{"qom-type":"secret","id":"masterKey0","file":"/lib/domain-1-q\\"u\\\\o/master-key.aes"}'
     monitor = "socket,id=remusdb-qmp,path=/a,,b/remusdb-x.sock,server=on,wait=off"
-    words = line("-name", "guest=pg", "-object", "memory-backend-ram,id=m", "-object", secret, "-chardev", monitor)
-    assert process.domain_folder(words) == Path('/lib/domain-1-q"u\\o')
+    words = line("-name", "guest=pg", "-object", "memory-backend-ram,id=m", "-chardev", monitor)
     assert process.socket_of("remusdb-qmp", words) == Path("/a,b/remusdb-x.sock")
     assert process.socket_of("remusdb", words) is None
-    assert process.domain_folder(line()) is None and process.socket_of("remusdb-qmp", line()) is None
+    assert process.socket_of("remusdb-qmp", line()) is None
+
+
+def test_libvirts_folder_of_a_vm_is_told_by_libvirt_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by QEMU's command line, which QEMU itself can rewrite, nor by anything in the VM's definition."""
+    monkeypatch.setattr(process, "RUN_FOLDER", tmp_path)
+    assert process.domain_folder("pg") is None
+    status = "<!-- libvirt's -->\n<domstatus pid='41'>{}<domain><metadata>{}</metadata></domain></domstatus>"
+    folder = "<libDir path='{}'/>".format
+    for private, in_domain, found in (
+        (folder("/lib/domain-1-q&quot;u\\o"), folder("/elsewhere"), Path('/lib/domain-1-q"u\\o')),
+        ("<vcpus/>", folder("/elsewhere"), None),
+        (folder("lib/domain-1-pg"), "", None),
+    ):
+        (tmp_path / "pg.xml").write_text(status.format(private, in_domain))
+        assert process.domain_folder("pg") == found
+    (tmp_path / "pg.xml").write_text("torn")
+    assert process.domain_folder("pg") is None
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a\nb", ""])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from remusdb_agents.proof import HINT, hint_of
-from remusdb_agents.qemu_log import MOST_CHARACTERS, QemuLog, complaints
+from remusdb_agents.qemu_log import MOST_BYTES_TOLD, QemuLog, complaints
 
 START = """2026-11-27 09:33:06.300+0000: starting up libvirt version: 11.3.0, qemu version: 10.0.2
 LC_ALL=C \\
@@ -41,8 +41,8 @@ def test_only_complaints_of_qemu_are_told() -> None:
     assert (
         complaints("2026-11-27T09:33:08Z qemu-system-x86_64: terminating on signal 15 from pid 5046 (libvirtd)\n") == ""
     )
-    assert complaints("\x1b[2Jfoul\tplay") == "?[2Jfoul?play"
-    assert len(complaints("x" * 5000)) == MOST_CHARACTERS
+    assert complaints("\x1b[2Jfoul\tplay") == "\ufffd[2Jfoul play"
+    assert len(complaints("x" * 5000).encode()) == MOST_BYTES_TOLD
 
 
 def test_what_was_said_before_does_not_count(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from tools.lab.guest import Mode
 from tools.lab.host import Host
 from tools.lab.product import Product
 
-
 SLACK = 4  # times what a quiet machine needs at most: how fast it is, a benchmark tells
 
 
