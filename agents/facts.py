@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import libvirt
 
-from remusdb import __version__
+from remusdb import __version__, safexml
 from remusdb.core.messages import AgentFacts, unpack
 from remusdb.core.probe import XML_MAX_BYTES, Answer, Arbitration, Probe
 from remusdb.errors import BadFrame, CannotProtect, RemusError
@@ -89,7 +89,7 @@ def question(asked: bytes | memoryview) -> Asked | None:
     probe = unpack(Probe, asked)
     if len(probe.xml.encode()) > XML_MAX_BYTES:
         raise BadFrame(f"a PROBE about a VM with more than {XML_MAX_BYTES} bytes of XML")
-    return Asked(probe, needs.parse(probe.xml))
+    return Asked(probe, safexml.parse(probe.xml))
 
 
 class Host:
@@ -99,7 +99,7 @@ class Host:
         self._context = context
         self._connection = connection
         self._capabilities = capabilities
-        self._tree = ET.fromstring(capabilities)
+        self._tree = safexml.parse_host(capabilities, "libvirt's capabilities")
 
     @property
     def machines(self) -> list[str]:

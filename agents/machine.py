@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import libvirt
 
+from remusdb import safexml
 from remusdb.core.messages import Hello
 from remusdb.errors import CannotProtect, LibvirtAway, RemusError, VmError
 from remusdb.names import file_stem
@@ -205,7 +205,7 @@ def reap_leftover(connection: libvirt.virConnect, deadline: Deadline, name: str)
         handle = deadline.call(f"VM {name}", connection.lookupByName, name)
         if not deadline.call(f"VM {name}", handle.isActive):
             return
-        tree = ET.fromstring(deadline.call(f"VM {name}", handle.XMLDesc, 0))
+        tree = safexml.parse(deadline.call(f"VM {name}", handle.XMLDesc, 0))
         state, _ = deadline.call(f"VM {name}", handle.state)
     except VmError:
         return  # it is not there, or went just now

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 
 import libvirt
 
+from remusdb import safexml
 from remusdb.core.probe import Namesake
 from remusdb_agents.standby_xml import ARGUMENT, COMMAND_LINE
 
@@ -39,14 +40,14 @@ def _namesake(domain: libvirt.virDomain, leaving: bool) -> Namesake:
         active=active,
         persistent=persistent,
         autostart=persistent and not leaving and bool(domain.autostart()),
-        ours=leaving or (active and is_standby(ET.fromstring(domain.XMLDesc(0)), domain.state()[0])),
+        ours=leaving or (active and is_standby(safexml.parse(domain.XMLDesc(0)), domain.state()[0])),
         leftovers=_leftovers(domain) if persistent else [],
     )
 
 
 def _leftovers(domain: libvirt.virDomain) -> list[str]:
     """What `virsh undefine` refuses to leave behind unless it is told."""
-    definition = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    definition = safexml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
     os = definition.find("os")
     there = {
         "--managed-save": bool(domain.hasManagedSaveImage()),

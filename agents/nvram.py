@@ -9,13 +9,13 @@ the file is as new as the disks are when the VM has to be started from them (doc
 from __future__ import annotations
 
 import os
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from remusdb import safexml
 from remusdb.core.messages import RamBlock
 from remusdb.errors import CannotProtect, DiskError
 from remusdb.safefiles import make_folder
@@ -64,7 +64,7 @@ class Nvram:
 
 def flash_bytes(domain_xml: str, blocks: Sequence[RamBlock]) -> int:
     """The size of the variables' flash; 0 for a VM without one. CannotProtect where it should be and is not."""
-    if ET.fromstring(domain_xml).find("./os/nvram") is None:
+    if safexml.parse(domain_xml).find("./os/nvram") is None:
         return 0
     sizes = [block.size for block in blocks if block.name == FLASH]
     if not sizes:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from remusdb import safexml
 from remusdb.core.messages import Hello, Proof
 from remusdb.errors import RefusedForSafety, RemusError, VmError
 from remusdb_agents.applier import Applier
@@ -96,7 +96,7 @@ class Prover:
 
     def _require_seen(self, memory: BorrowedMemory) -> None:
         """KVM itself writes the pages of Hyper-V's features while it takes a vCPU's state, and would be refused."""
-        hyperv = ET.fromstring(self._hello.domain_xml).find("./features/hyperv") is not None
+        hyperv = safexml.parse(self._hello.domain_xml).find("./features/hyperv") is not None
         if hyperv and not memory.kernel_too:
             raise VmError(
                 "it has Hyper-V features, and its QEMU may not ask for page faults that KVM takes",

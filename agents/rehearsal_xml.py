@@ -13,6 +13,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
 
+from remusdb import safexml
 from remusdb.errors import CannotProtect
 from remusdb.vm.allow import judge
 from remusdb.vm.allow_characters import LOG_FOLDER
@@ -35,7 +36,7 @@ def rehearsal_xml(live: str, overlays: Mapping[str, Path], *, uuid: str, tap_pre
     `overlays`: qcow2 files by the disks' targets. Taps are named `tap_prefix`0, 1... UEFI variables and what the guest
     prints are files in `folder`, its first serial port SERIAL_FILE.
     """
-    root = ET.fromstring(standby_xml(live, overlays, {}, None, folder / NVRAM_FILE))
+    root = safexml.parse(standby_xml(live, overlays, {}, None, folder / NVRAM_FILE))
     _host_side(root)
     _displays(root)
     _require_unheard(root)

@@ -16,6 +16,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
 
+from remusdb import safexml
 from remusdb.vm.prepare import CHARDEV, QEMU_NS, monitor_words, remove_monitor
 from remusdb_agents.devices import Device
 
@@ -64,7 +65,7 @@ def survivor_xml(
 def _portable(
     live: str, images: Images, bridges: Mapping[str, str], keep_monitor: bool, nvram: Path | None
 ) -> ET.Element:
-    root = ET.fromstring(live)
+    root = safexml.parse(live)
     _variables(root, nvram)
     root.attrib.pop("id", None)
     _command_line(root, keep_monitor)

@@ -15,6 +15,7 @@
     ├── Fenced                 7  E-FENCED         a newer term exists: this side must stay silent
     ├── CannotProtect          8  E-PREFLIGHT      this VM or host cannot be protected
     ├── VmError                1  E-VM             QEMU or libvirt said no
+    │   ├── BadXml             1  E-XML            a document that is not what libvirt writes
     │   ├── LibvirtAway        1  E-LIBVIRT        libvirtd is gone, or does not answer in time
     │   └── DevicesChanged     1  E-DEVICES        the VM has other devices than its standby
     ├── GateError              1  E-GATE
@@ -128,6 +129,12 @@ class VmError(RemusError):
     """QEMU or libvirt refused a step."""
 
     id = "E-VM"
+
+
+class BadXml(VmError):
+    """XML that cannot be read: torn, too large, too deep, or with a document type."""
+
+    id = "E-XML"
 
 
 class LibvirtAway(VmError):

@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 
 import libvirt
 
+from remusdb import safexml
 from remusdb.errors import DiskError, VmError
 from remusdb.vm.monitor import LibvirtMonitor
 
@@ -212,7 +213,7 @@ def _capacity(domain: libvirt.virDomain, target: str) -> int:
 
 def _live_disks(domain: libvirt.virDomain) -> list[ElementTree.Element]:
     try:
-        return ElementTree.fromstring(domain.XMLDesc(0)).findall("devices/disk")
+        return safexml.parse(domain.XMLDesc(0)).findall("devices/disk")
     except libvirt.libvirtError as error:
         raise DiskError(f"cannot read the domain's disks: {error}") from error
 

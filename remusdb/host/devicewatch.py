@@ -19,10 +19,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
+from remusdb import safexml
 from remusdb.core.sections import Section, differences, sections_of
 from remusdb.errors import DevicesChanged, LibvirtAway, VmError
 from remusdb.host.ending import QEMU_END_S
@@ -160,7 +160,7 @@ class DeviceWatch:
         deadline = self._domain.deadline
         try:
             asked = deadline.start(lambda: self._domain.handle.XMLDesc(0))
-            tree = ET.fromstring(deadline.finish(asked, "devices", ANSWER_S))
+            tree = safexml.parse(deadline.finish(asked, "devices", ANSWER_S))
         except VmError as exc:
             log.debug("libvirt does not tell the devices: %s", exc)
             return []

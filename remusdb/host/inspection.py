@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import libvirt
 import msgspec
 
+from remusdb import safexml
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import HostConfig
 from remusdb.core.messages import AgentFacts, Refuse, pack, unpack
@@ -165,7 +165,7 @@ class LibvirtInspection:
         """What the peer's agent says of this VM, beside what this host has."""
         if peer.error or peer.refused:
             return []
-        tree, heartbeat_ms = ET.fromstring(facts.vm.xml), self._config.for_vm(facts.vm.name).heartbeat_ms
+        tree, heartbeat_ms = safexml.parse(facts.vm.xml), self._config.for_vm(facts.vm.name).heartbeat_ms
         arbiter = Arbiter(self._config.arbiter) if self._config.arbiter else None
         with self._connected() as connection:
             here = gather(connection, tree, self._config.host.name, heartbeat_ms, arbiter)

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import libvirt
 
-from remusdb import durable
-from remusdb.errors import DiskError, RemusError
+from remusdb import durable, safexml
+from remusdb.errors import BadXml, DiskError, RemusError
 from remusdb.names import file_stem
 from remusdb.safefiles import make_folder
 from remusdb.vm.prepare import QEMU_NS
@@ -115,7 +115,7 @@ class Papers:
 
 def _with_volumes(handle: libvirt.virDomain, xml: str) -> str:
     """The XML with the path of each disk that it names by pool and volume."""
-    root = ET.fromstring(xml)
+    root = safexml.parse(xml)
     for source in root.iterfind("./devices/disk[@type='volume']/source"):
         try:
             pool = handle.connect().storagePoolLookupByName(source.get("pool", ""))
@@ -133,8 +133,8 @@ def _variables(tree: ET.Element) -> str:
 
 def _read(path: Path) -> ET.Element | None:
     try:
-        return ET.fromstring(path.read_text())
-    except (OSError, ET.ParseError):
+        return safexml.parse_host(path.read_text(), str(path))
+    except (OSError, ValueError, BadXml):
         return None
 
 

@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ET
 
 import libvirt
 
+from remusdb import safexml
+
 PASSED = ("host-passthrough", "maximum")  # the guest has what the host has: the hosts are compared instead
 IDENTICAL, SUPERSET = "identical", "superset"
 _MISSING = re.compile(r"required features: ([\w., -]+)")
@@ -48,7 +50,7 @@ def compare_host(connection: libvirt.virConnect, other: str) -> str:
 
 def host_cpu(capabilities: str) -> str:
     """The `<cpu>` of libvirt's capabilities, empty if it has none."""
-    cpu = ET.fromstring(capabilities).find("./host/cpu")
+    cpu = safexml.parse_host(capabilities, "libvirt's capabilities").find("./host/cpu")
     return ET.tostring(cpu, encoding="unicode") if cpu is not None else ""
 
 

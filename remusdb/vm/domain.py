@@ -16,6 +16,7 @@ from typing import Any
 
 import libvirt
 
+from remusdb import safexml
 from remusdb.errors import LibvirtAway, VmError
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.monitor import LibvirtMonitor, Monitor
@@ -51,7 +52,7 @@ class Domain:
             raise VmError(f"VM {name} is not running", hint=f"start it: virsh start {name}")
         self.uuid: str = self.handle.UUIDString()
         self.xml = deadline.call(f"VM {name}", self.handle.XMLDesc, libvirt.VIR_DOMAIN_XML_SECURE)
-        self.tree = ET.fromstring(self.xml)
+        self.tree = safexml.parse(self.xml)
         self.pid = pid_of(name)
         self.pidfd = os.pidfd_open(self.pid)  # readable once QEMU has ended
         self._private = private_monitor(self.pid)

@@ -16,6 +16,7 @@ from typing import Any
 import libvirt
 import psutil
 
+from remusdb import safexml
 from remusdb.core.probe import Answer, Confinement
 from remusdb.errors import VmError
 from remusdb.net.factory import plug_works
@@ -112,7 +113,7 @@ def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
     except libvirt.libvirtError as exc:
         hint = "see: virsh list --all" if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN else ""
         raise VmError(f"VM {name}: {exc.get_error_message() or exc}", hint=hint) from exc
-    facts["canonical"] = _canonical_machine(connection, ET.fromstring(xml))
+    facts["canonical"] = _canonical_machine(connection, safexml.parse(xml))
     return VmFacts(name, xml, running, state=state, paused=paused, snapshots=snapshots, **facts)
 
 
@@ -159,7 +160,9 @@ def _canonical_machine(connection: libvirt.virConnect, tree: ET.Element) -> str:
         return ""
     try:
         asked = (emulator, kind.get("arch"), kind.get("machine"), tree.get("type"))
-        return ET.fromstring(connection.getDomainCapabilities(*asked)).findtext("machine") or ""
+        return safexml.parse_host(connection.getDomainCapabilities(*asked), "libvirt's domain capabilities").findtext(
+            "machine", ""
+        )
     except libvirt.libvirtError:
         return ""
 

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from remusdb.errors import VmError
-
 Kind = Literal["program", "file", "folder"]
 
 MAX_PATHS = 64
@@ -100,16 +98,6 @@ class Listen:
 
     def __str__(self) -> str:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
-
-
-def parse(xml: str) -> ET.Element:
-    """A domain's XML that came from a peer. VmError if it is none, or declares a document type (entities grow)."""
-    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
-        raise VmError("the VM's XML has a document type, which no domain has")
-    try:
-        return ET.fromstring(xml)
-    except ET.ParseError as exc:
-        raise VmError(f"the VM's XML cannot be read: {exc}") from exc
 
 
 def paths(tree: ET.Element) -> list[Path]:

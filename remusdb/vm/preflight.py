@@ -6,6 +6,7 @@ from __future__ import annotations
 import shlex
 import xml.etree.ElementTree as ET
 
+from remusdb import safexml
 from remusdb.errors import CannotProtect
 from remusdb.vm import apparmor, preflight_clock, preflight_devices
 from remusdb.vm.checks import Check, advice, required
@@ -19,7 +20,7 @@ MEMORY_UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20
 
 def decide(facts: Facts) -> list[Check]:
     """Every check, in the order in which someone would mend them."""
-    tree = ET.fromstring(facts.vm.xml)
+    tree = safexml.parse(facts.vm.xml)
     checks = [
         *_host(facts.host),
         *_gate(facts),
@@ -189,7 +190,7 @@ def _peer_versions(peer: PeerFacts, vm: VmFacts) -> list[Check]:
     older = (
         [f"QEMU {there} on {peer.name} is older than the VM's {here}"] if peer.qemu_version < vm.qemu_version else []
     )
-    kind = ET.fromstring(vm.xml).find("./os/type")
+    kind = safexml.parse(vm.xml).find("./os/type")
     machine = kind.get("machine", "") if kind is not None else ""
     unknown = [f"QEMU on {peer.name} has no machine type {machine}"] if machine not in peer.machines else []
     libvirt = ".".join(map(str, peer.libvirt_version))

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from uuid import UUID
 
+from remusdb import safexml
 from remusdb.errors import VmError
 from remusdb.vm import apparmor
 
@@ -32,7 +33,7 @@ def qmp_socket(uuid: str, folder: Path = SOCKET_FOLDER) -> Path:
 
 def prepare(xml: str, uuid: str, folder: Path = SOCKET_FOLDER) -> tuple[str, list[str]]:
     """The definition with all that helps, and what was changed in it (nothing, if it has all of it)."""
-    root = ET.fromstring(xml)
+    root = safexml.parse(xml)
     socket = qmp_socket(uuid, folder)
     words = monitor_words(socket)
     line = root.find(f"{{{QEMU_NS}}}commandline")

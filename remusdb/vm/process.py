@@ -7,9 +7,11 @@ libvirt's pid file would do as well, but its name is the VM's written as XML (`a
 from __future__ import annotations
 
 import os
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
+
+from remusdb import safexml
+from remusdb.errors import BadXml
 
 RUN_FOLDER = Path("/run/libvirt/qemu")  # NAME.xml: what libvirt knows of a VM that runs; no setting changes the folder
 
@@ -17,9 +19,9 @@ RUN_FOLDER = Path("/run/libvirt/qemu")  # NAME.xml: what libvirt knows of a VM t
 def qemu_pid(vm: str) -> int | None:
     """The VM's QEMU, if there is one. A number may be used again: who acts on it takes a pidfd and looks again."""
     try:
-        _, root = next(iter(ET.iterparse(RUN_FOLDER / f"{vm}.xml", ("start",))))
-        pid = int(root.get("pid", "0"))
-    except (OSError, ValueError, ET.ParseError, StopIteration):
+        path = RUN_FOLDER / f"{vm}.xml"
+        pid = int(safexml.parse_host(path.read_text(), str(path)).get("pid", "0"))
+    except (OSError, ValueError, BadXml):
         return None
     return pid if pid > 0 and is_qemu_of(vm, command_line(pid)) else None
 

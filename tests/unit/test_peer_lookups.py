@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
+from remusdb import safexml
 from remusdb.core.messages import pack
 from remusdb.core.probe import XML_MAX_BYTES, HugePages, Probe
 from remusdb.errors import BadFrame, CannotProtect, VmError
@@ -38,7 +39,7 @@ def test_paths_are_there_or_not(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")  # to open it would wait for ever
 
     def wrong(inside: str) -> str:
-        (why,) = lookups.paths(needs.parse(domain(inside))).values()
+        (why,) = lookups.paths(safexml.parse(domain(inside))).values()
         return why
 
     assert wrong(f"<os><kernel>{tmp_path}/file</kernel></os>") == ""
@@ -55,9 +56,9 @@ def test_paths_are_there_or_not(tmp_path: Path) -> None:
 
 def test_no_more_paths_than_the_limit_and_none_of_other_places() -> None:
     entries = "".join(f"<entry name='opt/{n}' file='/srv/{n}'/>" for n in range(1000))
-    assert len(lookups.paths(needs.parse(domain(f"<sysinfo type='fwcfg'>{entries}</sysinfo>")))) == needs.MAX_PATHS
+    assert len(lookups.paths(safexml.parse(domain(f"<sysinfo type='fwcfg'>{entries}</sysinfo>")))) == needs.MAX_PATHS
     elsewhere = "<metadata><kernel>/etc/shadow</kernel></metadata><description>/etc/shadow</description>"
-    assert lookups.paths(needs.parse(domain(elsewhere))) == {}
+    assert lookups.paths(safexml.parse(domain(elsewhere))) == {}
 
 
 def test_a_question_is_bounded() -> None:
@@ -79,7 +80,7 @@ def test_addresses_are_bound_and_let_go() -> None:
         port = taken.getsockname()[1]
         display = f"<graphics type='vnc' port='{port}' autoport='no' listen='127.0.0.1'/>"
         others = "<graphics listen='192.0.2.77'/><graphics listen='localhost'/><graphics listen='a.example'/>"
-        found = lookups.listens(needs.parse(domain(f"<devices>{display}{others}</devices>")))
+        found = lookups.listens(safexml.parse(domain(f"<devices>{display}{others}</devices>")))
     assert found == {
         f"127.0.0.1:{port}": "Address already in use",
         "192.0.2.77:0": "Cannot assign requested address",
@@ -93,8 +94,8 @@ def test_images_of_an_earlier_session(tmp_path: Path) -> None:
     (tmp_path / "db").mkdir()
     (tmp_path / "db" / "vda.raw").write_bytes(b"x" * 8192)
     (tmp_path / "vdb.raw").write_bytes(b"x" * 8192)
-    assert lookups.images(tmp_path, needs.parse(domain(disks))) == {"vda": 8192}
-    assert lookups.images(tmp_path / "db", needs.parse(domain(disks).replace("<name>db", "<name>.."))) == {}
+    assert lookups.images(tmp_path, safexml.parse(domain(disks))) == {"vda": 8192}
+    assert lookups.images(tmp_path / "db", safexml.parse(domain(disks).replace("<name>db", "<name>.."))) == {}
     assert lookups.room(tmp_path / "not" / "yet") > 0
 
 
