@@ -7,6 +7,7 @@ libvirt's pid file would do as well, but its name is the VM's written as XML (`a
 from __future__ import annotations
 
 import os
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,19 @@ RUN_FOLDER = Path("/run/libvirt/qemu")  # NAME.xml: what libvirt knows of a VM t
 
 def qemu_pid(vm: str) -> int | None:
     """The VM's QEMU, if there is one. A number may be used again: who acts on it takes a pidfd and looks again."""
+    status = _status(vm)
+    number = status.get("pid", "") if status is not None else ""
+    pid = int(number) if number.isascii() and number.isdigit() and len(number) < 10 else 0
+    return pid if pid > 0 and is_qemu_of(vm, command_line(pid)) else None
+
+
+def _status(vm: str) -> ET.Element | None:
+    """The whole of libvirt's status file; None where there is none."""
     try:
         path = RUN_FOLDER / f"{vm}.xml"
-        pid = int(safexml.parse_host(path.read_text(), str(path)).get("pid", "0"))
+        return safexml.parse_host(path.read_text(), str(path))
     except (OSError, ValueError, BadXml):
         return None
-    return pid if pid > 0 and is_qemu_of(vm, command_line(pid)) else None
 
 
 def command_line(pid: int) -> bytes:
@@ -44,16 +52,10 @@ def domain_folder(vm: str) -> Path | None:
 
     <domstatus ...>...<libDir path='/var/lib/libvirt/qemu/domain-1-pg'/>...<domain>...
     """
-    try:
-        for _, element in ET.iterparse(RUN_FOLDER / f"{vm}.xml", ("start",)):
-            if element.tag == "libDir":
-                path = Path(element.get("path", ""))
-                return path if path.is_absolute() else None
-            if element.tag == "domain":  # its definition: not libvirt's words any more
-                return None
-    except (OSError, ET.ParseError):
-        pass
-    return None
+    status = _status(vm)
+    found = status.find("./libDir") if status is not None else None  # beside the definition, not in it
+    path = Path(found.get("path", "")) if found is not None else Path()
+    return path if path.is_absolute() else None
 
 
 def socket_of(chardev: str, line: bytes) -> Path | None:

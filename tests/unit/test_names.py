@@ -87,7 +87,8 @@ def test_the_process_is_found_by_the_status_file(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(process, "command_line", lambda pid: lines.get(pid, b""))
     assert process.qemu_pid(name) is None
     for pid, found in ((41, 41), (42, None), (43, None)):
-        (tmp_path / f"{name}.xml").write_text(f"<!-- libvirt's -->\n<domstatus state='running' pid='{pid}'><x/></domstatus>")
+        domain = f"<domstatus state='running' pid='{pid}'><x/></domstatus>"
+        (tmp_path / f"{name}.xml").write_text(f"<!-- libvirt's -->\n{domain}")
         assert process.qemu_pid(name) == found
     (tmp_path / f"{name}.xml").write_text("torn")
     assert process.qemu_pid(name) is None
