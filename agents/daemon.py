@@ -20,8 +20,9 @@ from remusdb.history import History
 from remusdb.hooks import Hooks
 from remusdb.names import require_name
 from remusdb.state import StateStore
+from remusdb.transport.listener import Listener
 from remusdb.transport.stream import FrameStream
-from remusdb.transport.tls import Listener, server_context
+from remusdb.transport.tls import server_context
 from remusdb_agents.admission import MIB, Admission
 from remusdb_agents.context import Context
 from remusdb_agents.facts import Asked, gather, question

@@ -19,7 +19,8 @@
     │   ├── LibvirtAway        1  E-LIBVIRT        libvirtd is gone, or does not answer in time
     │   └── DevicesChanged     1  E-DEVICES        the VM has other devices than its standby
     ├── GateError              1  E-GATE
-    └── DiskError              1  E-DISK
+    ├── DiskError              1  E-DISK
+    └── NoThread               1  E-THREADS        this process can have no more threads
 
 Each class carries its exit code and a stable id; `hint` says what to do. Errors of libraries are wrapped
 at the adapter, with `from`.
@@ -159,6 +160,15 @@ class DiskError(RemusError):
     """A disk mirror or a replica image failed."""
 
     id = "E-DISK"
+
+
+class NoThread(RemusError):
+    """This process can have no more threads: a limit, or memory, is used up."""
+
+    id = "E-THREADS"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint or "see TasksMax (systemctl status), `ulimit -u` and free memory")
 
 
 def from_dict(data: dict[str, object]) -> RemusError:

@@ -2,7 +2,7 @@
 """Logging of the daemons and workers: one line a record on stderr, or one JSON object with REMUSDB_LOG=json.
 
 Levels by who reads them: ERROR wants an operator now, WARNING soon, INFO tells the story of a VM afterwards,
-DEBUG is for whoever works on the code.
+DEBUG is for whoever works on the code. A flood of one kind is cut down to a few lines a second (`quietly.py`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import logging
 import os
 import sys
 import time
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from remusdb.printable import json_text, printable
+from remusdb.quietly import Quiet
 
 LINE_MAX_BYTES = 8 << 10  # of a message: longer than any of ours
 FIELDS = ("vm", "role", "term", "epoch")  # what a record may carry through `extra=`
@@ -50,12 +53,19 @@ class LineFormatter(logging.Formatter):
 def setup(*, debug: bool = False) -> None:
     """Send the log to stderr. Every process of ours calls this once, first thing."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Quiet(partial(_write, handler)))
     handler.setFormatter(JsonFormatter() if os.environ.get("REMUSDB_LOG") == "json" else LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     debug = debug or os.environ.get("REMUSDB_DEBUG") == "1"
     root.setLevel(logging.DEBUG if debug else logging.INFO)
     logging.getLogger("pyroute2").setLevel(logging.WARNING)
+
+
+def _write(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Past the filter: it is the one that says this."""
+    with handler.lock or nullcontext():
+        handler.emit(record)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -31,15 +31,35 @@ _CHUNK = 256 * 1024  # bytes encrypted, or received, in one go
 Buffer = bytes | bytearray | memoryview
 
 
+class TlsState:
+    """TLS between two memory buffers: what the socket brought, and what it is to take away."""
+
+    def __init__(self, context: ssl.SSLContext, *, server_name: str | None) -> None:
+        """`server_name` is what the peer's certificate must say (client), or None to be the server."""
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(
+            self.incoming, self.outgoing, server_side=server_name is None, server_hostname=server_name
+        )
+
+    def shake(self, peer: str) -> bool:
+        """Go on; False while more must come. PeerRefused when it failed; `outgoing` then tells the peer why."""
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError as error:
+            raise problems.tls_failure(error, peer) from error
+        return True
+
+
 class TlsLink:
     """The bytes of one TLS connection. Any thread may call any method."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_name: str | None) -> None:
-        """`server_name` is what the peer's certificate must say (client), or None to be the server."""
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
-        )
+    def __init__(self, sock: socket.socket, state: TlsState, *, stall_s: float | None = None) -> None:
+        """`state` may have shaken hands already. `stall_s`: a peer that takes no byte of what is sent for so long is
+        given up, None to wait for it; for a side whose peer always reads."""
+        self._incoming, self._outgoing, self._tls, self._state = state.incoming, state.outgoing, state.tls, state
+        self._stall_s = stall_s
         self._socket = sock
         self._crypto, self._send_lock, self._recv_lock = threading.Lock(), threading.Lock(), threading.Lock()
         self._received = memoryview(bytearray(_CHUNK))
@@ -56,7 +76,7 @@ class TlsLink:
             while not self._shaken():
                 self._flush()
                 if not self._receive_some(deadline):
-                    raise self._ended(PeerUnreachable(f"no TLS handshake with {self.peer} within {timeout_s:g} s"))
+                    raise self._ended(problems.no_handshake(self.peer, timeout_s))
             self._flush()
 
     def peer_certificate_name(self) -> str:
@@ -72,10 +92,20 @@ class TlsLink:
                 view = memoryview(piece).cast("B")
                 for at in range(0, len(view), _CHUNK):
                     _raise_again(self._send_failure)
-                    with self._crypto:
-                        self._encrypt(view[at : at + _CHUNK])
-                        data = self._outgoing.read()
-                    self._send(data)
+                    self._send(self._encrypted(view[at : at + _CHUNK]))
+
+    def write_if_room(self, data: bytes) -> bool:
+        """Send a few bytes if that waits for nobody; False when another thread sends now, or the peer does not read."""
+        if not self._send_lock.acquire(blocking=False):
+            return False
+        try:
+            _raise_again(self._send_failure)
+            if not self._wait(select.POLLOUT, 0.0):
+                return False
+            self._send(self._encrypted(memoryview(data)))
+            return True
+        finally:
+            self._send_lock.release()
 
     def read_into(self, target: memoryview, deadline: float | None) -> int:
         """Fill `target` from its start; return the bytes filled, fewer only when `deadline` (monotonic) came first."""
@@ -104,23 +134,23 @@ class TlsLink:
 
     def _shaken(self) -> bool:
         try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        except ssl.SSLError as error:
+            return self._state.shake(self.peer)
+        except RemusError as error:
             with contextlib.suppress(RemusError):
                 self._flush()  # the alert that tells the peer why
-            raise self._ended(problems.tls_failure(error, self.peer)) from error
-        return True
+            self._ended(error)
+            raise
 
     def _flush(self) -> None:
         if self._outgoing.pending:
             self._send(self._outgoing.read())
 
-    def _encrypt(self, view: memoryview) -> None:
+    def _encrypted(self, view: memoryview) -> bytes:
         try:
-            while len(view):
-                view = view[self._tls.write(view) :]
+            with self._crypto:
+                while len(view):
+                    view = view[self._tls.write(view) :]
+                return self._outgoing.read()
         except ssl.SSLError as error:
             raise self._ended(problems.tls_failure(error, self.peer)) from error
 
@@ -149,7 +179,10 @@ class TlsLink:
             try:
                 view = view[self._socket.send(view) :]
             except BlockingIOError:
-                self._wait(select.POLLOUT, None)
+                if not self._wait(select.POLLOUT, self._stall_s):
+                    raise self._ended(
+                        PeerUnreachable(f"{self.peer} took nothing of what it was sent for {self._stall_s:g} s")
+                    ) from None
             except OSError as error:
                 self._send_failure = self._send_failure or problems.socket_failure(error, self.peer)
                 raise self._send_failure from error
@@ -162,7 +195,8 @@ class TlsLink:
                 count = self._socket.recv_into(self._received)
                 break
             except BlockingIOError:
-                if not self._wait(select.POLLIN, deadline):
+                left_s = None if deadline is None else deadline - time.monotonic()
+                if (left_s is not None and left_s <= 0) or not self._wait(select.POLLIN, left_s):
                     return False
             except OSError as error:
                 raise self._ended(problems.socket_failure(error, self.peer)) from error
@@ -173,18 +207,15 @@ class TlsLink:
             self._incoming.write(self._received[:count])
         return True
 
-    def _wait(self, event: int, deadline: float | None) -> bool:
-        remaining_s = None if deadline is None else deadline - time.monotonic()
-        if remaining_s is not None and remaining_s <= 0:
-            return False
+    def _wait(self, event: int, within_s: float | None) -> bool:
         poll = select.poll()
         poll.register(self._socket, event)
-        return bool(poll.poll(None if remaining_s is None else remaining_s * 1000))
+        return bool(poll.poll(None if within_s is None else max(0.0, within_s) * 1000))
 
     def _drain(self, deadline: float) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-            while self._wait(select.POLLIN, deadline):
+            while (left_s := deadline - time.monotonic()) > 0 and self._wait(select.POLLIN, left_s):
                 if not self._socket.recv(_CHUNK):
                     return
 
@@ -199,3 +230,12 @@ def _raise_again(failure: RemusError | None) -> None:
     """A fresh exception each time: one object raised in two threads would collect both tracebacks."""
     if failure is not None:
         raise type(failure)(str(failure), hint=failure.hint) from failure
+
+
+def set_options(sock: socket.socket) -> None:
+    """Frames leave at once; a host that is gone without a word is noticed by the kernel too, in about 11 s."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)

@@ -50,6 +50,11 @@ def socket_failure(error: OSError, peer: str) -> PeerUnreachable:
     return PeerUnreachable(f"{peer}: {error.strerror or error}")
 
 
+def no_handshake(peer: str, within_s: float) -> PeerUnreachable:
+    """It was given `within_s` seconds for it."""
+    return PeerUnreachable(f"no TLS handshake with {peer} within {within_s:g} s")
+
+
 def address_of(sock: socket.socket) -> str:
     """The peer as 'address:port', or 'peer' where it is gone already."""
     try:

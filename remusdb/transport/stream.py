@@ -43,6 +43,10 @@ class FrameStream:
         """Send one frame. Blocks while the peer does not read; `close` from another thread ends that."""
         self.send_many([(type, term, epoch, payload)])
 
+    def beat(self, term: int) -> None:
+        """Send a HEARTBEAT, if that waits for nobody: what another thread sends now is a sign of life as well."""
+        self._link.write_if_room(encode_header(FrameType.HEARTBEAT, term, 0, b""))
+
     def send_many(self, frames: Iterable[Outgoing]) -> None:
         """Send the frames in order, with no frame of another thread between them."""
         self._link.write(_pieces(frames))

@@ -17,10 +17,11 @@ import pytest
 
 from remusdb.core.wire import MAX_PAYLOAD, Frame, FrameType, encode_header
 from remusdb.errors import BadFrame, ConfigError, PeerRefused, PeerUnreachable
-from remusdb.transport import tls
+from remusdb.transport import handshake
 from remusdb.transport.certs import make_ca_and_hosts
+from remusdb.transport.listener import Listener
 from remusdb.transport.stream import FrameStream
-from remusdb.transport.tls import Listener, client_context, connect, server_context
+from remusdb.transport.tls import client_context, connect, server_context
 
 LOOPBACK = "127.0.0.1"
 
@@ -291,29 +292,13 @@ def test_bytes_altered_under_tls_end_the_session(server: Server, certs: Path) ->
 def test_peers_that_misbehave_do_not_end_the_listener(
     server: Server, dial: Callable[[], FrameStream], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 0.3)
     for data in (b"", b"GET / HTTP/1.0\r\n\r\n", os.urandom(500), b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"):
         with socket.create_connection((LOOPBACK, server.port)) as sock:
             sock.sendall(data)
     with socket.create_connection((LOOPBACK, server.port)):  # says nothing and stays
         assert wait_for_log(caplog, "no TLS handshake")
     assert_serves(server, dial)
-
-
-def test_more_handshakes_than_allowed_are_dropped_and_the_rest_served(
-    server: Server, dial: Callable[[], FrameStream], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT_S", 1.0)
-    idle = [socket.create_connection((LOOPBACK, server.port)) for _ in range(tls.MAX_HANDSHAKES + 5)]
-    assert wait_for_log(caplog, "handshakes are under way")
-    for sock in idle:
-        sock.close()
-    deadline = time.monotonic() + 10
-    while True:  # until the threads have noticed
-        try:
-            return assert_serves(server, dial)
-        except PeerUnreachable:
-            assert time.monotonic() < deadline
 
 
 def test_a_session_that_raises_is_closed_and_logged(certs: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,8 +19,9 @@ import xxhash
 from remusdb.core.wire import FrameType
 from remusdb.errors import PeerUnreachable, RemusError
 from remusdb.transport.certs import make_ca_and_hosts
+from remusdb.transport.listener import Listener
 from remusdb.transport.stream import FrameStream
-from remusdb.transport.tls import Listener, client_context, connect, server_context
+from remusdb.transport.tls import client_context, connect, server_context
 
 MIB = 1024 * 1024
 Pair = tuple[FrameStream, FrameStream]  # primary, agent
