@@ -16,6 +16,7 @@ from remusdb.core.blocks import BLOCK_BYTES, SEED_BITS, block_count, hash_table,
 from remusdb.core.messages import Base, pack
 from remusdb.core.wire import FrameType
 from remusdb.errors import DiskError, PeerUnreachable, RemusError
+from remusdb.threads import spawn
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.kept import Kept, fill, fits
@@ -64,9 +65,8 @@ class Bases:
             self._changed.notify_all()
             if self._telling or not any(self._left()):
                 return
+            self._thread = spawn(self._run, term, name="bases")
             self._telling = True
-            self._thread = threading.Thread(target=self._run, args=(term,), name="bases", daemon=True)
-            self._thread.start()
 
     def close(self) -> None:
         """Touch the images no more. Idempotent."""

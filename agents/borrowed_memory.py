@@ -15,7 +15,6 @@ import fcntl
 import os
 import select
 import struct
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remusdb.errors import VmError
+from remusdb.threads import spawn
 from remusdb.vm import kernel
 from remusdb.vm.inject import userfaultfd_of
 from remusdb.vm.memory import ProcessMemory
@@ -81,13 +81,14 @@ class BorrowedMemory:
         for mine, its, numbers in self._touched:
             self._copy(mine, its, numbers, zeros=True)
         quit_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        thread = threading.Thread(target=self._serve, args=(quit_fd,), name="lend", daemon=True)
-        thread.start()
         try:
-            yield
+            thread = spawn(self._serve, quit_fd, name="lend")
+            try:
+                yield
+            finally:
+                os.eventfd_write(quit_fd, 1)
+                thread.join()
         finally:
-            os.eventfd_write(quit_fd, 1)
-            thread.join()
             os.close(quit_fd)
 
     def _copy(self, mine: Block, its: Block, numbers: NDArray[np.int64], *, zeros: bool) -> None:

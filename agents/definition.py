@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 
 import libvirt
 
+from remusdb.errors import NoThread
+from remusdb.threads import spawn
+
 log = logging.getLogger(__name__)
 
 TRIES = 120
+LOST = "{vm} could not be defined: it will be gone when it stops; see virsh dumpxml, virsh define"
 PAUSE_S = 1.0  # between two tries; one that hangs in a stopped libvirtd goes on with it
 
 
@@ -27,7 +30,10 @@ class Definition:
 
     def keep(self) -> None:
         """Define the VM, so that it outlives a stop; in a thread of its own, for libvirt may be away."""
-        threading.Thread(target=self._try_often, name=f"define-{self._vm}", daemon=True).start()
+        try:
+            spawn(self._try_often, name=f"define-{self._vm}")
+        except NoThread as exc:  # the VM runs: that is not undone for this
+            log.error("%s: %s", LOST.format(vm=self._vm), exc)
 
     def define(self, connection: libvirt.virConnect) -> libvirt.virDomain:
         """Define it now. Blocks as libvirt does; libvirtError when libvirt does not take it."""
@@ -49,4 +55,4 @@ class Definition:
             else:
                 log.info("%s is defined here", self._vm)
                 return
-        log.error("%s could not be defined: it will be gone when it stops; see virsh dumpxml, virsh define", self._vm)
+        log.error("%s", LOST.format(vm=self._vm))

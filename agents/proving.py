@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from remusdb.core.messages import Proof, pack
 from remusdb.core.standby import StandbyState
 from remusdb.core.wire import FrameType
-from remusdb.errors import PeerUnreachable
+from remusdb.errors import NoThread, PeerUnreachable
+from remusdb.threads import spawn
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.machine import Machine
 
@@ -47,7 +47,11 @@ class Proving:
     def begin(self, machine: Machine) -> None:
         """Prove this standby, in a thread: it is a new session's, and its first epoch was just committed."""
         self._of, self._last, self._proven = machine, None, None
-        threading.Thread(target=self._run, args=(machine,), name=f"prove-{self._replica.vm}", daemon=True).start()
+        try:
+            spawn(self._run, machine, name=f"prove-{self._replica.vm}")
+        except NoThread as exc:
+            log.error("%s: the standby is not proven: %s", self._replica.vm, exc)
+            self._take(machine, Proof("unable", time.time_ns(), reason=str(exc), hint=exc.hint))
 
     def _run(self, machine: Machine) -> None:
         delays = chain(RETRY_S, repeat(RETRY_S[-1]))

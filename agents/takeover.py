@@ -26,6 +26,7 @@ from remusdb.core.standby import StandbyState
 from remusdb.core.wire import FrameType
 from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError, VmError
 from remusdb.history import Author
+from remusdb.threads import apart
 from remusdb.transport.stream import FrameStream
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import connect
@@ -167,8 +168,7 @@ class Takeover:
         if machine is not None:
             machine.close(keep_images=True)
         replica.context.admission.release(replica.vm)
-        hand = threading.Thread(target=hand_back, args=(replica.context, replica.vm, owner, term), daemon=True)
-        hand.start()
+        apart(hand_back, replica.context, replica.vm, owner, term, name=f"hand-back-{replica.vm}")
 
     def follow_up(self) -> None:
         """At the agent's start: a takeover in whose middle an earlier agent died is finished, or given back."""

@@ -14,7 +14,6 @@ import fcntl
 import logging
 import os
 import queue
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from remusdb.errors import RemusError
 from remusdb.hooks import Hooks
 from remusdb.names import file_stem
 from remusdb.printable import printable
+from remusdb.threads import spawn
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class History:
         self._folder = state_dir / "history"
         self._hooks = hooks
         self._queue: queue.Queue[Event] = queue.Queue(QUEUE_MAX_EVENTS)
-        threading.Thread(target=self._write_all, name="history", daemon=True).start()
+        spawn(self._write_all, name="history")
 
     def record(self, event: Event) -> None:
         """Note it. Returns at once, and never fails. What another host or QEMU said in it is made safe to show."""

@@ -24,7 +24,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remusdb.errors import NoThread
 from remusdb.printable import json_text
+from remusdb.quietly import NOISY
+from remusdb.threads import spawn
 
 if TYPE_CHECKING:
     from remusdb.history import Event
@@ -98,8 +101,11 @@ class Hooks:
                 log.error("%s: %s was not told of %s: it is too far behind", gone.vm, lane[1], gone.event)
             waiting.append(event)
             if self._ready and self._threads < AT_ONCE:
-                threading.Thread(target=self._work, name="hooks", daemon=True).start()
-                self._threads += 1
+                try:
+                    spawn(self._work, name="hooks")
+                    self._threads += 1
+                except NoThread as exc:  # they wait, and run with the next event
+                    log.warning("hooks wait: %s", exc, extra=NOISY)
 
     def _work(self) -> None:
         """Run what is ready until nothing is."""

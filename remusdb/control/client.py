@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,8 @@ def call(
         _connect(sock, path)
         channel = LineChannel(sock)
         try:
-            channel.send({"op": op, "args": args})
+            with contextlib.suppress(BrokenPipeError):  # turned away: it has said why
+                channel.send({"op": op, "args": args})
             return _answer(channel, on_progress, path)
         except TimeoutError as exc:
             raise PeerUnreachable(

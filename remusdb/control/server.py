@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from remusdb.control.lines import LineChannel
-from remusdb.errors import BadFrame, RemusError, UsageError
+from remusdb.errors import BadFrame, NoThread, RemusError, UsageError
+from remusdb.quietly import NOISY
 from remusdb.safefiles import make_folder
+from remusdb.threads import spawn, vital
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ Handler = Callable[[dict[str, Any], ProgressFn], dict[str, Any]]
 MAX_REQUEST_BYTES = 64 << 10
 MAX_CONNECTIONS = 64
 REQUEST_TIMEOUT_S = 10.0
+BUSY_HINT = "try again; if it stays so, something holds connections to the control socket: ss -xp"
 
 
 class ControlServer:
@@ -41,7 +44,7 @@ class ControlServer:
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._lock_fd = -1
         self._listener: socket.socket | None = None
-        self._acceptor = threading.Thread(target=self._accept, name="control", daemon=True)
+        self._acceptor: threading.Thread | None = None
 
     def start(self) -> None:
         """Listen. A socket that a dead daemon left is replaced, a live daemon's is refused."""
@@ -56,7 +59,11 @@ class ControlServer:
         except OSError as exc:
             self.close()
             raise RemusError(f"{self._path}: cannot listen: {exc.strerror or exc}") from exc
-        self._acceptor.start()
+        try:
+            self._acceptor = vital(self._accept, name="control")
+        except NoThread:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Stop listening and take the socket file away; running requests are left to end by themselves."""
@@ -68,7 +75,7 @@ class ControlServer:
             except OSError:
                 pass
             listener.close()
-        if self._acceptor.is_alive():
+        if self._acceptor is not None:
             self._acceptor.join(timeout=5)
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
@@ -94,14 +101,19 @@ class ControlServer:
                 sock, _ = listener.accept()
             except OSError:
                 if self._listener is not None:
-                    log.exception("control socket: accept failed")
+                    log.exception("control socket: accept failed", extra=NOISY)
                     threading.Event().wait(0.2)  # out of descriptors: do not spin
                 continue
-            if not self._slots.acquire(blocking=False):
-                log.warning("control socket: more than %d requests at once, one refused", MAX_CONNECTIONS)
-                sock.close()
-                continue
-            threading.Thread(target=self._serve, args=(sock,), name="control-request", daemon=True).start()
+            self._hand_over(sock)
+
+    def _hand_over(self, sock: socket.socket) -> None:
+        if not self._slots.acquire(blocking=False):
+            return _turn_away(sock, RemusError(f"the daemon has {MAX_CONNECTIONS} requests to answer", hint=BUSY_HINT))
+        try:
+            spawn(self._serve, sock, name="control-request")
+        except NoThread as exc:
+            self._slots.release()
+            _turn_away(sock, exc)
 
     def _serve(self, sock: socket.socket) -> None:
         channel = LineChannel(sock, max_line_bytes=MAX_REQUEST_BYTES)
@@ -111,7 +123,7 @@ class ControlServer:
             if request is not None:
                 channel.send(self._answer(request, _progress_to(channel)))
         except OSError as exc:
-            log.info("control socket: the client went away: %s", exc)
+            log.info("control socket: the client went away: %s", exc, extra=NOISY)
         finally:
             channel.close()
             self._slots.release()
@@ -130,7 +142,7 @@ class ControlServer:
             handler, args = self._understood(request)
             return {"result": handler(args, progress)}
         except RemusError as exc:
-            log.info("control request %r: %s", request.get("op"), exc)
+            log.info("control request %r: %s", request.get("op"), exc, extra=NOISY)
             return {"error": exc.to_dict()}
         except Exception as exc:  # task boundary: the daemon outlives any request
             log.exception("control request %r failed", request.get("op"))
@@ -143,6 +155,19 @@ class ControlServer:
         if op not in self._handlers:
             raise UsageError(f"unknown op `{op}`", hint=f"known here: {', '.join(sorted(self._handlers))}")
         return self._handlers[op], args
+
+
+def _turn_away(sock: socket.socket, why: RemusError) -> None:
+    """Say why, and wait for nobody: a few bytes always have room in a new connection."""
+    log.warning("control socket: a request is not taken: %s", why, extra=NOISY)
+    channel = LineChannel(sock)
+    try:
+        sock.setblocking(False)
+        channel.send({"error": why.to_dict()})
+    except OSError:
+        pass  # it went away
+    finally:
+        channel.close()
 
 
 def _progress_to(channel: LineChannel) -> ProgressFn:

@@ -24,8 +24,9 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from remusdb.disk.stream import LogStream
-from remusdb.errors import DiskError
+from remusdb.errors import DiskError, NoThread
 from remusdb.names import SOCKET_PATH_MAX_BYTES
+from remusdb.threads import start
 
 PLUGIN = Path(__file__).with_name("nbd_plugin.py")
 DEFAULT_MAX_BYTES = 256 << 20
@@ -101,11 +102,11 @@ class WriteLog:
             raise DiskError("nbdkit is not installed", hint="apt install nbdkit nbdkit-plugin-python")
         try:
             self._map_counter()
-            self._thread.start()
+            start(self._thread)
             self._await_nbdkit()
             self.nbd_socket.chmod(0o600)
             os.chown(self.nbd_socket, *self._owner)
-        except OSError as error:
+        except (OSError, NoThread) as error:
             self.close()
             raise DiskError(
                 f"cannot start the write log of disk {self.disk}: {error}", hint="try `nbdkit python --dump-plugin`"

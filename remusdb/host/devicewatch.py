@@ -27,6 +27,7 @@ from remusdb.core.sections import Section, differences, sections_of
 from remusdb.errors import DevicesChanged, LibvirtAway, VmError
 from remusdb.host.ending import QEMU_END_S
 from remusdb.host.tapwatch import TapWatch
+from remusdb.threads import spawn
 from remusdb.vm.device_events import DeviceEvents
 from remusdb.vm.domain import Domain
 from remusdb.vm.inventory import changes, inventory
@@ -65,7 +66,7 @@ class DeviceWatch:
         """Look once a second, and whenever libvirt says so."""
         self._events = DeviceEvents(link.connection, self._domain, self._hint.set)
         link.on_renewed(self._events.renew)
-        threading.Thread(target=self._watch, name="devices", daemon=True).start()
+        spawn(self._watch, name="devices")
 
     def arm(self) -> None:
         """The gates hold from here on: any other tap of the VM is shut."""

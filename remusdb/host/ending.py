@@ -19,6 +19,7 @@ from remusdb.core.wire import FrameType
 from remusdb.errors import DevicesChanged, LibvirtAway, PeerUnreachable, RemusError, VmError
 from remusdb.history import EventName
 from remusdb.host.shutdown import is_marked
+from remusdb.threads import apart
 from remusdb.vm.autostart import autostart_back
 from remusdb.vm.endwatch import NOT_TOLD
 
@@ -129,8 +130,8 @@ class Ending:
             session.solo.consider(reason)
 
     def finish_apart(self, state: str, reason: str) -> None:
-        """`finish` in a thread of its own: it waits for libvirt, which the peer's thread must not."""
-        threading.Thread(target=self.finish, args=(state, reason), name="finish", daemon=True).start()
+        """`finish` in a thread of its own: it waits for libvirt, which the peer's thread must not if it can be helped."""
+        apart(self.finish, state, reason, name="finish")
 
     def finish(self, state: str, reason: str) -> None:
         """Nobody can take over (the agent's word, the arbiter's, an operator's): take all down, output flows. Once.

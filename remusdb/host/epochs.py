@@ -24,6 +24,7 @@ from remusdb.host.figures import Figures
 from remusdb.host.hurry import hurry
 from remusdb.host.outbox import Outbox
 from remusdb.host.parts import Parts
+from remusdb.threads import spawn
 from remusdb.vm.capture import Cut
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class EpochLoop:
         """Begin with the next epoch at once."""
         self._parts = parts
         for work in (self._cut_all, self._ship_all):
-            threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True).start()
+            spawn(self._guarded, work, name=work.__name__)
 
     def stop(self) -> None:
         """Cut and ship no more. Does not wait."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.errors import RemusError
 from remusdb.net.gate import GateFigures
+from remusdb.threads import spawn
 from remusdb.troubles import RunTrouble, Troubles
 from remusdb.vm.runstate import RunState, run_state
 
@@ -67,7 +68,7 @@ class Lookout:
                 over.wait(ARBITER_S)
 
         for work in (look, ask):
-            threading.Thread(target=work, name=f"lookout-{work.__name__}", daemon=True).start()
+            spawn(work, name=f"lookout-{work.__name__}")
 
     def see_run_state(self, state: RunState | None, now: float) -> None:
         """Tell of a VM that does not run, and of one that does again."""

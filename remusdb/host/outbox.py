@@ -16,6 +16,7 @@ from remusdb.core.copylog import CopyFrame, CopyLog
 from remusdb.core.wire import FrameType
 from remusdb.errors import PeerUnreachable
 from remusdb.host.encoder import EpochFrames
+from remusdb.threads import apart
 from remusdb.transport.stream import FrameStream
 
 COPY_MAX_BYTES = 64 << 20  # of the initial copy that the agent has not taken: 50 ms of a 10 Gbit/s link
@@ -64,8 +65,7 @@ class Outbox:
                 earlier.join()
             self.attach(stream, term, committed, taken)
 
-        self._attaching = threading.Thread(target=attach, name="attach", daemon=True)
-        self._attaching.start()
+        self._attaching = apart(attach, name="attach")
 
     def detach(self) -> None:
         """The connection is dead: whoever sends on it is freed, and frames wait."""

@@ -31,6 +31,7 @@ from remusdb.core.messages import (
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, CannotProtect, Fenced, NoStandby, PeerRefused, PeerUnreachable, RemusError
 from remusdb.host.order import Order
+from remusdb.threads import start
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import client_context, connect
 
@@ -177,7 +178,7 @@ class Peer:
         """Listen and beat on this connection."""
         self._take(greeting)
         for thread in self._threads:
-            thread.start()
+            start(thread)
 
     def silence_ms(self) -> float | None:
         """How long the agent has not been heard; None before the first word."""

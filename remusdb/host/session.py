@@ -46,6 +46,7 @@ from remusdb.host.solo import Solo, claim_session
 from remusdb.host.tapwatch import open_taps, shut_taps
 from remusdb.net.gate import GateFigures
 from remusdb.state import PROMOTED, StateStore, VmState
+from remusdb.threads import apart
 from remusdb.transport.stream import FrameStream
 from remusdb.troubles import Troubles
 from remusdb.vm.autostart import autostart_off
@@ -177,6 +178,7 @@ class Session:
         self.parts = parts = Parts(self.order)
         if self.was_armed:
             self.adopt_gates()
+        self.solo.start()
         greeting = self._greet()
         term = greeting.welcome.term
         claim_session(self, term)
@@ -345,7 +347,7 @@ class Session:
         try:
             self.parts.gates.release(release.epoch)
         except GateError as exc:
-            threading.Thread(target=self.ending.fail, args=(exc,), name="fail", daemon=True).start()
+            apart(self.ending.fail, exc, name="fail")
 
     def on_lost(self, reason: str) -> None:
         """Output stays held until the agent answers, the arbiter decides, or somebody does."""

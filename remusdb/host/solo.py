@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from remusdb.core.ownership import Claim, Ownership, Verdict, go_solo, open_session
 from remusdb.core.pipeline import PrimaryState
 from remusdb.errors import ArbiterUnreachable, PeerRefused
+from remusdb.threads import spawn
 
 if TYPE_CHECKING:
     from remusdb.host.session import Session
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 0.25
 SESSION_TRIES = 5
+LOOK_S = 1.0  # whether the session is over
 
 
 class Solo:
@@ -30,15 +32,25 @@ class Solo:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._thread: threading.Thread | None = None
+        self._asked = threading.Event()
+        self._why = ""
         self.deciding = threading.RLock()
 
+    def start(self) -> None:
+        """Be ready, with a thread: when the agent is lost, this host may have none to give any more. NoThread."""
+        if self._session.order.goes_solo:
+            spawn(self._live, name="solo")
+
     def consider(self, why: str) -> None:
-        """The agent was lost: if it stays lost, ask the arbiter. One thread at a time; returns at once."""
-        if not self._session.order.goes_solo or (self._thread is not None and self._thread.is_alive()):
-            return
-        self._thread = threading.Thread(target=self._run, args=(why,), name="solo", daemon=True)
-        self._thread.start()
+        """The agent was lost: if it stays lost, ask the arbiter. Returns at once."""
+        self._why = why
+        self._asked.set()
+
+    def _live(self) -> None:
+        while not self._session.ended.is_set():
+            if self._asked.wait(LOOK_S):
+                self._asked.clear()
+                self._run(self._why)
 
     def _lost(self) -> bool:
         session = self._session

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from remusdb.errors import GateError
 from remusdb.net.linknews import LinkNews, LinkNewsSocket
 from remusdb.net.tc import Tc
+from remusdb.threads import start
 from remusdb.vm.taps import has_files, taps_of
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class TapWatch:
     def start(self) -> None:
         """Shut what QEMU has beside the gated taps now, then whatever comes."""
         self._look()
-        self._thread.start()
+        start(self._thread)
 
     def wrong(self) -> bool:
         """Whether what was told is so still. Of a QEMU that is ending nothing is."""

@@ -17,7 +17,7 @@ from typing import Any
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.core.messages import Standing
 from remusdb.core.ownership import Ownership, Verdict, go_solo
-from remusdb.errors import CannotProtect, GateError, PeerUnreachable, RemusError, VmError
+from remusdb.errors import CannotProtect, GateError, NoThread, PeerUnreachable, RemusError, VmError
 from remusdb.host.fence import put_away
 from remusdb.host.keeper import Keeper
 from remusdb.host.order import read_order
@@ -25,7 +25,9 @@ from remusdb.host.peer import ask_standing
 from remusdb.host.record import VmRecord
 from remusdb.host.tapwatch import shut_taps
 from remusdb.host.tending import Action, next_action, superseded
+from remusdb.quietly import NOISY
 from remusdb.state import VmState
+from remusdb.threads import spawn, vital
 from remusdb.vm.domain import pid_of
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,6 @@ class Tender:
         self._patience: dict[str, Patience] = {}
         self._refusals: dict[str, str] = {}  # what was told last of a VM that cannot be protected
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="tender", daemon=True)
 
     def start(self) -> None:
         """Adopt the workers that an earlier daemon left, then look after every VM."""
@@ -78,7 +79,7 @@ class Tender:
             if self._keeper.workers.adopt(record):
                 log.info("its worker goes on", extra={"vm": record.vm})
                 self._keeper.tell(record, "adopted", "protected", "the host daemon was restarted; its worker goes on")
-        self._thread.start()
+        vital(self._look, name="tender")
 
     def stop(self) -> None:
         """Begin nothing more."""
@@ -127,9 +128,12 @@ class Tender:
         patience = self._patience.setdefault(record.vm, Patience())
         if action is Action.NOTHING or not patience.ready(action) or not record.work.acquire(blocking=False):
             return
-        threading.Thread(
-            target=self._act, args=(record, action, patience), name=f"tend-{record.vm}", daemon=True
-        ).start()
+        try:
+            spawn(self._act, record, action, patience, name=f"tend-{record.vm}")
+        except NoThread as exc:
+            patience.wait(False)
+            record.work.release()
+            log.warning("%s: not yet: %s", action.value, exc, extra={"vm": record.vm, **NOISY})
 
     def _next(self, record: VmRecord, state: VmState) -> Action:
         return next_action(state, record.taken, self._config.for_vm(record.vm).auto_reprotect)

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from remusdb.errors import RemusError
+from remusdb.errors import NoThread, RemusError
 from remusdb.history import History
 from remusdb.hooks import Hooks
 from remusdb.host.order import Order, read_order
@@ -27,6 +27,7 @@ from remusdb.host.session import Session
 from remusdb.host.takeout import take_out
 from remusdb.log import setup
 from remusdb.state import StateStore
+from remusdb.threads import spawn
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,12 @@ class Worker:
         with self._lock:
             self._orders += 1
         asker = self._channel.daemon
-        threading.Thread(target=self._serve, args=(operation, arguments, asker), name=operation, daemon=True).start()
+        try:
+            spawn(self._serve, operation, arguments, asker, name=operation)
+        except NoThread as exc:  # the session goes on, and this thread must
+            with self._lock:
+                self._orders -= 1
+            self._channel.tell(only_to=asker, op=operation, error=exc.to_dict())
         return True
 
     def _serve(self, operation: str, arguments: dict[str, Any], asker: int) -> None:
@@ -154,7 +160,11 @@ class Worker:
     def _do(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if operation == "start":
             session = self._begin(read_order(arguments))
-            threading.Thread(target=self._report_often, name="status", daemon=True).start()
+            try:
+                spawn(self._report_often, name="status")
+            except NoThread:
+                session.ended.set()  # it never began
+                raise
             session.protect()
             return session.status()
         if operation == "unprotect":

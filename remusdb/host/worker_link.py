@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from remusdb.control.lines import LineChannel
-from remusdb.errors import BadFrame, RemusError, from_dict
+from remusdb.errors import BadFrame, NoThread, RemusError, from_dict
 from remusdb.host.worker_lock import hold_lock
+from remusdb.threads import spawn
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,14 @@ class WorkerLink:
             os.close(lock)
         self._pid = self._process.pid
         self._channel = LineChannel(ours)
-        self.follow()
+        try:
+            self.follow()
+        except NoThread:
+            self._process.kill()  # nobody would hear it, and it has no order yet
+            self._process.wait()
+            self._ended.set()
+            ours.close()
+            raise
 
     def adopt(self) -> bool:
         """Connect to the worker that an earlier daemon left; False when there is none. `follow` begins to hear it."""
@@ -124,8 +132,8 @@ class WorkerLink:
         return True
 
     def follow(self) -> None:
-        """Hear what the worker tells, from here on."""
-        threading.Thread(target=self._read, name=f"worker-{self._vm}", daemon=True).start()
+        """Hear what the worker tells, from here on. NoThread: it is not heard."""
+        spawn(self._read, name=f"worker-{self._vm}")
 
     def leave(self) -> None:
         """Let go of the worker, which goes on: this daemon ends."""

@@ -16,13 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import socket
 import struct
 import threading
 from collections.abc import Iterable, Sequence
 
-from remusdb.errors import GateError
+from remusdb.errors import GateError, NoThread
 from remusdb.net.links import Links
+from remusdb.threads import spawn
+
+log = logging.getLogger(__name__)
 
 REPEAT_AT_MS = (0, 50, 250, 1000, 5000)
 
@@ -71,10 +75,10 @@ def frames(mac: str, addresses: Iterable[str]) -> list[bytes]:
 
 def announce(
     bridge_or_ifname: str, mac: str, addresses: Sequence[str], repeat_at_ms: Sequence[int] = REPEAT_AT_MS
-) -> threading.Thread:
+) -> threading.Thread | None:
     """Announce the VM behind tap `bridge_or_ifname` (best), or on a bridge or other interface.
 
-    The first round is sent before this returns; a daemon thread, returned, repeats it, since the network may
+    The first round is sent before this returns; a daemon thread, returned, repeats it (None where there is none to be had), since the network may
     still be moving. GateError if the first round cannot be sent.
     """
     out, said = _way_out(bridge_or_ifname, mac), frames(mac, addresses)
@@ -85,9 +89,12 @@ def announce(
         sender.close()
         raise GateError(f"nothing can be announced on {out}: {error.strerror}") from error
     waits_ms = [later - earlier for earlier, later in zip(repeat_at_ms, repeat_at_ms[1:], strict=False)]
-    thread = threading.Thread(target=_repeat, args=(sender, said, waits_ms), name=f"announce-{out}", daemon=True)
-    thread.start()
-    return thread
+    try:
+        return spawn(_repeat, sender, said, waits_ms, name=f"announce-{out}")
+    except NoThread as error:  # the VM runs and was announced: that must not fail for it
+        log.warning("the VM behind %s is announced once only: %s", out, error)
+        sender.close()
+        return None
 
 
 def _way_out(name: str, mac: str) -> str:

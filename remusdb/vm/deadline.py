@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import libvirt
 
-from remusdb.errors import LibvirtAway, VmError
+from remusdb.errors import LibvirtAway, NoThread, VmError
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -27,8 +28,19 @@ class Deadline:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="libvirt")
 
     def start(self, call: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Future[Result]:
-        """Begin a call; `finish` takes its result."""
-        return self._pool.submit(call, *args, **kwargs)
+        """Begin a call; `finish` takes its result. NoThread where there is none for it: it is not made then."""
+        dropped = threading.Event()
+
+        def make() -> Result:
+            if dropped.is_set():  # a pool keeps what it had no thread for, and would do it some time
+                raise CancelledError
+            return call(*args, **kwargs)
+
+        try:
+            return self._pool.submit(make)
+        except RuntimeError as exc:
+            dropped.set()
+            raise NoThread(f"libvirt cannot be called: {exc}") from exc
 
     def finish(self, future: Future[Result], what: str, timeout_s: float | None = None) -> Result:
         """The result of a call that was begun; errors of libvirt as VmError, LibvirtAway where it is not there."""

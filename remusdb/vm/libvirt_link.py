@@ -17,6 +17,7 @@ from typing import Any
 import libvirt
 
 from remusdb.errors import VmError
+from remusdb.threads import spawn
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import connect
 
@@ -39,7 +40,7 @@ class LibvirtLink:
         self.connection: libvirt.virConnect = connect(uri, deadline)
         deadline.call("libvirt", self.connection.registerCloseCallback, self._on_close, None)
         self._there = True
-        threading.Thread(target=self._keep, name="libvirt-link", daemon=True).start()
+        spawn(self._keep, name="libvirt-link")
 
     @property
     def there(self) -> bool:

@@ -15,6 +15,7 @@ import libvirt
 import libvirt_qemu
 
 from remusdb.errors import VmError
+from remusdb.threads import vital
 from remusdb.vm.domain import Domain
 
 _loop: threading.Thread | None = None
@@ -22,13 +23,12 @@ _start = threading.Lock()
 
 
 def start_event_loop() -> None:
-    """Run libvirt's event loop in a thread of this process. Once, before `libvirt.open`; again is harmless."""
+    """Run libvirt's event loop in a thread of this process. Once, before `libvirt.open`; again is harmless. NoThread."""
     global _loop
     with _start:
         if _loop is None:
             libvirt.virEventRegisterDefaultImpl()
-            _loop = threading.Thread(target=_run, name="libvirt-events", daemon=True)
-            _loop.start()
+            _loop = vital(_run, name="libvirt-events")
 
 
 def _run() -> None:
