@@ -21,6 +21,7 @@ from remusdb.core.pages import decode_pages
 from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import decode_writes
 from remusdb.errors import RefusedForSafety
+from remusdb.threads import start
 from remusdb_agents.catch_up import CatchUp
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.inbox import WholeEpoch
@@ -91,7 +92,7 @@ class Applier:
         self.devices = b""
         self.catch_up = CatchUp()  # of `devices`
         self._thread = threading.Thread(target=self._run, name="apply", daemon=True)
-        self._thread.start()
+        start(self._thread)
 
     @property
     def crowded(self) -> bool:

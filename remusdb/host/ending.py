@@ -130,7 +130,7 @@ class Ending:
             session.solo.consider(reason)
 
     def finish_apart(self, state: str, reason: str) -> None:
-        """`finish` in a thread of its own: it waits for libvirt, which the peer's thread must not if it can be helped."""
+        """`finish` in a thread of its own, if there is one: it waits for libvirt, which the peer's should not."""
         apart(self.finish, state, reason, name="finish")
 
     def finish(self, state: str, reason: str) -> None:

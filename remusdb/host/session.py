@@ -46,7 +46,7 @@ from remusdb.host.solo import Solo, claim_session
 from remusdb.host.tapwatch import open_taps, shut_taps
 from remusdb.net.gate import GateFigures
 from remusdb.state import PROMOTED, StateStore, VmState
-from remusdb.threads import apart
+from remusdb.threads import apart, start
 from remusdb.transport.stream import FrameStream
 from remusdb.troubles import Troubles
 from remusdb.vm.autostart import autostart_off
@@ -198,8 +198,8 @@ class Session:
         pump = DiskPump(parts.logs, self.outbox, bases)
         brake = BrakeThread(Brake(parts.logs, parts.copy_speed), self.peer.silence_ms, self.ending.fail)
         start_mirrors(parts.domain, parts.logs, parts.mirrors)
-        pump.start()
-        brake.start()
+        start(pump)
+        start(brake)
         try:
             wait_for_disks(parts.domain, parts.mirrors, pump, self._progress)
             copy_memory(parts, self.outbox, self._progress)

@@ -78,8 +78,8 @@ def announce(
 ) -> threading.Thread | None:
     """Announce the VM behind tap `bridge_or_ifname` (best), or on a bridge or other interface.
 
-    The first round is sent before this returns; a daemon thread, returned, repeats it (None where there is none to be had), since the network may
-    still be moving. GateError if the first round cannot be sent.
+    The first round is sent before this returns; a daemon thread, returned, repeats it, since the network may
+    still be moving (None where there is none to be had). GateError if the first round cannot be sent.
     """
     out, said = _way_out(bridge_or_ifname, mac), frames(mac, addresses)
     sender = _sender(out)

@@ -23,7 +23,7 @@ _start = threading.Lock()
 
 
 def start_event_loop() -> None:
-    """Run libvirt's event loop in a thread of this process. Once, before `libvirt.open`; again is harmless. NoThread."""
+    """Run libvirt's event loop in a thread of this process. Once, before `libvirt.open`; again is harmless."""
     global _loop
     with _start:
         if _loop is None:

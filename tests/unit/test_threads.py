@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No thread can be had: whoever wanted one says so and goes on, or the process ends; it is never alive and deaf."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from host_daemon_rig import Running, wait_for
+
+from remusdb import hooks as hooks_module
+from remusdb import threads
+from remusdb.config import HostConfig
+from remusdb.control import ControlServer, call
+from remusdb.control import server as server_module
+from remusdb.disk.writelog import WriteLog
+from remusdb.errors import DiskError, NoThread
+from remusdb.hooks import Hooks
+from remusdb.host import tender as tender_module
+from remusdb.host.solo import Solo
+from remusdb.host.worker import Channel, Worker
+from remusdb.vm import pauses
+from remusdb.vm.deadline import Deadline
+from remusdb_agents.definition import Definition
+
+ROOT = Path(__file__).parents[2]
+WITHIN_S = 30.0
+NoThreads = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> NoThreads:
+    """While it is entered, the kernel gives this process no thread, one may say."""
+
+    @contextmanager
+    def none() -> Iterator[None]:
+        def start(_thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            yield
+
+    return none
+
+
+def test_an_error_of_ours(no_threads: NoThreads) -> None:
+    with no_threads(), pytest.raises(NoThread, match="thread `x` cannot be started: can't start") as caught:
+        threads.spawn(print, name="x")
+    assert "TasksMax" in caught.value.hint
+
+
+def test_what_must_be_done_is_done(no_threads: NoThreads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "PATIENCE_S", 0.1)
+    done: list[threading.Thread] = []
+    work = lambda: done.append(threading.current_thread())  # noqa: E731
+    thread = threads.apart(work, name="apart")
+    assert thread is not None
+    thread.join(WITHIN_S)
+    with no_threads():
+        assert threads.apart(work, name="apart") is None
+    assert done == [thread, threading.current_thread()]
+
+
+VITAL = """
+import sys, threading, time
+from remusdb.log import setup
+from remusdb.threads import vital
+setup()
+vital(lambda: {}["nothing"], name="accept")
+time.sleep(60)
+"""
+
+
+def test_a_vital_thread_takes_the_process_with_it() -> None:
+    done = subprocess.run([sys.executable, "-c", VITAL], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == threads.DEAF_EXIT_CODE
+    assert "thread `accept` died" in done.stderr and "KeyError" in done.stderr
+
+
+def test_no_thread_is_started_but_here() -> None:
+    """The whole kind: a bare `Thread.start()` raises what nobody catches."""
+    bare = re.compile(r"Thread\([^\n]*\)\.start\(\)|\bthread\w*\.start\(\)", re.IGNORECASE)
+    for folder in ("remusdb", "agents"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.name not in ("threads.py", "replica.py"):
+                assert not bare.search(path.read_text()), path
+
+
+def test_a_control_socket_says_so_and_answers_again(tmp_path: Path, no_threads: NoThreads) -> None:
+    server = ControlServer(tmp_path / "host.sock", {"echo": lambda args, _progress: args})
+    server.start()
+    with no_threads():
+        for _ in range(2 * server_module.MAX_CONNECTIONS):  # no slot is lost
+            with pytest.raises(NoThread, match="control-request"):
+                call(tmp_path / "host.sock", "echo", {}, timeout_s=WITHIN_S)
+    assert call(tmp_path / "host.sock", "echo", {"a": 1}, timeout_s=WITHIN_S) == {"a": 1}
+    server.close()
+
+
+def test_a_control_socket_without_a_thread_to_accept_is_none(tmp_path: Path, no_threads: NoThreads) -> None:
+    server = ControlServer(tmp_path / "host.sock", {})
+    with no_threads(), pytest.raises(NoThread):
+        server.start()
+    assert not (tmp_path / "host.sock").exists()
+    server.start()
+    server.close()
+
+
+def test_a_worker_answers_the_order_and_goes_on(tmp_path: Path, no_threads: NoThreads) -> None:
+    ours, theirs = socket.socketpair()
+    worker = Worker(Channel(theirs, tmp_path / "worker.sock"))
+    with no_threads():
+        assert worker._order({"op": "unprotect", "args": {"peer_is_dead": True}})
+    ours.settimeout(WITHIN_S)
+    told = json.loads(ours.recv(65536))
+    assert told["op"] == "unprotect" and told["error"]["id"] == "E-THREADS"
+    assert worker._idle()
+
+
+def test_a_vm_is_tended_again_later(config: HostConfig, no_threads: NoThreads, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[str] = []
+
+    def spawn(work: Callable[..., object], *args: object, name: str) -> threading.Thread:
+        if len(refused) < 2:
+            refused.append(name)
+            raise NoThread("none")
+        return threads.spawn(work, *args, name=name)
+
+    monkeypatch.setattr(tender_module, "spawn", spawn)
+    from host_daemon_rig import NoLibvirt, put
+
+    put(config, "db1", role="protected", term=7, peer="beta", armed=True, wanted=True)
+    running = Running(config, NoLibvirt())
+    wait_for(lambda: running.status("db1")["state"] == "protected")
+    assert refused == ["tend-db1"] * 2
+    running.daemon.stop()
+
+
+def test_a_write_log_fails_as_it_does_otherwise(tmp_path: Path, no_threads: NoThreads) -> None:
+    log = WriteLog(tmp_path, 0, 1 << 20)
+    with no_threads(), pytest.raises(DiskError, match="can't start new thread"):
+        log.start()
+    assert not list(tmp_path.iterdir())
+
+
+def test_hooks_wait_for_a_thread(tmp_path: Path, no_threads: NoThreads) -> None:
+    hook, out = tmp_path / "hook", tmp_path / "out"
+    hook.write_text(f"#!/bin/sh\necho $REMUSDB_VM >> {out}\n")
+    hook.chmod(0o700)
+    hooks = Hooks(tmp_path)
+    from test_history import event
+
+    with no_threads():
+        hooks.run(event(vm="early"))
+    hooks.run(event(vm="late"))
+    assert hooks.wait_idle(WITHIN_S)
+    assert sorted(out.read_text().split()) == ["early", "late"]
+    assert hooks_module.AT_ONCE >= hooks._threads >= 0
+
+
+def test_a_call_that_had_no_thread_is_never_made(no_threads: NoThreads) -> None:
+    """A pool keeps what it had no thread for: it would stop the VM some time later, with nobody there any more."""
+    deadline, made = Deadline(WITHIN_S), []
+    with no_threads(), pytest.raises(NoThread):
+        deadline.start(made.append, "late")
+    deadline.call("later", made.append, "later")
+    time.sleep(0.1)
+    assert made == ["later"]
+    deadline.close()
+
+
+def test_libvirts_events_are_heard_after_all(no_threads: NoThreads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pauses, "_loop", None)
+    monkeypatch.setattr(pauses, "_run", lambda: None)
+    with no_threads(), pytest.raises(NoThread):
+        pauses.start_event_loop()
+    pauses.start_event_loop()
+    assert pauses._loop is not None
+
+
+def test_the_definition_of_a_running_vm_is_given_up_not_the_vm(
+    no_threads: NoThreads, caplog: pytest.LogCaptureFixture
+) -> None:
+    with no_threads():
+        Definition("test:///default", "db1", "<domain/>", False).keep()
+    assert "db1 could not be defined" in caplog.text
+
+
+def test_whether_to_go_on_alone_needs_no_thread_at_the_time(
+    no_threads: NoThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, considered = threading.Event(), threading.Event()
+    session: Any = SimpleNamespace(order=SimpleNamespace(goes_solo=True), ended=ended)
+    solo = Solo(cast(Any, session))
+    why: list[str] = []
+    monkeypatch.setattr(solo, "_run", lambda reason: (why.append(reason), considered.set()))
+    solo.start()
+    with no_threads():
+        for reason in ("the link is cut", "and again"):
+            considered.clear()
+            solo.consider(reason)
+            assert considered.wait(WITHIN_S)
+    assert why == ["the link is cut", "and again"]
+    ended.set()
