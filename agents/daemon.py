@@ -14,7 +14,7 @@ from remusdb.config import AgentConfig
 from remusdb.control.notify import notify
 from remusdb.control.server import ControlServer, ProgressFn
 from remusdb.core.messages import Hello, Question, Refuse, Welcome, pack, unpack
-from remusdb.core.wire import FrameType
+from remusdb.core.wire import FROM_PRIMARY, OPENINGS, FrameType
 from remusdb.errors import BadFrame, NotProtected, RemusError, UsageError
 from remusdb.history import History
 from remusdb.hooks import Hooks
@@ -86,13 +86,14 @@ class AgentDaemon:
         stranger = not_listed(self._config, stream.peer_name)
         if stranger is not None:
             return self._refuse(stream, "-", stranger)
+        stream.allowed = OPENINGS
         frame = stream.receive(HELLO_S)
         if frame is not None and frame.type is FrameType.PROBE:
             return self._tell_facts(stream, question(frame.payload))
         if frame is not None and frame.type is FrameType.ASK:
             return self._tell_standing(stream, unpack(Question, frame.payload))
-        if frame is None or frame.type is not FrameType.HELLO:
-            raise BadFrame("a session must begin with HELLO")
+        if frame is None:
+            raise BadFrame(f"no HELLO came within {HELLO_S:g} s")
         hello = unpack(Hello, frame.payload)
         other_vm = not_for_vm(self._config, stream.peer_name, hello.vm)
         if other_vm is not None:
@@ -131,6 +132,7 @@ class AgentDaemon:
         try:
             stream.send(FrameType.WELCOME, welcome.term, 0, pack(welcome))
             replica.welcomed(stream, welcome, told)
+            stream.allowed = FROM_PRIMARY
             log.info("%s: session of term %d with %s", replica.vm, welcome.term, stream.peer_name)
             while True:
                 frame = stream.receive(0.5)

@@ -26,6 +26,7 @@ from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety, RemusError
 from remusdb.history import Author, Event, EventName
+from remusdb.names import require_name
 from remusdb.state import OWNING, Role
 from remusdb.transport.stream import FrameStream
 from remusdb.troubles import Trouble, Troubles
@@ -110,7 +111,7 @@ class Replica:
         with self.lock:
             state = self.state
             owner = "" if self.takeover.under_way.is_set() else self.core.owner or state.owner
-            return Standing(self.vm, self.core.term, owner, state.role, self.reason)
+            return Standing(require_name(self.vm), self.core.term, owner, state.role, self.reason)
 
     # --- the session (called by its receiving thread) ---
 
@@ -165,6 +166,8 @@ class Replica:
         """Say no; a replica that the core renounced with it goes."""
         if self.core.state is StandbyState.EMPTY and self.machine is not None:
             self.give_up(answer.reason)
+        if answer.learned:
+            self.state = self._store.update(self.vm, term=answer.learned)
         code = "deciding" if self.core.state is StandbyState.DECIDING else "failed"
         return Refuse(answer.reason, term=answer.term, fenced=answer.fenced, renounced=answer.renounced, code=code)
 

@@ -23,6 +23,7 @@ import libvirt
 from remusdb.core.messages import Notice, pack
 from remusdb.core.ownership import Ownership, Rule, Verdict, give_back, take_over
 from remusdb.core.standby import StandbyState
+from remusdb.core.terms import following
 from remusdb.core.wire import FrameType
 from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError, VmError
 from remusdb.history import Author
@@ -87,7 +88,7 @@ class Takeover:
         try:
             if not word and not self._won(owner, term):
                 raise ArbiterAway("the arbiter does not answer any more")
-            return self._become(why, owner, term + 1, decided, silent_ms, by)
+            return self._become(why, owner, following(term), decided, silent_ms, by)
         finally:
             with replica.lock:
                 replica.core.stay()  # where the term could not be written: it is tried again

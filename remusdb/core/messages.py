@@ -1,29 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the control frames carry, as msgpack. Bulk frames (PAGES, WRITES, DEVICES) have codecs of their own."""
+"""What the control frames carry, as msgpack. Bulk frames (PAGES, WRITES, DEVICES) have codecs of their own.
+
+Invariant: whatever bytes come, `unpack` gives a message whose every number, name, list and text is within its bounds,
+or raises BadFrame. Words that are only for people (`reason`, `hint`) are cut and made printable instead, on both sides.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from ipaddress import ip_address
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
-from remusdb.core.probe import Answer
-from remusdb.errors import BadFrame
+from remusdb.core.blocks import SEED_BITS
+from remusdb.core.bounds import Label, Number, fits, for_people
+from remusdb.core.probe import XML_MAX_BYTES, Answer
+from remusdb.core.terms import Term
+from remusdb.errors import BadFrame, CannotProtect, RemusError
+from remusdb.names import BlockName, DiskTarget, HostName, HostOrNobody, Uuid, VmName, require_name
+from remusdb.printable import printable
+
+DISKS_MAX: Final = (
+    64  # each takes a descriptor on the backup and an nbdkit on the primary; a record has one byte for it
+)
+BLOCKS_MAX: Final = 1024  # RAM blocks: some 20 without hot-plug, of which libvirt has 256 slots
+BLOCK_MAX_BYTES: Final = 1 << 46  # 64 TiB, of x86's address space the guest's half
+DISK_MAX_BYTES: Final = 1 << 53  # 8 PiB: files of XFS end at 8 EiB, and offsets are added to
+ADDRESSES_MAX: Final = 256  # a gate learns 64 at most
+SILENCE_MAX_MS: Final = 60_000  # of failover.silence_ms, see config.py
+COPY_PATIENCE_MAX_MS: Final = 3_600_000  # of failover.copy_patience_ms
+HASHES_MAX_BYTES: Final = 64 << 10  # in one BASE
+
+BlockCounts = Annotated[list[Number], Meta(max_length=DISKS_MAX)]
+Address = Annotated[str, Meta(pattern=r"^[0-9a-fA-F.:]{2,45}\Z")]  # no zone: that would name an interface
 
 
 class RamBlock(msgspec.Struct, frozen=True):
     """One QEMU RAM block: its name in `info ramblock` and its used size in bytes."""
 
-    name: str
-    size: int
+    name: BlockName
+    size: Annotated[int, Meta(ge=0, le=BLOCK_MAX_BYTES, multiple_of=4096)]
 
 
 class Disk(msgspec.Struct, frozen=True):
     """One replicated disk: the guest's target name (`vda`), its virtual size, and what it takes now, in bytes."""
 
-    target: str
-    size: int
-    allocated: int = 0
+    target: DiskTarget
+    size: Annotated[int, Meta(ge=1, le=DISK_MAX_BYTES)]
+    allocated: Annotated[int, Meta(ge=0, le=DISK_MAX_BYTES)] = 0
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -34,22 +59,34 @@ class Hello(msgspec.Struct, frozen=True):
     not protected.
     """
 
-    version: str
-    primary: str
-    vm: str
-    uuid: str
-    term: int
+    version: Label
+    primary: HostName
+    vm: VmName
+    uuid: Uuid
+    term: Term
     resume: bool
-    epoch: int
-    machine: str
+    epoch: Number
+    machine: Label
     domain_xml: str
-    blocks: list[RamBlock]
-    disks: list[Disk]
-    heartbeat_ms: int
-    qemu_version: str
-    arbiter: str = ""
-    told: list[int] = []
+    blocks: Annotated[list[RamBlock], Meta(max_length=BLOCKS_MAX)]
+    disks: Annotated[list[Disk], Meta(max_length=DISKS_MAX)]
+    heartbeat_ms: Annotated[int, Meta(ge=1, le=SILENCE_MAX_MS)]
+    qemu_version: Label
+    arbiter: Label = ""
+    told: BlockCounts = []
     autostart: bool = False
+
+    def __post_init__(self) -> None:
+        """CannotProtect where something is twice, or too large: for the primary that makes it, too."""
+        require_name(self.vm)
+        fits(self.domain_xml, f"the XML of VM {self.vm}", XML_MAX_BYTES)
+        targets = [disk.target for disk in self.disks]
+        blocks = [block.name for block in self.blocks]
+        for what, names in (("disks", targets), ("RAM blocks", blocks)):
+            if len(set(names)) != len(names):
+                raise CannotProtect(f"VM {self.vm} has two {what} of one name")
+        if len(self.told) > len(targets):
+            raise CannotProtect(f"VM {self.vm} has {len(targets)} disks, hashes of {len(self.told)} are there")
 
 
 class Welcome(msgspec.Struct, frozen=True):
@@ -60,30 +97,30 @@ class Welcome(msgspec.Struct, frozen=True):
     were applied. `copy_patience_ms`: so long the agent keeps a copy whose primary is not heard.
     """
 
-    version: str
-    agent: str
-    term: int
-    committed: int
+    version: Label
+    agent: HostName
+    term: Term
+    committed: Number
     resumed: bool
-    silence_ms: int
-    bases: list[int] = []
-    base_seed: int = 0
-    taken: int = 0
-    copy_patience_ms: int = 60_000
+    silence_ms: Annotated[int, Meta(ge=1, le=SILENCE_MAX_MS)]
+    bases: BlockCounts = []
+    base_seed: Annotated[int, Meta(ge=0, le=(1 << SEED_BITS) - 1)] = 0
+    taken: Number = 0
+    copy_patience_ms: Annotated[int, Meta(ge=0, le=COPY_PATIENCE_MAX_MS)] = 60_000
 
 
 class Taken(msgspec.Struct, frozen=True):
     """TAKEN, agent to primary: so many bulk frames of epoch 0 were applied since the session began."""
 
-    frames: int
+    frames: Number
 
 
 class Base(msgspec.Struct, frozen=True):
     """BASE, agent to primary: hashes (16 bytes each, see core/blocks.py) of blocks of an image that is there."""
 
-    disk: int
-    first: int
-    hashes: bytes
+    disk: Annotated[int, Meta(ge=0, lt=DISKS_MAX)]
+    first: Number
+    hashes: Annotated[bytes, Meta(max_length=HASHES_MAX_BYTES)]
 
 
 class Refuse(msgspec.Struct, frozen=True):
@@ -95,10 +132,13 @@ class Refuse(msgspec.Struct, frozen=True):
 
     reason: str
     hint: str = ""
-    term: int = 0
+    term: Term = 0
     fenced: bool = False
     renounced: bool = False
-    code: str = "failed"
+    code: Label = "failed"
+
+    def __post_init__(self) -> None:
+        for_people(self, "reason", "hint")
 
 
 class Commit(msgspec.Struct, frozen=True):
@@ -108,11 +148,16 @@ class Commit(msgspec.Struct, frozen=True):
     `stays`: the VM stood still at the cut, and is to stand still after a takeover (suspended by an operator).
     """
 
-    frames: int
-    payload_bytes: int
-    addresses: list[str]
-    age_ns: int | None = None
+    frames: Number
+    payload_bytes: Number
+    addresses: Annotated[list[Address], Meta(max_length=ADDRESSES_MAX)]
+    age_ns: Number | None = None
     stays: bool = False
+
+    def __post_init__(self) -> None:
+        """ValueError for what is no IP address: it would become part of a frame on this host's network."""
+        for address in self.addresses:
+            ip_address(address)
 
 
 class Notice(msgspec.Struct, frozen=True):
@@ -123,6 +168,9 @@ class Notice(msgspec.Struct, frozen=True):
     reason: str
     forget: bool = False
 
+    def __post_init__(self) -> None:
+        for_people(self, "reason")
+
 
 class Proof(msgspec.Struct, frozen=True):
     """PROOF, agent to primary: what came of loading the device state of `epoch` into a throw-away copy of the standby.
@@ -132,29 +180,39 @@ class Proof(msgspec.Struct, frozen=True):
     """
 
     verdict: Literal["proven", "refused", "unable"]
-    at_ns: int
-    epoch: int = 0
-    took_ms: float = 0.0
+    at_ns: Number
+    epoch: Number = 0
+    took_ms: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
     reason: str = ""
     hint: str = ""
+
+    def __post_init__(self) -> None:
+        for_people(self, "reason", "hint")
 
 
 class Question(msgspec.Struct, frozen=True):
     """ASK, host to agent: who owns this VM, as far as you know? `term` is the newest that the asking host knows."""
 
-    vm: str
-    host: str
-    term: int
+    vm: VmName
+    host: HostName
+    term: Term
+
+    def __post_init__(self) -> None:
+        require_name(self.vm)
 
 
 class Standing(msgspec.Struct, frozen=True):
     """STANDING, agent to host: what the agent's host is to the VM (`role`, see remusdb/state.py), and who owns it."""
 
-    vm: str
-    term: int
-    owner: str
-    role: str
+    vm: VmName
+    term: Term
+    owner: HostOrNobody
+    role: Label
     reason: str
+
+    def __post_init__(self) -> None:
+        require_name(self.vm)
+        for_people(self, "reason")
 
 
 class AgentFacts(msgspec.Struct, frozen=True):
@@ -163,10 +221,10 @@ class AgentFacts(msgspec.Struct, frozen=True):
     `answer`: for a PROBE that carries a `Probe`, what this VM would find here; an older agent does not give it.
     """
 
-    version: str
-    qemu_version: tuple[int, int, int]
-    libvirt_version: tuple[int, int, int]
-    machines: list[str]
+    version: Label
+    qemu_version: tuple[Number, Number, Number]
+    libvirt_version: tuple[Number, Number, Number]
+    machines: Annotated[list[Label], Meta(max_length=4096)]
     answer: Answer | None = None
 
 
@@ -179,8 +237,8 @@ def pack(message: msgspec.Struct) -> bytes:
 
 
 def unpack(kind: type[Message], payload: bytes | memoryview) -> Message:
-    """The message in a control frame; BadFrame when it is not one."""
+    """The message in a control frame; BadFrame when it is not one, whatever else it is."""
     try:
         return msgspec.msgpack.decode(payload, type=kind)
-    except msgspec.MsgspecError as exc:
-        raise BadFrame(f"the {kind.__name__} message cannot be read: {exc}") from exc
+    except (msgspec.MsgspecError, RemusError, ValueError, RecursionError, MemoryError) as exc:
+        raise BadFrame(f"the {kind.__name__} message cannot be read: {printable(str(exc))}") from exc

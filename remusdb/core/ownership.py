@@ -14,14 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from remusdb.core.terms import Term, following
+from remusdb.names import HostOrNobody
+
 
 @dataclass(frozen=True)
 class Ownership:
     """`owner` may let the VM speak since `term`. An empty owner: `previous` gave it to nobody but may have it back."""
 
-    owner: str
-    term: int
-    previous: str = ""
+    owner: HostOrNobody
+    term: Term
+    previous: HostOrNobody = ""
 
 
 class Verdict(Enum):
@@ -60,12 +63,12 @@ def open_session(host: str, term: int) -> Rule:
 
 def take_over(host: str, owner: str, term: int) -> Rule:
     """`host`, whose replica is of the session of `owner` in `term`, takes the VM over."""
-    return _step(Ownership(owner, term), Ownership(host, term + 1))
+    return _step(Ownership(owner, term), Ownership(host, following(term)))
 
 
 def go_solo(host: str, term: int) -> Rule:
     """`host` gives its backup of the session of `term` up, and goes on alone."""
-    return _step(Ownership(host, term), Ownership(host, term + 1))
+    return _step(Ownership(host, term), Ownership(host, following(term)))
 
 
 def give_back(host: str, owner: str, term: int) -> Rule:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from remusdb.core.terms import reached
 from remusdb.errors import BadFrame, Fenced
 
 
@@ -113,8 +114,8 @@ class Pipeline:
         return release, list(range(self.committed + 1, self.captured + 1))
 
     def fence(self, term: int) -> None:
-        """A newer term exists elsewhere: never release again."""
-        self.term = max(self.term, term)
+        """A newer term exists elsewhere: never release again. It is believed as far as one word goes."""
+        self.term = reached(self.term, term)
         self.state = PrimaryState.FENCED
 
     def solo(self, term: int) -> None:

@@ -2,49 +2,71 @@
 """What a primary asks a backup before it protects a VM, and what the backup answers: PROBE frames, as msgpack.
 
 A field that is None (or a name that is missing in a dict) was not asked or could not be found out; `Answer.errors` then
-says why. Each was looked up by itself, so one that fails spoils no other.
+says why. Each was looked up by itself, so one that fails spoils no other. What is for people to read is cut and made
+printable, see `bounds`.
 """
 
 from __future__ import annotations
 
-import msgspec
+from typing import Annotated, Final
 
-XML_MAX_BYTES = 1 << 20  # libvirt's own definitions stay far below
+import msgspec
+from msgspec import Meta
+
+from remusdb.core.bounds import NUMBER_MAX, PATH_MAX_BYTES, Label, Number, for_people
+from remusdb.names import require_name
+
+XML_MAX_BYTES: Final = 512 << 10  # a live one with 64 disks and 32 interfaces has 32 KiB
+CPU_MAX_BYTES: Final = 64 << 10
+MANY: Final = 1024  # of anything that an answer lists
+
+Link = Annotated[str, Meta(max_length=255)]  # IFNAMSIZ is 16; of one that is not there, what a configuration says
+Path = Annotated[str, Meta(max_length=PATH_MAX_BYTES)]
+Texts = Annotated[list[str], Meta(max_length=MANY)]
+Option = Annotated[str, Meta(pattern=r"^--[a-z-]{1,40}\Z")]
+VlanId = Annotated[int, Meta(ge=0, le=4095)]
+Mtu = Annotated[int, Meta(ge=0, le=1 << 32)]
 
 
 class Probe(msgspec.Struct, frozen=True):
     """Primary to agent. `xml` is the VM's live XML; `host_cpu` the `<cpu>` of the primary's own capabilities."""
 
-    xml: str
-    host_cpu: str = ""
+    xml: str  # at most XML_MAX_BYTES: counted before it is parsed
+    host_cpu: Annotated[str, Meta(max_length=CPU_MAX_BYTES)] = ""
 
 
 class Uplink(msgspec.Struct, frozen=True):
     """A port of a bridge by which frames leave the host. `outer`: the tag that the port itself adds (a VLAN device), 0
     if none; `vlans`: VLAN id -> whether frames of it leave untagged, of a bridge that filters."""
 
-    name: str
-    mtu: int
-    outer: int = 0
-    vlans: dict[int, bool] = {}
+    name: Link
+    mtu: Mtu
+    outer: VlanId = 0
+    vlans: Annotated[dict[VlanId, bool], Meta(max_length=4096)] = {}
+
+    def __post_init__(self) -> None:
+        for_people(self, "name")
 
 
 class Bridge(msgspec.Struct, frozen=True):
     """A bridge as its host has it. `filters`: it looks at VLANs; `pvid`: the VLAN that a new port gets, 0 if none."""
 
-    name: str
+    name: Link
     there: bool = False
     up: bool = False
-    mtu: int = 0
+    mtu: Mtu = 0
     filters: bool = False
-    pvid: int = 0
-    uplinks: list[Uplink] = []
+    pvid: VlanId = 0
+    uplinks: Annotated[list[Uplink], Meta(max_length=MANY)] = []
+
+    def __post_init__(self) -> None:
+        for_people(self, "name")
 
 
 class HugePages(msgspec.Struct, frozen=True):
     """Pages of one size: how many are free, and whether libvirt finds a file system to take them from."""
 
-    free: int
+    free: Number
     mounted: bool
 
 
@@ -53,8 +75,11 @@ class Forwarding(msgspec.Struct, frozen=True):
     `drops` all of it, `may_drop` what no rule of theirs lets pass."""
 
     called: bool
-    drops: list[str] = []
-    may_drop: list[str] = []
+    drops: Texts = []
+    may_drop: Texts = []
+
+    def __post_init__(self) -> None:
+        for_people(self, "drops", "may_drop")
 
 
 class Confinement(msgspec.Struct, frozen=True):
@@ -74,7 +99,12 @@ class Namesake(msgspec.Struct, frozen=True):
     persistent: bool
     autostart: bool
     ours: bool = False
-    leftovers: list[str] = []  # options of `virsh undefine` for what else belongs to it
+    leftovers: Annotated[list[Option], Meta(max_length=MANY)] = []  # of `virsh undefine`, for what else belongs to it
+
+    def __post_init__(self) -> None:
+        """UsageError for what is no name: it becomes part of a command that is advised."""
+        require_name(self.name)
+        for_people(self, "uuid")
 
 
 class Arbitration(msgspec.Struct, frozen=True):
@@ -84,6 +114,9 @@ class Arbitration(msgspec.Struct, frozen=True):
     problem: str = ""
     hint: str = ""
 
+    def __post_init__(self) -> None:
+        for_people(self, "cluster", "problem", "hint")
+
 
 class Answer(msgspec.Struct, frozen=True):
     """The agent's answer: this host, and what the VM of the Probe would find on it."""
@@ -91,29 +124,41 @@ class Answer(msgspec.Struct, frozen=True):
     # this host
     agent: str = ""
     sees: str = ""  # the name in the certificate of whoever asks
-    silence_ms: int = 0
+    silence_ms: Number = 0
     arbiter: Arbitration | None = None
-    domain_types: list[str] | None = None  # kvm, qemu
+    domain_types: Texts | None = None  # kvm, qemu
     cpus: str | None = None  # online, as the kernel lists them: 0-3,8
     nodes: str | None = None  # NUMA nodes with memory
-    huge_pages: dict[int, HugePages] | None = None  # by size in KiB
-    huge_page_kib: int = 0  # the default size
-    tun_offloads: int | None = None  # TUN_F_* that a tap takes
-    vhost: int | None = None  # features of vhost-net; -1: there is no /dev/vhost-net
+    huge_pages: Annotated[dict[Number, HugePages], Meta(max_length=MANY)] | None = None  # by size in KiB
+    huge_page_kib: Number = 0  # the default size
+    tun_offloads: Number | None = None  # TUN_F_* that a tap takes
+    vhost: Annotated[int, Meta(ge=-1, le=NUMBER_MAX)] | None = (
+        None  # features of vhost-net; -1: there is no /dev/vhost-net
+    )
     forwarding: Forwarding | None = None
     confinement: Confinement | None = None
     libvirt_hooks: bool = False  # of others than remusdb: they may change a VM's links when it starts
-    image_free: int | None = None  # bytes for replica disks
+    image_free: Number | None = None  # bytes for replica disks
     # the VM
     standby: bool = False  # its standby is there already, or the VM itself, which makes room
     busy_with: str = ""  # another host, that protects a VM of this name to there
     memory_problem: str | None = None  # empty: there is room for its standby
-    paths: dict[str, str] | None = None  # path -> what is wrong with it, empty if nothing
-    bridges: dict[str, Bridge] | None = None  # by the primary's name
-    taken_links: list[str] | None = None  # names of taps that the VM brings along, and that are taken
-    listens: dict[str, str] | None = None  # ADDRESS:PORT -> why nothing can listen there
-    namesakes: list[Namesake] | None = None
+    paths: Annotated[dict[Path, str], Meta(max_length=MANY)] | None = (
+        None  # path -> what is wrong with it, empty if nothing
+    )
+    bridges: Annotated[dict[Link, Bridge], Meta(max_length=MANY)] | None = None  # by the primary's name
+    taken_links: Texts | None = None  # names of taps that the VM brings along, and that are taken
+    listens: Annotated[dict[Path, str], Meta(max_length=MANY)] | None = (
+        None  # ADDRESS:PORT -> why nothing can listen there
+    )
+    namesakes: Annotated[list[Namesake], Meta(max_length=MANY)] | None = None
     cpu: str | None = None  # why its CPU cannot be built there, empty if it can
     host_cpu: str | None = None  # identical, superset, or why the primary's own CPU is more than this host's
-    images: dict[str, int] = {}  # disk target -> bytes that an older replica has there already
-    errors: dict[str, str] = {}  # field -> why it could not be found out
+    images: Annotated[
+        dict[Path, Number], Meta(max_length=MANY)
+    ] = {}  # disk target -> bytes that an older replica has there already
+    errors: Annotated[dict[Label, str], Meta(max_length=MANY)] = {}  # field -> why it could not be found out
+
+    def __post_init__(self) -> None:
+        words = ("agent", "sees", "domain_types", "cpus", "nodes", "busy_with", "memory_problem", "paths")
+        for_people(self, *words, "taken_links", "listens", "cpu", "host_cpu", "errors")

@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from remusdb.core.terms import following, reached, too_far
 from remusdb.errors import BadFrame, RefusedForSafety
 
 
@@ -49,12 +50,14 @@ class Offer:
 class Refusal:
     """Answer to a HELLO that must not be served. `fenced`: another host than the asking one owns the VM, in `term`.
     `renounced`: this side cannot take over what the asking host last had here. Neither: ask again.
+    `learned`: a newer term to make durable first, if not 0; nothing of it is begun.
     """
 
     reason: str
     term: int
     fenced: bool = False
     renounced: bool = False
+    learned: int = 0
 
 
 class Standby:
@@ -85,7 +88,11 @@ class Standby:
             return Refusal("this host is asking the arbiter whether it may take over", self.term)
         if resume:
             return self._resume(primary, term)
-        return Offer(max(term, self.term) + 1, False, 0)
+        if too_far(self.term, term):
+            self.renounce()
+            reason = f"host {primary} is in term {term}, this one in {self.term}: each try goes a part of the way"
+            return Refusal(reason, self.term, learned=reached(self.term, term))
+        return Offer(following(max(term, self.term)), False, 0)
 
     def _resume(self, primary: str, term: int) -> Offer | Refusal:
         if self.state in (StandbyState.SEEDING, StandbyState.READY) and term == self.term:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from remusdb.core.devices import encode_devices
-from remusdb.core.messages import Commit, pack
+from remusdb.core.messages import ADDRESSES_MAX, Commit, pack
 from remusdb.core.pages import Encoding, encode_pages
 from remusdb.core.wire import FrameType
 from remusdb.core.writes import encode_writes
@@ -64,5 +64,5 @@ class Encoder:
         frames.append((FrameType.DEVICES, encode_devices(cut.devices, self._devices)))
         self._devices = cut.devices
         size = sum(len(payload) for _, payload in frames)
-        commit = Commit(frames=len(frames), payload_bytes=size, addresses=addresses, stays=stays)
+        commit = Commit(frames=len(frames), payload_bytes=size, addresses=addresses[:ADDRESSES_MAX], stays=stays)
         return EpochFrames(epoch, frames, commit, cut.stopped_at_ns)

@@ -203,3 +203,4 @@ class Ending:
         session.over.set()
         session.epochs.stop()
         session.peer.close()
+        session.outbox.detach()  # of a session that failed before its peer was heard

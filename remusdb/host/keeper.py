@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from remusdb.config import HostConfig
+from remusdb.core.terms import reached
 from remusdb.errors import ConfigError, NotProtected, RefusedForSafety, RemusError, VmError
 from remusdb.history import Event, EventName, History
 from remusdb.host.inspection import Inspection
@@ -174,6 +175,7 @@ class Keeper:
     def fence(self, record: VmRecord, owner: str, term: int, reason: str) -> None:
         """Another host owns the VM: durable first, then the worker's end. With `record.work` held."""
         was = record.status()["state"]
+        term = reached(record.state.term, term)
         self.store.update(record.vm, role="fenced", owner=owner, term=term, reason=reason, put_away=False)
         link = record.link
         if link is not None:

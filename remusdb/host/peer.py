@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connection to the agent: greeting, heartbeats, what it says, and getting the connection back.
+"""The connection to the agent: heartbeats, what it says, and getting the connection back (`greeting.py` makes it).
 
 Owns the stream of one session. Invariant: whoever is told `on_lost` hears nothing more of the old connection;
 an answer of the agent in a newer term ends in `on_fenced`, whatever else was under way.
@@ -11,33 +11,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
-from remusdb.config import check_copy_patience, check_silence
-from remusdb.core.messages import (
-    Base,
-    Hello,
-    Notice,
-    Proof,
-    Question,
-    Refuse,
-    Standing,
-    Taken,
-    Welcome,
-    pack,
-    unpack,
-)
+from remusdb.core.messages import Base, Hello, Notice, Proof, Refuse, Taken, Welcome, unpack
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import BadFrame, CannotProtect, Fenced, NoStandby, PeerRefused, PeerUnreachable, RemusError
+from remusdb.errors import BadFrame, Fenced, NoStandby, PeerUnreachable, RemusError
+from remusdb.host.greeting import Greeting, greet, refused
 from remusdb.host.order import Order
 from remusdb.threads import start
 from remusdb.transport.stream import FrameStream
-from remusdb.transport.tls import client_context, connect
 
 log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.02
+RECONNECT_MAX_S = 1.0  # with an agent whose answers cannot be: each time would be a line in log and history
 # After half of the agent's silence limit without a word the connection is made anew: TCP, which doubles its waits,
 # may need longer than that limit to notice that a link which was cut for a moment is back.
 PATIENCE_OF_SILENCE = 0.5
@@ -86,75 +73,6 @@ class Listener(Protocol):
         """The agent was asked to take over, and does not."""
 
 
-@dataclass(frozen=True)
-class Greeting:
-    """A connection on which the agent said WELCOME."""
-
-    stream: FrameStream
-    welcome: Welcome
-
-
-def greet(order: Order, hello: Hello, try_s: float | None = None) -> Greeting:
-    """Connect, within `try_s` if given, and say HELLO. PeerUnreachable and its kin, CannotProtect or Fenced."""
-    context = client_context(order.tls.ca, order.tls.cert, order.tls.key)
-    timeout_s = order.protection.connect_timeout_ms / 1000
-    stream = connect(order.peer.address, order.peer.port, context, order.peer.name, try_s or timeout_s)
-    try:
-        stream.send(FrameType.HELLO, hello.term, 0, pack(hello))
-        # A standby is started before the agent welcomes a new session: that takes as long as starting a QEMU.
-        frame = _answer(stream, timeout_s if hello.resume else 60.0)
-        if frame is None:
-            raise PeerUnreachable(f"agent {order.peer.name} does not answer HELLO")
-        if frame.type is FrameType.REFUSE:
-            raise _refused(order.peer.name, unpack(Refuse, frame.payload))
-        if frame.type is not FrameType.WELCOME:
-            raise BadFrame(f"agent {order.peer.name} answers HELLO with {frame.type.name}")
-        welcome = unpack(Welcome, frame.payload)
-        check_silence(order.protection.heartbeat_ms, welcome.silence_ms)
-        check_copy_patience(order.protection.copy_patience_ms, welcome.copy_patience_ms)
-    except RemusError:
-        stream.close()
-        raise
-    return Greeting(stream, welcome)
-
-
-def _answer(stream: FrameStream, timeout_s: float) -> Frame | None:
-    """What the agent says to HELLO. Its heartbeat, in a thread of its own, may be faster than its answer."""
-    end = time.monotonic() + timeout_s
-    while (left := end - time.monotonic()) > 0:
-        frame = stream.receive(left)
-        if frame is None or frame.type is not FrameType.HEARTBEAT:
-            return frame
-    return None
-
-
-def ask_standing(order: Order, term: int) -> Standing:
-    """What the agent's host is to the VM, before anything is begun. PeerUnreachable when it does not say."""
-    context = client_context(order.tls.ca, order.tls.cert, order.tls.key)
-    timeout_s = order.protection.connect_timeout_ms / 1000
-    stream = connect(order.peer.address, order.peer.port, context, order.peer.name, timeout_s)
-    try:
-        stream.send(FrameType.ASK, term, 0, pack(Question(order.vm, order.host, term)))
-        frame = stream.receive(timeout_s)
-    finally:
-        stream.close()
-    if frame is not None and frame.type is FrameType.REFUSE:
-        refuse = unpack(Refuse, frame.payload)
-        raise PeerRefused(f"agent {order.peer.name}: {refuse.reason}; {refuse.hint}", hint=refuse.hint)
-    if frame is None or frame.type is not FrameType.STANDING:
-        raise PeerUnreachable(f"agent {order.peer.name} does not say who owns VM {order.vm}")
-    return unpack(Standing, frame.payload)
-
-
-def _refused(peer: str, refuse: Refuse) -> RemusError:
-    if refuse.fenced:
-        return Fenced(f"agent {peer}: {refuse.reason} (term {refuse.term})", hint=refuse.hint, term=refuse.term)
-    if refuse.renounced:
-        return NoStandby(f"agent {peer}: {refuse.reason}", hint=refuse.hint)
-    kind = CannotProtect if refuse.code == "preflight" else PeerRefused
-    return kind(f"agent {peer}: {refuse.reason}", hint=refuse.hint)
-
-
 class Peer:
     """The agent, as the running session sees it: two threads, one that listens and one that beats."""
 
@@ -168,6 +86,7 @@ class Peer:
         self._copy_patience_s = order.protection.copy_patience_ms / 1000
         self._ended = threading.Event()
         self._paused = False
+        self._bad_answers = 0  # in a row, since the agent last acknowledged anything
         self._heard_at = 0.0
         self._threads = [
             threading.Thread(target=self._listen, name="peer", daemon=True),
@@ -225,6 +144,7 @@ class Peer:
                 self._hear(stream)
             except (PeerUnreachable, Fenced) as exc:
                 stream.close()
+                self._bad_answers += isinstance(exc, BadFrame)
                 if self._ended.is_set():
                     return
                 self._stream = None
@@ -253,15 +173,18 @@ class Peer:
     def _act(self, frame: Frame) -> None:
         if frame.type is FrameType.ACK:
             self._listener.on_ack(frame.term, frame.epoch)
+            self._bad_answers = 0
         elif frame.type is FrameType.TAKEN:
             self._listener.on_taken(unpack(Taken, frame.payload).frames)
         elif frame.type is FrameType.RENOUNCE:
             self._ended.set()
             self._listener.on_renounced(unpack(Notice, frame.payload).reason)
         elif frame.type is FrameType.REFUSE:
-            refuse = unpack(Refuse, frame.payload)
-            if refuse.fenced:
-                self._fenced(refuse.term, refuse.reason)
+            refusal = refused(self._order.peer.name, unpack(Refuse, frame.payload), self._term)
+            if isinstance(refusal, Fenced):
+                self._fenced(refusal.term, str(refusal))
+            elif isinstance(refusal, BadFrame):
+                raise refusal
         elif frame.type is FrameType.BASE:
             self._listener.on_base(unpack(Base, frame.payload))
         elif frame.type is FrameType.PROOF:
@@ -286,14 +209,11 @@ class Peer:
     def _come_back(self) -> None:
         """Try until the agent takes the session up again, or will not; in the initial copy, for a while."""
         hello, try_s = self._hello(True), TRY_S
-        while not self._ended.wait(RECONNECT_S):
+        while not self._ended.wait(min(RECONNECT_MAX_S, RECONNECT_S * 2 ** min(self._bad_answers, 10))):
             if self._too_late():
                 return self._give_up(f"agent {self._order.peer.name} is away for {self._copy_patience_s:g} s")
             try:
                 greeting = greet(self._order, hello, try_s)
-                self._take(greeting)  # heartbeats first: what is sent again may take long
-                self._listener.on_resumed(greeting.stream, greeting.welcome)
-                return
             except Fenced as exc:
                 return self._fenced(exc.term, str(exc))
             except NoStandby as exc:
@@ -306,3 +226,22 @@ class Peer:
                 # whether the agent may take over.
                 log.debug("no way back to agent %s yet: %s", self._order.peer.name, exc)
                 try_s = min(1.5 * try_s, self._order.protection.connect_timeout_ms / 1000)
+                continue
+            if self._resumes(greeting):
+                return None
+
+    def _resumes(self, greeting: Greeting) -> bool:
+        """Go on with this connection. False where what the agent says of the session cannot be, or the session is over
+        here by the arbiter's word: that fences nobody, and the connection is closed."""
+        self._take(greeting)  # heartbeats first: what is sent again may take long
+        try:
+            self._listener.on_resumed(greeting.stream, greeting.welcome)
+            return True
+        except BaseException as exc:
+            self._stream = None
+            greeting.stream.close()
+            if not isinstance(exc, RemusError):
+                raise
+            self._bad_answers += 1
+            log.warning("the session with agent %s is not resumed: %s", self._order.peer.name, exc)
+            return False

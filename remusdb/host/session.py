@@ -33,17 +33,20 @@ from remusdb.host.brake import Brake, BrakeThread
 from remusdb.host.ending import DEAD_HINT, RENOUNCE_S, Ending
 from remusdb.host.epochs import EpochLoop
 from remusdb.host.figures import Figures, vm_status
+from remusdb.host.greeting import Greeting, greet
 from remusdb.host.handover import Handover
+from remusdb.host.learned import agree_on
 from remusdb.host.lookout import look_out
 from remusdb.host.memory_copy import Progress
 from remusdb.host.order import Order
 from remusdb.host.outbox import Outbox
 from remusdb.host.parts import Parts
-from remusdb.host.peer import Greeting, Peer, greet
+from remusdb.host.peer import Peer
 from remusdb.host.proof import StandbyProof
 from remusdb.host.seed import DiskPump, copy_memory, start_mirrors, wait_for_disks
 from remusdb.host.solo import Solo, claim_session
 from remusdb.host.tapwatch import open_taps, shut_taps
+from remusdb.names import require_name
 from remusdb.net.gate import GateFigures
 from remusdb.state import PROMOTED, StateStore, VmState
 from remusdb.threads import apart, start
@@ -181,6 +184,10 @@ class Session:
         self.solo.start()
         greeting = self._greet()
         term = greeting.welcome.term
+        self.outbox.attach(
+            greeting.stream, term, 0
+        )  # whatever fails from here on: `abandon` says BYE on it, and closes
+        agree_on(self, term)
         claim_session(self, term)
         if self.gated:  # the agent gave up what it held: until the copy is complete the VM speaks unprotected
             parts.gates.open_all()  # before the record says so: a death in between must not leave it mute unnoticed
@@ -189,7 +196,6 @@ class Session:
         self.save(role="seeding", term=term, owner=self.order.host, peer=self.order.peer.name, armed=False, wanted=True)
         self.pipeline.begin(term)
         self.handover.undo_old()
-        self.outbox.attach(greeting.stream, term, 0)
         self._bases = bases = Bases(greeting.welcome, [disk.size for disk in parts.replicas])
         self.peer.start(greeting)
         bases.wait(self.over, self._progress)
@@ -278,7 +284,7 @@ class Session:
         return Hello(
             version=__version__,
             primary=self.order.host,
-            vm=domain.name,
+            vm=require_name(domain.name),
             uuid=domain.uuid,
             term=self.pipeline.term,
             resume=resume,

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from remusdb.core.ownership import Claim, Ownership, Verdict, go_solo, open_session
 from remusdb.core.pipeline import PrimaryState
+from remusdb.core.terms import following
 from remusdb.errors import ArbiterUnreachable, PeerRefused
+from remusdb.host.learned import AGAIN, learn
 from remusdb.threads import spawn
 
 if TYPE_CHECKING:
@@ -92,10 +94,13 @@ class Solo:
         session = self._session
         if record is None or record.owner or session.arbiter is None:
             return False
-        rule = open_session(session.order.host, record.term + 1)
+        if record.term != following(session.pipeline.term):  # what a takeover of this session puts, and nothing else
+            return False
+        term = following(record.term)
+        rule = open_session(session.order.host, term)
         if session.arbiter.claim(session.order.vm, rule).verdict is not Verdict.WON:
             return False
-        session.save(term=record.term + 1)
+        session.save(term=term)
         return True
 
     def _alone(self, why: str) -> None:
@@ -128,6 +133,9 @@ def claim_session(session: Session, term: int) -> None:
             return
         if claim.verdict is Verdict.LOST:
             record = claim.record
+            if record is not None and session.order.host in (record.owner, record.owner or record.previous):
+                learn(session, record.term)
+                raise PeerRefused(f"by the arbiter this host is in term {record.term} already", hint=AGAIN)
             owner, newer = (record.owner, record.term) if record else ("nobody", 0)
             raise PeerRefused(
                 f"by the arbiter {owner or 'nobody'} owns VM {session.order.vm} since term {newer}",

@@ -11,8 +11,8 @@ from remusdb.core.messages import Notice, pack
 from remusdb.core.wire import FrameType
 from remusdb.errors import NoStandby, PeerUnreachable, RefusedForSafety
 from remusdb.host.ending import DEAD_HINT, RENOUNCE_S
+from remusdb.host.greeting import greet
 from remusdb.host.parts import Parts
-from remusdb.host.peer import greet
 from remusdb.transport.stream import FrameStream
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from remusdb.core.messages import Standing
 from remusdb.core.ownership import Ownership, Verdict, go_solo
 from remusdb.errors import CannotProtect, GateError, NoThread, PeerUnreachable, RemusError, VmError
 from remusdb.host.fence import put_away
+from remusdb.host.greeting import ask_standing
 from remusdb.host.keeper import Keeper
 from remusdb.host.order import read_order
-from remusdb.host.peer import ask_standing
 from remusdb.host.record import VmRecord
 from remusdb.host.tapwatch import shut_taps
 from remusdb.host.tending import Action, next_action, superseded

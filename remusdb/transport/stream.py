@@ -8,7 +8,7 @@ and its checksum holds; after the first one that does not, the stream is closed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class FrameStream:
         self._header: Header | None = None  # of the frame whose payload is arriving
         self._payload = self._header_bytes[:0]
         self._filled = 0  # bytes of the header, or of the payload, that are here
+        self.allowed: Collection[FrameType] = frozenset(FrameType)  # what may come now: whoever receives narrows it
         self.peer_name = link.peer_certificate_name()
         self.peer_address = link.peer
 
@@ -74,7 +75,7 @@ class FrameStream:
         if self._header is None:
             if not self._fill(self._header_bytes, deadline):
                 return None
-            self._header = decode_header(self._header_bytes)
+            self._header = decode_header(self._header_bytes, self.allowed)
             # np.empty: bytearray would write the zeros of up to 16 MiB first.
             self._payload = np.empty(self._header.length, np.uint8).data
         if not self._fill(self._payload, deadline):

@@ -15,6 +15,7 @@ from remusdb.errors import BadFrame, Fenced, PeerUnreachable
 from remusdb.host.encoder import EpochFrames
 from remusdb.host.outbox import Outbox
 
+UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
 ROUNDS = 2  # of the initial copy: a delta of a cell that is applied twice, or not at all, is seen
 
 
@@ -146,7 +147,7 @@ class Primary:
         pipeline, connection = self.session, Connection()
         self._world.connecting.append(connection)
         self.stream, self.hello_sent = End(connection, is_agent=False), True
-        hello = Hello("1", "alpha", "vm", "u", pipeline.term, resume, 0, "q35", "", [], [], 50, "10")
+        hello = Hello("1", "alpha", "vm", UUID, pipeline.term, resume, 0, "q35", "", [], [], 50, "10")
         self.stream.send(FrameType.HELLO, pipeline.term, 0, pack(hello))
 
     def _act(self, frame: Frame) -> None:

@@ -14,6 +14,8 @@ from remusdb.core.probe import Probe
 from remusdb.core.wire import Frame, FrameType
 from remusdb_agents.daemon import AgentDaemon
 
+UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
+
 
 class Stream:
     """A connection of `peer_name`, on which one frame comes."""
@@ -37,7 +39,7 @@ class Stream:
 
 
 def frames(vm: str) -> dict[FrameType, Frame]:
-    hello = Hello("0", "alpha", vm, "uuid", 7, False, 0, "q35", "<domain/>", [], [], 100, "10")
+    hello = Hello("0", "alpha", vm, UUID, 7, False, 0, "q35", "<domain/>", [], [], 100, "10")
     xml = f"<domain><name>{vm}</name></domain>"
     payloads = {FrameType.HELLO: hello, FrameType.ASK: Question(vm, "alpha", 7), FrameType.PROBE: Probe(xml)}
     return {kind: Frame(kind, 0, 0, memoryview(pack(message))) for kind, message in payloads.items()}
