@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from remusdb.transport.certs import make_ca_and_hosts
-from tests.host.netlab import own_namespace
-from tests.hostile.rig import AGENT, NAMES, NET, Rig
+from tests.host.netlab import enter, own_namespace
+from tests.hostile.rig import AGENT, NAMES, NET, Rig, eventually
+from tools.lab import Lab
+from tools.lab.paths import NETNS
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,32 @@ def shared(network: None, certs: Path, ports: Iterator[int], tmp_path_factory: p
 @pytest.fixture
 def agent(shared: Rig) -> Rig:
     """An agent that began with nothing to remember, for all tests of a file that leave it as it was."""
-    if not shared.alive() or not shared.serves():
+    if shared.alive():  # what the last test did may take a while to end
+        eventually(shared.serves, "the agent is deaf", 30)
+    else:
         shared.stop()
         shared.start()
     return shared
+
+
+@pytest.fixture(scope="module")
+def real(certs: Path, ports: Iterator[int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """An agent on a host of the lab, with its own libvirtd, and QEMU without KVM; this thread is in its network."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    with Lab() as lab:
+        host = lab.host("b")
+        host.start_libvirt()
+        there = os.open(NETNS / host.netns, os.O_RDONLY)
+        made = Rig(tmp_path_factory.mktemp("real"), certs, next(ports), enter=host.enter())
+        made.libvirt_uri = "qemu:///system"
+        made.prepare()
+        try:
+            enter(there)
+            subprocess.run(f"ip route add local {NET}.0/24 dev lo".split(), check=True, timeout=20)
+            made.start()
+            yield made
+        finally:
+            made.stop()
+            enter(before)
+            os.close(there)
+            os.close(before)

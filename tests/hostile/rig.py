@@ -3,7 +3,8 @@
 
 `gamma` is an honest primary, `alpha` a hostile one that holds a certificate as good as gamma's. The agent's libvirt is
 the test driver, so no HELLO gets further than to the start of its standby, unless the standby is made up
-(`made_up_agent`). The host daemon of beta is a stub that notes what it is asked to fence.
+(`made_up_agent`), or there is a real libvirtd (the fixture `real`). The host daemon of beta is a stub that notes what
+it is asked to fence.
 """
 
 from __future__ import annotations
@@ -21,16 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remusdb.config import AgentConfig
 from remusdb.control.client import call
 from remusdb.control.server import ControlServer
-from remusdb.core.messages import Commit, Question, Refuse, Standing, Welcome, pack, unpack
+from remusdb.core.messages import Commit, Notice, Question, Refuse, Standing, Welcome, pack, unpack
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RemusError
 from remusdb.history import Event
 from remusdb.history import read as read_history
 from remusdb.state import StateStore, VmState
-from remusdb.transport.link import TlsLink
+from remusdb.transport.link import TlsLink, TlsState
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import client_context
 from tests.hostile import measure, sayings
@@ -43,7 +43,6 @@ SOURCES = {"alpha": f"{NET}.11", "gamma": f"{NET}.13"}
 START_S = 40.0
 ANSWER_S = 20.0
 SETTLE_S = float(os.environ.get("SETTLE_S", "20"))
-PRIMARIES = "primaries" in AgentConfig.__struct_fields__
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -58,15 +57,15 @@ def eventually(what: Callable[[], object], otherwise: str, within_s: float = SET
 class Caller:
     """One connection to the agent, of whoever shows the certificates in `folder`."""
 
-    def __init__(self, folder: Path, port: int, source: str) -> None:
+    def __init__(self, folder: Path, port: int, source: str, within_s: float = ANSWER_S) -> None:
         """Connect, shake hands, and hear the greeting. RemusError or OSError when one is not let in."""
-        sock = socket.create_connection((AGENT, port), ANSWER_S, source_address=(source, 0))
+        sock = socket.create_connection((AGENT, port), within_s, source_address=(source, 0))
         context = client_context(folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
-        self.link = TlsLink(sock, context, server_name="beta")
+        self.link = TlsLink(sock, TlsState(context, server_name="beta"))
         try:
-            self.link.handshake(ANSWER_S)
+            self.link.handshake(within_s)
             self.stream = FrameStream(self.link)
-            assert self.stream.receive(ANSWER_S) is not None, "no greeting"
+            assert self.stream.receive(within_s) is not None, "no greeting"
         except BaseException:
             self.link.close()
             raise
@@ -81,6 +80,12 @@ class Caller:
             self.say(kind, payload, term, epoch)
         size = sum(len(payload) for _, payload in frames)
         self.say(FrameType.COMMIT, pack(Commit(len(frames), size, [])), term, epoch)
+
+    def say_bye(self, term: int, reason: str = "done", *, forget: bool = True) -> None:
+        """End a session in good order, and wait until the agent has given its replica up."""
+        self.say(FrameType.BYE, pack(Notice(reason, forget)), term)
+        self.hear(FrameType.RENOUNCE)
+        self.close()
 
     def hear(self, *kinds: FrameType, within_s: float = ANSWER_S) -> Frame | None:
         """The next frame of these kinds, or of any but heartbeats; None when the connection ends first."""
@@ -117,6 +122,8 @@ class Rig:
     primaries: tuple[str, ...] = ("alpha", "gamma")  # whom agent.toml lists
     fences: list[dict[str, Any]] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
+    enter: list[str] = field(default_factory=list)  # a command prefix that runs the agent where a libvirtd is
+    libvirt_uri: str = "test:///default"
     _calls: list[Caller] = field(default_factory=list)
     _host: ControlServer | None = None
 
@@ -169,7 +176,7 @@ class Rig:
         command = module or ["remusdb.cli.main", "agent", "--config", str(config)]
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [*self.enter, sys.executable, "-m", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
@@ -188,10 +195,10 @@ class Rig:
         return (
             f'[agent]\nname = "beta"\nlisten = "{AGENT}"\nport = {self.port}\nrun_dir = "{self.run_dir}"\n'
             f'state_dir = "{self.state_dir}"\nhooks_dir = "{self.folder}/hooks"\nimage_dir = "{self.images}"\n'
-            'libvirt_uri = "test:///default"\n'
+            f'libvirt_uri = "{self.libvirt_uri}"\n'
             f'[tls]\nca = "{tls}/ca.pem"\ncert = "{tls}/cert.pem"\nkey = "{tls}/key.pem"\n'
             "[failover]\nsilence_ms = 60000\nautomatic = false\n"
-            + ("".join(f"[primaries.{name}]\n" for name in self.primaries) if PRIMARIES else "")
+            + "".join(f"[primaries.{name}]\n" for name in self.primaries)
         )
 
     def _answers(self) -> bool:
@@ -230,9 +237,9 @@ class Rig:
 
     # --- peers ---
 
-    def call(self, who: str = "alpha", source: str = "") -> Caller:
+    def call(self, who: str = "alpha", source: str = "", within_s: float = ANSWER_S) -> Caller:
         """A connection of this host, which is closed when the rig stops."""
-        made = Caller(self.certs / who, self.port, source or SOURCES[who])
+        made = Caller(self.certs / who, self.port, source or SOURCES[who], within_s)
         self._calls.append(made)
         return made
 
@@ -272,7 +279,9 @@ class Rig:
 
     def serves(self, who: str = "gamma") -> bool:
         """Whether an honest question gets its answer."""
-        return self.ask("no-such-vm", who) is not None
+        with contextlib.suppress(RemusError, OSError, AssertionError):
+            return self.ask("no-such-vm", who) is not None
+        return False
 
     # --- what the agent has ---
 

@@ -17,6 +17,7 @@ from remusdb.core.messages import Hello, pack
 from remusdb.core.wire import MAGIC, PROTOCOL_VERSION
 
 MIB = 1 << 20
+NAMESPACE = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
 QEMU = "/usr/bin/qemu-system-x86_64"
 
 
@@ -25,18 +26,28 @@ def uuid_of(vm: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_DNS, vm.encode(errors="replace").hex()))
 
 
-def domain_xml(vm: str, *, targets: tuple[str, ...] = ("vda",), more: str = "", head: str = "") -> str:
-    """The live XML of a plain VM. `more`: further devices; `head`: what stands before <domain>."""
+def domain_xml(
+    vm: str,
+    *,
+    targets: tuple[str, ...] = ("vda",),
+    more: str = "",
+    head: str = "",
+    top: str = "",
+    emulator: str = QEMU,
+    kind: str = "kvm",
+) -> str:
+    """The live XML of a plain VM. `more`: further devices; `top`: elements beside them; `head`: what stands before
+    <domain>; `kind`: `qemu` for TCG."""
     disks = "".join(
         f"<disk type='file' device='disk'><driver name='qemu' type='raw'/>"
         f"<source file='/var/lib/libvirt/images/{target}.raw'/><target dev='{target}' bus='virtio'/></disk>"
         for target in targets
     )
     return (
-        f"{head}<domain type='kvm'><name>{escape(vm)}</name><uuid>{uuid_of(vm)}</uuid>"
+        f"{head}<domain type='{kind}' {NAMESPACE}><name>{escape(vm)}</name><uuid>{uuid_of(vm)}</uuid>"
         "<memory unit='KiB'>16384</memory><currentMemory unit='KiB'>16384</currentMemory><vcpu>1</vcpu>"
         "<os><type arch='x86_64' machine='pc-q35-10.0'>hvm</type></os>"
-        f"<devices><emulator>{QEMU}</emulator>{disks}{more}</devices></domain>"
+        f"{top}<devices><emulator>{emulator}</emulator>{disks}{more}</devices></domain>"
     )
 
 
