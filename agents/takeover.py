@@ -244,7 +244,7 @@ def win(context: Context, vm: str, owner: str, term: int, waiting: Callable[[str
     """
     claim = context.claim(vm, take_over(context.name, owner, term))
     while claim.verdict is Verdict.UNKNOWN:
-        waiting(context.arbiter_problem())
+        waiting(_problem(context))
         time.sleep(ASK_AGAIN_S)
         claim = context.claim(vm, take_over(context.name, owner, term))
         if claim.verdict is Verdict.UNREACHED:  # the first try may still have been seen
@@ -252,6 +252,15 @@ def win(context: Context, vm: str, owner: str, term: int, waiting: Callable[[str
     if claim.verdict is Verdict.LOST:
         raise Overruled(f"by the arbiter {_owner(claim.record)} owns {vm}")
     return claim.verdict is Verdict.WON
+
+
+def _problem(context: Context) -> str:
+    """What the matter with the arbiter seems to be. The claim may be won already: nothing here may end the asking."""
+    try:
+        return context.arbiter_problem()
+    except Exception as exc:  # task boundary
+        log.exception("the arbiter's health cannot be told")
+        return f"it does not answer, and its health cannot be told: {type(exc).__name__}: {exc}"
 
 
 def run(machine: Machine, vm: str, applied: Callable[[], bool], stays: bool) -> str:

@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 import base64
+from typing import Annotated
 
 import msgspec
 
 from remusdb.arbiter import register
+from remusdb.arbiter.answers import Changed, Found, Status
 from remusdb.arbiter.etcd import Etcd, Json
 from remusdb.arbiter.health import Health, judge
 from remusdb.config import Arbiter as Config
 from remusdb.core.ownership import Claim, Ownership, Rule
 from remusdb.errors import ArbiterUnreachable
+from remusdb.jsontext import parse_json
+from remusdb.printable import printable
 
 _RECORD_BYTES = 256  # more than a record with the longest names takes
+_TOLD_MAX_BYTES = 300
+_TERM_MAX = 1 << 62
+_Host = Annotated[str, msgspec.Meta(max_length=255)]
 
 
 class Arbiter:
@@ -33,7 +40,7 @@ class Arbiter:
     def cluster(self) -> str:
         """The id of etcd's cluster, which both hosts must agree on. ArbiterUnreachable before the first answer."""
         if not self._etcd.cluster:
-            self._etcd.ask("/v3/kv/range", {"key": _text(self._prefix.encode())})
+            self._etcd.ask("/v3/kv/range", {"key": _text(self._prefix.encode())}, Found)
         return self._etcd.cluster
 
     def read(self, vm: str) -> Ownership | None:
@@ -46,10 +53,10 @@ class Arbiter:
         change: Json = {"request_put": {"key": compare["key"], "value": _text(bytes(_RECORD_BYTES))}}
         refusal = ""
         try:
-            self._etcd.ask("/v3/kv/txn", {"compare": [compare], "success": [change]})
+            self._etcd.ask("/v3/kv/txn", {"compare": [compare], "success": [change]}, Changed)
         except ArbiterUnreachable as error:
             refusal = str(error)
-        return judge(self._etcd.ask_each("/v3/maintenance/status", {}), refusal, self._control)
+        return judge(self._etcd.ask_each("/v3/maintenance/status", {}, Status), refusal, self._control)
 
     def claim(self, vm: str, rule: Rule) -> Claim:
         """Change the record by one of the rules of `core.ownership`; trouble is a verdict. See `register.claim`."""
@@ -57,6 +64,14 @@ class Arbiter:
 
     def _record(self, vm: str) -> _Record:
         return _Record(self._etcd, self._prefix + vm)
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """A record as it may stand in etcd, where anybody may have written it."""
+
+    owner: _Host
+    term: Annotated[int, msgspec.Meta(ge=0, le=_TERM_MAX)]
+    previous: _Host = ""
 
 
 class _Record:
@@ -69,16 +84,29 @@ class _Record:
 
     def read(self) -> tuple[Ownership | None, int]:
         # Linearizable, which is etcd's default: it answers only while it has a quorum.
-        found = self._etcd.ask("/v3/kv/range", {"key": self._key}).kvs
-        if not found:
+        found = self._etcd.ask("/v3/kv/range", {"key": self._key}, Found)
+        self._require_whole(found)
+        if not found.kvs:
             return None, 0
+        pair = found.kvs[0]
         try:
-            return msgspec.json.decode(found[0].content, type=Ownership), int(found[0].mod_revision)
+            stored = parse_json(pair.content, _Stored)
         except ValueError as error:
             raise ArbiterUnreachable(
-                f"the arbiter's record {self._name} cannot be read: {error}",
+                f"the arbiter's record {self._name} cannot be read: {printable(str(error), _TOLD_MAX_BYTES)}",
                 hint="be sure where the VM runs, then remove the key and protect again",
             ) from error
+        return Ownership(stored.owner, stored.term, stored.previous), int(pair.mod_revision)
+
+    def _require_whole(self, found: Found) -> None:
+        """ArbiterUnreachable for what does not answer the question: only "no such key" may be taken for no record."""
+        fits = len(found.kvs) <= 1 and not found.more and found.count in ("", str(len(found.kvs)))
+        ours = all(pair.key == self._key and int(pair.mod_revision) <= int(found.header.revision) for pair in found.kvs)
+        if not fits or not ours:
+            raise ArbiterUnreachable(
+                f"the arbiter does not answer what it was asked for {self._name}",
+                hint="see whether [arbiter] names an etcd, and nothing that stands before one",
+            )
 
     def swap(self, revision: int, new: Ownership) -> bool:
         # A key that is not there has revision 0 for etcd, too.

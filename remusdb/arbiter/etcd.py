@@ -8,7 +8,6 @@ learns whether it was sent.
 
 from __future__ import annotations
 
-import base64
 import http.client
 import io
 import logging
@@ -20,51 +19,22 @@ from typing import Any
 
 import msgspec
 
+from remusdb.arbiter.answers import Answer, Changed, Failure
 from remusdb.arbiter.endpoints import Endpoint, parse_endpoint, tls_context
 from remusdb.config import Arbiter as Config
 from remusdb.errors import ArbiterSilent, ArbiterUnreachable
+from remusdb.jsontext import parse_json
+from remusdb.printable import printable
 
 log = logging.getLogger(__name__)
 
 MAX_ANSWER = 1 << 20
+TOLD_MAX_BYTES = 300  # of what an endpoint says; etcd's own messages are under 100
 # gRPC's codes by which etcd says that it did not make a change and will not: invalid, forbidden, unknown call, not
 # logged in. All others are open: "no space" (8), for one, may come with the change made.
 _REFUSALS = (3, 7, 12, 16)
 
 Json = dict[str, Any]
-
-
-class Pair(msgspec.Struct, frozen=True):
-    """A key as etcd has it."""
-
-    mod_revision: str
-    value: str = ""
-
-    @property
-    def content(self) -> bytes:
-        """The value. ValueError if the gateway's text is not base64."""
-        return base64.b64decode(self.value, validate=True)
-
-
-class _Header(msgspec.Struct, frozen=True):
-    cluster_id: str
-    revision: str = "0"
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """Of a range, its keys; of a transaction, whether its comparison held; of a status, the leader that the member
-    follows (none: empty) and what it complains of."""
-
-    header: _Header
-    kvs: list[Pair] = []
-    succeeded: bool = False
-    leader: str = ""
-    errors: list[str] = []
-
-
-class _Failure(msgspec.Struct, frozen=True):
-    code: int = 0
-    message: str = ""
 
 
 class _Unsent(Exception):
@@ -91,24 +61,24 @@ class Etcd:
         """The id of the cluster that answers; empty before the first answer."""
         return self._cluster
 
-    def ask(self, path: str, question: Json) -> Answer:
+    def ask(self, path: str, question: Json, kind: type[Answer]) -> Answer:
         """A question that changes nothing, to one endpoint after the other. ArbiterUnreachable if none answers."""
-        return self._ask(path, question, repeatable=True)
+        return self._ask(path, question, kind, repeatable=True)
 
-    def change(self, path: str, question: Json) -> Answer:
+    def change(self, path: str, question: Json) -> Changed:
         """A change, sent to the first endpoint that takes connections.
 
         ArbiterUnreachable if it was not made and never will be; ArbiterSilent if that is not known.
         """
-        return self._ask(path, question, repeatable=False)
+        return self._ask(path, question, Changed, repeatable=False)
 
-    def ask_each(self, path: str, question: Json) -> dict[str, Answer | str]:
+    def ask_each(self, path: str, question: Json, kind: type[Answer]) -> dict[str, Answer | str]:
         """A question that changes nothing, to every endpoint at once: URL -> its answer, or why there is none."""
         body = msgspec.json.encode(question)
 
         def one(asked: Endpoint) -> Answer | str:
             try:
-                return self._once(asked, path, body)
+                return self._once(asked, path, body, kind)
             except (_Unsent, _Unanswered) as problem:
                 return str(problem)
 
@@ -117,18 +87,18 @@ class Etcd:
             answers = pool.map(one, endpoints)
             return {asked.url: answer for asked, answer in zip(endpoints, answers, strict=True)}
 
-    def _ask(self, path: str, question: Json, *, repeatable: bool) -> Answer:
+    def _ask(self, path: str, question: Json, kind: type[Answer], *, repeatable: bool) -> Answer:
         body = msgspec.json.encode(question)
         problems = []
         for endpoint in list(self._endpoints):
             try:
-                answer = self._once(endpoint, path, body)
+                answer = self._once(endpoint, path, body, kind)
             except (_Unsent, _Unanswered) as problem:
                 problems.append(f"{endpoint.url}: {problem}")
                 if isinstance(problem, _Unanswered) and not repeatable:
                     raise ArbiterSilent(
                         f"the arbiter may have made a change, but does not say so: {problems[-1]}"
-                    ) from (problem)
+                    ) from problem
                 continue
             self._prefer(endpoint)
             return answer
@@ -136,7 +106,7 @@ class Etcd:
             f"the arbiter does not answer: {'; '.join(problems)}", hint="see whether etcd runs and is reached from here"
         )
 
-    def _once(self, endpoint: Endpoint, path: str, body: bytes) -> Answer:
+    def _once(self, endpoint: Endpoint, path: str, body: bytes, kind: type[Answer]) -> Answer:
         deadline = time.monotonic() + self._timeout_s
         try:
             sock = self._connect(endpoint, deadline)
@@ -148,7 +118,7 @@ class Etcd:
             raise _Unanswered(_told(error)) from error
         finally:
             sock.close()
-        return self._understood(status, text)
+        return self._understood(status, text, kind)
 
     def _connect(self, endpoint: Endpoint, deadline: float) -> socket.socket:
         sock = socket.create_connection((endpoint.address, endpoint.port), timeout=_left(deadline))
@@ -163,18 +133,18 @@ class Etcd:
             sock.close()
             raise
 
-    def _understood(self, status: int, text: bytes) -> Answer:
+    def _understood(self, status: int, text: bytes, kind: type[Answer]) -> Answer:
         if status != http.client.OK:
             try:
-                failure = msgspec.json.decode(text, type=_Failure)
+                failure = parse_json(text, Failure)
             except ValueError:
-                failure = _Failure()
-            kind = _Unsent if failure.code in _REFUSALS else _Unanswered
-            raise kind(f"{failure.message or 'no reason given'} (HTTP {status})")
+                failure = Failure()
+            problem = _Unsent if failure.code in _REFUSALS else _Unanswered
+            raise problem(f"{printable(failure.message, TOLD_MAX_BYTES) or 'no reason given'} (HTTP {status})")
         try:
-            answer = msgspec.json.decode(text, type=Answer)
+            answer = parse_json(text, kind)
         except ValueError as error:
-            raise _Unanswered(f"this is no answer of etcd: {error}") from error
+            raise _Unanswered(f"this is no answer of etcd: {printable(str(error), TOLD_MAX_BYTES)}") from error
         with self._lock:
             self._cluster = self._cluster or answer.header.cluster_id
         if answer.header.cluster_id != self._cluster:
@@ -240,4 +210,5 @@ def _left(deadline: float) -> float:
 def _told(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(said, TOLD_MAX_BYTES) or type(error).__name__

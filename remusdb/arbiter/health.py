@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from remusdb.arbiter.etcd import Answer
+    from remusdb.arbiter.answers import Status
 
 NO_SPACE, CORRUPT = "alarm:NOSPACE", "alarm:CORRUPT"  # as a member's status writes its alarms
 
@@ -27,7 +27,7 @@ class Health:
     weak: tuple[str, ...] = ()
 
 
-def judge(members: Mapping[str, Answer | str], refusal: str, control: str) -> Health:
+def judge(members: Mapping[str, Status | str], refusal: str, control: str) -> Health:
     """What it means that a change was refused (`refusal`, empty if it was not) and that the members say this of
     themselves: URL -> status, or why there is none. `control`: the start of an `etcdctl` command line for hints."""
     said = {url: answer for url, answer in members.items() if not isinstance(answer, str)}
@@ -35,7 +35,7 @@ def judge(members: Mapping[str, Answer | str], refusal: str, control: str) -> He
     return replace(_judge(said, len(members), refusal, control) if refusal else Health(), weak=weak)
 
 
-def _judge(said: Mapping[str, Answer], members: int, refusal: str, control: str) -> Health:
+def _judge(said: Mapping[str, Status], members: int, refusal: str, control: str) -> Health:
     alarms = " ".join(error for answer in said.values() for error in answer.errors)
     if NO_SPACE in alarms or "space exceeded" in refusal:
         revision = max((int(answer.header.revision) for answer in said.values()), default=0)
@@ -51,7 +51,7 @@ def _judge(said: Mapping[str, Answer], members: int, refusal: str, control: str)
 _REPLACE = "find the member that differs and replace it, as etcd's documentation says under data corruption"
 
 
-def _weakness(answer: Answer | str) -> str:
+def _weakness(answer: Status | str) -> str:
     if isinstance(answer, str):
         return answer
     return "" if answer.leader else "has no leader"

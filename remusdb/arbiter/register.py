@@ -6,10 +6,13 @@ A swap names the revision that it replaces, so it may be sent again: of all that
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from remusdb.core.ownership import Claim, Ownership, Rule, Verdict
 from remusdb.errors import ArbiterSilent, ArbiterUnreachable
+
+log = logging.getLogger(__name__)
 
 TRIES = 5  # the rules let a record change hands only so often; then let the caller decide whether to ask again
 
@@ -34,13 +37,13 @@ def claim(register: Register, rule: Rule) -> Claim:
     why = "others change the record all the time"
     for _ in range(TRIES):
         try:
-            seen, revision = register.read()
+            seen, revision = _read(register)
             if sent != revision:  # what was sent has applied, or never can
                 sent = None
             wanted = rule(seen)
             if wanted is None:
                 return Claim(Verdict.LOST, seen)
-            if wanted == seen or register.swap(revision, wanted):
+            if wanted == seen or _swap(register, revision, wanted):
                 return Claim(Verdict.WON, wanted)
         except ArbiterSilent as error:
             sent, why = revision, str(error)
@@ -48,3 +51,26 @@ def claim(register: Register, rule: Rule) -> Claim:
             why = str(error)
             break
     return Claim(Verdict.UNREACHED if sent is None else Verdict.UNKNOWN, seen, why)
+
+
+# Whoever claims has staked something on a verdict, so also what nobody thought of (no memory, no thread) is one.
+
+
+def _read(register: Register) -> tuple[Ownership | None, int]:
+    try:
+        return register.read()
+    except ArbiterUnreachable:
+        raise
+    except Exception as error:  # task boundary
+        log.exception("the arbiter's record cannot be read")
+        raise ArbiterUnreachable(f"the arbiter's record cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _swap(register: Register, revision: int, new: Ownership) -> bool:
+    try:
+        return register.swap(revision, new)
+    except ArbiterUnreachable:
+        raise
+    except Exception as error:  # task boundary
+        log.exception("a change of the arbiter's record failed")
+        raise ArbiterSilent(f"a change of the arbiter's record failed: {type(error).__name__}: {error}") from error

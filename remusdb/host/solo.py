@@ -64,16 +64,28 @@ class Solo:
         while self._lost() and time.monotonic() < due:
             time.sleep(0.02)
         while self._lost():
-            with self.deciding:
-                if not self._lost():
+            try:
+                if self._decide(why):
                     return
-                claim = self._ask()
-                if claim.verdict is Verdict.WON:
-                    return self._alone(why)
-                if claim.verdict is Verdict.LOST and self._returned(claim.record):
-                    return self._alone(f"{session.order.peer.name} could not run it")
-            session.figures.set("held", f"{why}; {_why_not(claim)}: output is held")
+            except Exception as exc:  # task boundary: nobody else asks for this session, and a won claim stays won
+                log.exception("the VM cannot go on alone yet")
+                session.figures.set("held", f"{why}; going on alone failed: {exc}: output is held, it is tried again")
             time.sleep(ASK_AGAIN_S)
+
+    def _decide(self, why: str) -> bool:
+        """Ask once; whether there is nothing left to decide."""
+        with self.deciding:
+            if not self._lost():
+                return True
+            claim = self._ask()
+            if claim.verdict is Verdict.WON:
+                self._alone(why)
+                return True
+            if claim.verdict is Verdict.LOST and self._returned(claim.record):
+                self._alone(f"{self._session.order.peer.name} could not run it")
+                return True
+        self._session.figures.set("held", f"{why}; {_why_not(claim)}: output is held")
+        return False
 
     def _ask(self) -> Claim:
         """Until the answer is definite, or it is certain that nobody saw the question."""

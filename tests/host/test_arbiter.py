@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from remusdb.arbiter.answers import Found
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import Arbiter as Config
 from remusdb.core.ownership import Claim, Ownership, Verdict, give_back, go_solo, open_session, take_over
@@ -315,7 +316,7 @@ def test_what_cannot_be_read_is_not_taken_for_nothing(arbiter: Arbiter, etcd: Et
 
 def test_something_else_on_the_port_is_no_arbiter(etcd: Etcd) -> None:
     with pytest.raises(ArbiterUnreachable, match="404"):
-        Arbiter(Config(endpoints=[etcd.url]))._etcd.ask("/v4/none", {})
+        Arbiter(Config(endpoints=[etcd.url]))._etcd.ask("/v4/none", {}, Found)
 
 
 def test_endpoints_of_another_cluster_are_not_believed(etcd: Etcd, tmp_path: Path) -> None:

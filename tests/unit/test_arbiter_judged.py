@@ -6,15 +6,15 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from remusdb.arbiter.etcd import Answer
+from remusdb.arbiter.answers import Status
 from remusdb.arbiter.health import judge
 
 ONE, TWO = "http://10.0.0.1:2379", "http://10.0.0.2:2379"
 
 
-def status(*errors: str, leader: str = "7", revision: str = "41") -> Answer:
+def status(*errors: str, leader: str = "7", revision: str = "41") -> Status:
     said = {"header": {"cluster_id": "1", "revision": revision}, "leader": leader, "errors": errors}
-    return msgspec.json.decode(msgspec.json.encode(said), type=Answer)
+    return msgspec.json.decode(msgspec.json.encode(said), type=Status)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def status(*errors: str, leader: str = "7", revision: str = "41") -> Answer:
         ({ONE: status()}, f"{ONE}: no answer in time", "no answer in time", "etcd runs"),
     ],
 )
-def test_a_refusal(members: dict[str, Answer | str], refusal: str, problem: str, hint: str) -> None:
+def test_a_refusal(members: dict[str, Status | str], refusal: str, problem: str, hint: str) -> None:
     health = judge(members, refusal, "etcdctl")
     assert problem in health.problem and hint in health.hint
     assert bool(health.problem) is bool(health.hint) is bool(refusal)
