@@ -16,6 +16,7 @@ import libvirt_qemu
 
 from remusdb.errors import VmError
 from remusdb.printable import printable
+from remusdb.vm.monitor import field_of
 from remusdb_agents.rehearsal_copy import Copy
 
 LOOK_S = 0.1
@@ -76,7 +77,7 @@ class Checks:
 
     def _runs(self, early: str) -> Check:
         try:
-            state = str(self.copy.domain.qmp("query-status")["status"])
+            state = field_of("query-status", self.copy.domain.qmp("query-status"), "status", str)
             ran = _cpu_seconds(self.copy.domain.pid) - self._ran_before
         except VmError:
             return Check("runs", False, early or "its QEMU ended")

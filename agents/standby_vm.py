@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from remusdb.core.messages import RamBlock
 from remusdb.core.pages import PagesDecoded, resolve
 from remusdb.errors import BadFrame, CannotProtect, LibvirtAway, VmError
+from remusdb.printable import printable
 from remusdb.safefiles import connect, folder_of, remove
 from remusdb.vm.clock_search import Timers
 from remusdb.vm.deadline import Deadline
@@ -198,10 +199,12 @@ class StandbyVm:
         end = time.monotonic() + LOAD_S
         while time.monotonic() < end:
             state = self.domain.qmp("query-migrate")
-            if state.get("status") == "completed":
+            status = state.get("status") if isinstance(state, dict) else None  # none yet: no load has begun
+            if status == "completed":
                 return
-            if state.get("status") == "failed":
-                raise StateRefused(f"QEMU does not take the device state: {state.get('error-desc', state)}")
+            if status == "failed":
+                said = printable(str(state.get("error-desc", state)))
+                raise StateRefused(f"QEMU does not take the device state: {said}")
             time.sleep(POLL_S)
         raise VmError(f"standby {self.name} did not load the device state within {LOAD_S:g} s")
 

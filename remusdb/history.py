@@ -5,7 +5,7 @@ Owns these files together with the other processes of this machine. Invariant: h
 `record` only queues, and a disk that is full or slow costs lines, not a takeover.
 
 Each line is one append, so lines of several processes do not mix. What a power cut left of a line is not read, and the
-next writer starts on a new line. A file that exceeds 4 MiB is replaced by its newest half: older events are gone then.
+next writer starts on a new line. Of a file that exceeds 4 MiB the newest events that fit in half of it are kept.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from remusdb import durable
 from remusdb.errors import RemusError
 from remusdb.hooks import Hooks
+from remusdb.jsontext import parse_json
 from remusdb.names import file_stem
 from remusdb.printable import printable
 from remusdb.threads import spawn
@@ -32,8 +33,10 @@ from remusdb.threads import spawn
 log = logging.getLogger(__name__)
 
 FILE_MAX_BYTES = 4 << 20
+LINE_MAX_BYTES = 64 << 10  # an event has less, for `record` cuts its texts; a longer line is none
+READ_MAX_BYTES = 4 * FILE_MAX_BYTES  # of the end of a file that something else made longer
+TEXT_MAX_BYTES, DETAILS_MAX = 4096, 32  # the longest of ours name the disks of a VM that was put away
 QUEUE_MAX_EVENTS = 1024
-REASON_MAX_BYTES = 4096  # the longest of ours name the disks of a VM that was put away
 LOCK_S = 2.0  # for another writer; if that one hangs (a stopped process), we append all the same: one line never mixes
 
 Author = Literal["agent", "worker", "host", "operator"]
@@ -68,14 +71,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One transition, with its evidence."""
 
     vm: str
-    at_ns: int  # time.time_ns()
+    at_ns: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # time.time_ns()
     host: str  # where it happened
     by: Author
     event: EventName
     was: str  # the state before it and after it, as `status` names them
     now: str
     reason: str
-    term: int
+    term: Annotated[int, msgspec.Meta(ge=0)]
     epoch: int | None  # the newest that is committed
     heard_ms_ago: float | None  # age of the other side's last sign of life
     peer: str
@@ -93,11 +96,9 @@ class History:
         spawn(self._write_all, name="history")
 
     def record(self, event: Event) -> None:
-        """Note it. Returns at once, and never fails. What another host or QEMU said in it is made safe to show."""
-        reason = printable(event.reason, REASON_MAX_BYTES)
-        details = {key: printable(of) if isinstance(of, str) else of for key, of in event.details.items()}
+        """Note it. Returns at once, and never fails. What others said in it is cut, and safe to show."""
         try:
-            self._queue.put_nowait(msgspec.structs.replace(event, reason=reason, details=details))
+            self._queue.put_nowait(_bounded(event))
         except queue.Full:
             self.dropped += 1
 
@@ -131,16 +132,15 @@ def read(state_dir: Path, vm: str) -> list[Event]:
     """The VM's events, oldest first; none for an unknown VM. Lines that are no event are left out."""
     path = _path(state_dir / "history", vm)
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = _lines(path)
     except FileNotFoundError:
         return []
     except OSError as exc:
         raise RemusError(f"{path}: cannot be read: {exc.strerror}") from exc
-    decoder = msgspec.json.Decoder(Event)
     events = []
-    for line in filter(None, lines):
+    for line in lines:
         try:
-            events.append(decoder.decode(line))
+            events.append(parse_json(line, Event))
         except ValueError as exc:
             log.debug("%s: a line is left out: %s", path, exc)
     return events
@@ -167,13 +167,39 @@ def append(folder: Path, event: Event) -> None:
             _halve(path)
 
 
+def _bounded(event: Event) -> Event:
+    """With texts that fill no file by themselves, and that a terminal may be shown."""
+    texts = {field: printable(getattr(event, field), TEXT_MAX_BYTES) for field in ("was", "now", "reason", "peer")}
+    details = {
+        key: printable(value, TEXT_MAX_BYTES) if isinstance(value, str) else value
+        for key, value in list(event.details.items())[:DETAILS_MAX]
+    }
+    return msgspec.structs.replace(event, details=details, **texts)
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines that may be events, oldest first. OSError."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - READ_MAX_BYTES))
+        lines = file.read(READ_MAX_BYTES).split(b"\n")
+    if size > READ_MAX_BYTES:
+        del lines[0]  # its beginning is not there
+    return [line for line in lines if 0 < len(line) <= LINE_MAX_BYTES]
+
+
 def _halve(path: Path) -> None:
-    """Keep the newest half, from the beginning of a line."""
+    """Keep the newest lines that fit in half of what a file may have."""
     partial = path.with_name(path.name + ".partial")
     try:
-        text = path.read_bytes()
+        kept, room = [], FILE_MAX_BYTES // 2
+        for line in reversed(_lines(path)):
+            room -= len(line) + 1
+            if room < 0:
+                break
+            kept.append(line + b"\n")
         with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(text[text.find(b"\n", len(text) // 2) + 1 :])
+            file.writelines(reversed(kept))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

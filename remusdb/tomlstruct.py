@@ -28,7 +28,9 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror}", hint="name a file with --config") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except RecursionError as exc:
+        raise ConfigError(f"{path}: is nested too deeply") from exc
+    except ValueError as exc:  # also of what is not UTF-8, and of a number that is too long
         raise ConfigError(f"{path}: is not TOML: {exc}") from exc
 
 
@@ -78,6 +80,8 @@ def _absolute_path(kind: type, value: object) -> Path:
         raise ValueError(f"expected a path, got {_kind(value)}")
     if not value.startswith("/"):
         raise ValueError(f"expected an absolute path, got `{value}`")
+    if "\0" in value:
+        raise ValueError("a path has no NUL")
     return Path(value)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated
 
 import msgspec
 
@@ -14,14 +13,14 @@ from remusdb.arbiter.etcd import Etcd, Json
 from remusdb.arbiter.health import Health, judge
 from remusdb.config import Arbiter as Config
 from remusdb.core.ownership import Claim, Ownership, Rule
+from remusdb.core.terms import Term
 from remusdb.errors import ArbiterUnreachable
 from remusdb.jsontext import parse_json
+from remusdb.names import HostOrNobody
 from remusdb.printable import printable
 
 _RECORD_BYTES = 256  # more than a record with the longest names takes
 _TOLD_MAX_BYTES = 300
-_TERM_MAX = 1 << 62
-_Host = Annotated[str, msgspec.Meta(max_length=255)]
 
 
 class Arbiter:
@@ -69,9 +68,9 @@ class Arbiter:
 class _Stored(msgspec.Struct, frozen=True):
     """A record as it may stand in etcd, where anybody may have written it."""
 
-    owner: _Host
-    term: Annotated[int, msgspec.Meta(ge=0, le=_TERM_MAX)]
-    previous: _Host = ""
+    owner: HostOrNobody
+    term: Term
+    previous: HostOrNobody = ""
 
 
 class _Record:

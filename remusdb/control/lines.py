@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from remusdb.errors import BadFrame
+from remusdb.jsontext import parse_object
 
 MAX_LINE_BYTES = 4 << 20
 CHUNK_BYTES = 64 << 10
@@ -27,6 +28,7 @@ class LineChannel:
         self._max = max_line_bytes
         self._buffer = bytearray()
         self._send_lock = threading.Lock()
+        self.broken = False  # no line can be read any more
 
     def fileno(self) -> int:
         """The socket's descriptor, for a selector."""
@@ -41,13 +43,14 @@ class LineChannel:
     def receive(self, until: float | None = None) -> dict[str, Any] | None:
         """The next object, or None when the other end closed between two lines.
 
+        BadFrame for a line that is none; unless `broken`, the next line may be asked for then.
         `until` (of time.monotonic): TimeoutError if there is none by then, however slowly bytes trickle in.
         """
         searched = 0
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
             if searched > self._max:
-                raise BadFrame(f"a control line is longer than {self._max} bytes")
+                raise self._break(f"a control line is longer than {self._max} bytes")
             if until is not None:
                 if (left := until - time.monotonic()) <= 0:
                     raise TimeoutError("timed out")
@@ -55,14 +58,18 @@ class LineChannel:
             chunk = self._sock.recv(CHUNK_BYTES)
             if not chunk:
                 if self._buffer:
-                    raise BadFrame("the control stream ended in the middle of a line")
+                    raise self._break("the control stream ended in the middle of a line")
                 return None
             self._buffer += chunk
         if end > self._max:
-            raise BadFrame(f"a control line is longer than {self._max} bytes")
+            raise self._break(f"a control line is longer than {self._max} bytes")
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return _parse(line)
+
+    def _break(self, why: str) -> BadFrame:
+        self.broken = True
+        return BadFrame(why)
 
     def close(self) -> None:
         """Close both directions; a thread blocked in `receive` sees the end."""
@@ -75,9 +82,6 @@ class LineChannel:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        message = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError) as exc:
-        raise BadFrame(f"a control line is not JSON: {exc}") from exc
-    if not isinstance(message, dict):
-        raise BadFrame("a control line is not a JSON object")
-    return message
+        return parse_object(line)
+    except ValueError as exc:
+        raise BadFrame(f"a control line is not a JSON object: {exc}") from exc

@@ -25,7 +25,7 @@ import libvirt
 
 from remusdb import safexml
 from remusdb.errors import DiskError, VmError
-from remusdb.vm.monitor import LibvirtMonitor
+from remusdb.vm.monitor import LibvirtMonitor, objects_in
 
 _COPY_FLAGS = (
     libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT
@@ -55,7 +55,7 @@ def unsynced(jobs: Sequence[Mapping[str, Any]], targets: Iterable[str]) -> list[
 def query_block_jobs(domain: libvirt.virDomain) -> list[dict[str, Any]]:
     """QMP `query-block-jobs` through libvirt's monitor: all disks' jobs in one call (2-3 ms)."""
     try:
-        return list(LibvirtMonitor(domain).execute("query-block-jobs", {}))
+        return objects_in("query-block-jobs", LibvirtMonitor(domain).execute("query-block-jobs", {}))
     except (libvirt.libvirtError, VmError) as error:
         raise DiskError(f"cannot query block jobs: {error}") from error
 

@@ -16,6 +16,7 @@ from typing import Any
 from remusdb.config import HostConfig
 from remusdb.control import ControlServer, ProgressFn
 from remusdb.control.notify import notify
+from remusdb.core.terms import TERM_MAX
 from remusdb.errors import RefusedForSafety, RemusError, UsageError, VmError
 from remusdb.history import History
 from remusdb.hooks import Hooks
@@ -126,8 +127,8 @@ class HostDaemon:
     def _fence(self, args: dict[str, Any], _progress: ProgressFn) -> dict[str, Any]:
         """Asked by this machine's agent: another host protects the VM to here, in a newer term than we have."""
         vm, owner, term = _text(args, "vm"), _text(args, "owner"), args.get("term")
-        if not isinstance(term, int):
-            raise UsageError("`term` is a number")
+        if not isinstance(term, int) or isinstance(term, bool) or not 0 <= term <= TERM_MAX:
+            raise UsageError(f"`term` is a number from 0 to {TERM_MAX}")
         record = self._keeper.record(vm)
         with record.work:
             if record.state.role != "fenced":

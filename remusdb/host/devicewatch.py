@@ -32,6 +32,7 @@ from remusdb.vm.device_events import DeviceEvents
 from remusdb.vm.domain import Domain
 from remusdb.vm.inventory import changes, inventory
 from remusdb.vm.libvirt_link import LibvirtLink
+from remusdb.vm.monitor import field_of, objects_in
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
 
 log = logging.getLogger(__name__)
@@ -179,7 +180,8 @@ class DeviceWatch:
 
     def _children(self, container: str) -> list[str]:
         try:
-            return [str(one["name"]) for one in self._domain.qmp("qom-list", path=container)]
+            children = objects_in("qom-list", self._domain.qmp("qom-list", path=container))
+            return [field_of("qom-list", one, "name", str) for one in children]
         except LibvirtAway:
             raise
         except VmError:  # QEMU makes the containers when they are needed

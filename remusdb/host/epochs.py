@@ -26,6 +26,7 @@ from remusdb.host.outbox import Outbox
 from remusdb.host.parts import Parts
 from remusdb.threads import spawn
 from remusdb.vm.capture import Cut
+from remusdb.vm.monitor import objects_in
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +211,6 @@ class EpochLoop:
         if not mirrors:
             return
         jobs = self._parts.domain.qmp_patiently("query-block-jobs", self._parts.patience_s, self._over.is_set)
-        gone = unsynced(jobs, [mirror.target for mirror in mirrors])
+        gone = unsynced(objects_in("query-block-jobs", jobs), [mirror.target for mirror in mirrors])
         if gone:
             raise DiskError(f"the mirror of disk {', '.join(gone)} ended", hint="see QEMU's log of this VM")

@@ -17,9 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from remusdb.errors import NoThread, RemusError
+from remusdb.control.lines import LineChannel
+from remusdb.errors import BadFrame, NoThread, RemusError
 from remusdb.history import History
 from remusdb.hooks import Hooks
 from remusdb.host.order import Order, read_order
@@ -46,7 +45,7 @@ class Channel:
         self._listener.bind(str(path))
         self._listener.listen(1)
         self._path = path
-        self._sock: socket.socket | None = sock
+        self._lines: LineChannel | None = LineChannel(sock)
         self._daemon = 1
         self._lock = threading.Lock()
 
@@ -59,25 +58,34 @@ class Channel:
         """Send one line; without a daemon it is lost: the next one asks anew. `only_to`: an answer to that daemon."""
         with self._lock:
             try:
-                if self._sock is not None and only_to in (None, self._daemon):
-                    self._sock.sendall(msgspec.json.encode(message) + b"\n")
+                if self._lines is not None and only_to in (None, self._daemon):
+                    self._lines.send(message)
             except OSError:
-                self._sock = None
+                self._lines = None
 
     def read(self, serve: Callable[[dict[str, Any]], bool]) -> None:
-        """Hand every line of this daemon to `serve`, until it hangs up or `serve` returns False."""
-        sock = self._sock
-        if sock is None:
-            return
-        try:
-            with sock.makefile("rb") as file:
-                for line in file:
-                    if not serve(msgspec.json.decode(line)):
-                        return
-        except OSError as exc:
-            log.warning("the daemon's channel: %s", exc)
+        """Hand every line of this daemon to `serve`, until it hangs up or `serve` returns False.
+
+        A line that cannot be read is answered by an error; where no further line can be, this side hangs up.
+        """
+        lines = self._lines
+        while lines is not None and not lines.broken:
+            try:
+                message = lines.receive()
+                if message is None:
+                    break
+                if not serve(message):
+                    return
+            except BadFrame as exc:
+                log.warning("the daemon's channel: %s", exc)
+                self.tell(error=exc.to_dict())
+            except OSError as exc:
+                log.warning("the daemon's channel: %s", exc)
+                break
         with self._lock:
-            self._sock = None
+            if lines is not None:
+                lines.close()
+            self._lines = None
 
     def next_daemon(self, timeout_s: float) -> bool:
         """Wait for a daemon to connect."""
@@ -88,7 +96,7 @@ class Channel:
             return False
         sock.settimeout(None)
         with self._lock:
-            self._sock, self._daemon = sock, self._daemon + 1
+            self._lines, self._daemon = LineChannel(sock), self._daemon + 1
         return True
 
     def close(self) -> None:
@@ -127,6 +135,8 @@ class Worker:
 
     def _order(self, message: dict[str, Any]) -> bool:
         operation, arguments = str(message.get("op")), message.get("args", {})
+        if not isinstance(arguments, dict):
+            raise BadFrame("the arguments of an order are an object")
         if operation == "stop":
             self._told_to_stop = True
             return False

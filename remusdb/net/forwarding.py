@@ -7,21 +7,40 @@ Docker and many firewalls set to drop. Chains of nftables' own bridge family are
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from remusdb.core.probe import Forwarding
 from remusdb.errors import GateError
+from remusdb.jsontext import parse_json
 
 SYSCTLS = Path("/proc/sys/net/bridge")  # there only while br_netfilter is loaded
 LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 TIMEOUT_S = 5.0
 _LETS_PASS = re.compile(r'"(accept|jump|goto|queue|vmap)"')
 _LEGACY_LETS_PASS = re.compile(r"^-A FORWARD .*-[jg] (?!DROP|REJECT|LOG)", re.MULTILINE)
+
+
+class _Chain(msgspec.Struct, frozen=True):
+    """A chain of nftables; hook and policy are a base chain's alone."""
+
+    family: str
+    table: str
+    name: str
+    hook: str = ""
+    policy: str = ""
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    chain: _Chain | None = None
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    nftables: list[_Entry] = []
 
 
 def look() -> Forwarding:
@@ -48,20 +67,24 @@ def _nft(called: bool) -> list[tuple[str, bool]]:
         return []
     families = ("bridge", "inet", "ip", "ip6") if called else ("bridge",)
     found = []
-    for chain in dropping(json.loads(_run("nft", "-j", "list", "chains")), families):
+    for chain in dropping(_run("nft", "-j", "list", "chains"), families):
         rules = _run("nft", "-j", "list", "chain", *chain)
         certain = chain[0] != "ip6" and _LETS_PASS.search(rules) is None  # the VM may not speak IPv6
         found.append((" ".join(chain), certain))
     return found
 
 
-def dropping(listed: dict[str, Any], families: tuple[str, ...]) -> list[tuple[str, str, str]]:
-    """(family, table, chain) of those base chains on the way of forwarded packets whose policy is drop."""
-    chains = [entry["chain"] for entry in listed.get("nftables", []) if "chain" in entry]
+def dropping(listed: str, families: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """(family, table, chain) of those base chains on the way of forwarded packets whose policy is drop, in the JSON of
+    `nft list chains`. GateError for what is none."""
+    try:
+        chains = [entry.chain for entry in parse_json(listed, _Listed).nftables if entry.chain is not None]
+    except ValueError as exc:
+        raise GateError(f"nft's list of chains cannot be read: {exc}") from exc
     return [
-        (chain["family"], chain["table"], chain["name"])
+        (chain.family, chain.table, chain.name)
         for chain in chains
-        if chain.get("hook") == "forward" and chain.get("policy") == "drop" and chain["family"] in families
+        if chain.hook == "forward" and chain.policy == "drop" and chain.family in families
     ]
 
 

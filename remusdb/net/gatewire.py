@@ -11,6 +11,8 @@ import enum
 import struct
 from dataclasses import dataclass
 
+from remusdb.errors import GateError
+
 _REQUEST = struct.Struct("=B3xIQ")
 _REPLY = struct.Struct("=B3xIQQQQ")
 MESSAGE_MAX_BYTES = 256
@@ -46,8 +48,12 @@ class Request:
 
     @staticmethod
     def unpack(data: bytes) -> Request:
-        op, sequence, epoch = _REQUEST.unpack(data)
-        return Request(Op(op), sequence, epoch)
+        """GateError for what is no request."""
+        try:
+            op, sequence, epoch = _REQUEST.unpack(data)
+            return Request(Op(op), sequence, epoch)
+        except (struct.error, ValueError) as error:
+            raise GateError(f"the gate's process got what is no request: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -66,5 +72,9 @@ class Reply:
 
     @staticmethod
     def unpack(data: bytes) -> Reply:
-        status, sequence, *figures = _REPLY.unpack(data)
-        return Reply(Status(status), sequence, *figures)
+        """GateError for what is no reply."""
+        try:
+            status, sequence, *figures = _REPLY.unpack(data)
+            return Reply(Status(status), sequence, *figures)
+        except (struct.error, ValueError) as error:
+            raise GateError(f"the gate's process sent what is no reply: {error}") from error

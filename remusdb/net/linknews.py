@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import select
 import socket
 import struct
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from remusdb.errors import GateError
-from remusdb.net.netlink import attributes, messages
+from remusdb.net.netlink import attributes, leading, messages
+
+log = logging.getLogger(__name__)
 
 _NEWLINK, _DELLINK = 16, 17
 _GROUP_LINK = 1  # RTMGRP_LINK
@@ -62,12 +65,18 @@ class LinkNewsSocket:
             return []
         except OSError:  # ENOBUFS
             return None
-        # Of a bridge's port the kernel tells also as a port (AF_BRIDGE): one that leaves its bridge is not gone.
-        return [
-            _news(kind, payload)
-            for kind, _, _, payload in messages(data)
-            if kind in (_NEWLINK, _DELLINK) and payload[0] == socket.AF_UNSPEC
-        ]
+        try:
+            return parse_news(data)
+        except GateError as exc:  # as good as dropped
+            log.warning("news of links: %s", exc)
+            return None
+
+
+def parse_news(data: bytes) -> list[LinkNews]:
+    """What the kernel said in one piece. GateError for what is no netlink message."""
+    told = [(kind, payload) for kind, _, _, payload in messages(data) if kind in (_NEWLINK, _DELLINK)]
+    # Of a bridge's port the kernel tells also as a port (AF_BRIDGE): one that leaves its bridge is not gone.
+    return [_news(kind, payload) for kind, payload in told if leading(_IFINFO, payload)[0] == socket.AF_UNSPEC]
 
 
 def _news(kind: int, payload: bytes) -> LinkNews:

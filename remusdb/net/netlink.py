@@ -27,6 +27,7 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _ACK_TLVS = 0x200
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _HEADER = struct.Struct("=IHHII")
+_CODE = struct.Struct("=i")
 
 
 class KernelError(GateError):
@@ -81,7 +82,7 @@ class Netlink:
                 if reply_kind in (_NLMSG_ERROR, _NLMSG_DONE):
                     _raise_if_error(what, reply_flags, payload)
                     return found
-                found.append(Reply(fixed.unpack_from(payload), attributes(payload, fixed.size)))
+                found.append(Reply(leading(fixed, payload), attributes(payload, fixed.size)))
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -106,8 +107,15 @@ def attributes(data: bytes, offset: int) -> dict[int, bytes]:
     return found
 
 
+def leading(layout: struct.Struct, data: bytes) -> tuple[int, ...]:
+    """The fields at the beginning of `data`; GateError where they are not all there."""
+    if len(data) < layout.size:
+        raise GateError(f"the kernel's netlink message has {len(data)} bytes where {layout.size} were expected")
+    return layout.unpack_from(data)
+
+
 def _raise_if_error(what: str, flags: int, payload: bytes) -> None:
-    (code,) = struct.unpack_from("=i", payload)
+    (code,) = leading(_CODE, payload)
     if code == 0:
         return
     said = attributes(payload, 4 + _HEADER.size).get(1, b"") if flags & _ACK_TLVS else b""
@@ -115,9 +123,11 @@ def _raise_if_error(what: str, flags: int, payload: bytes) -> None:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """(kind, flags, sequence, payload) of every message in what was received."""
+    """(kind, flags, sequence, payload) of every message received. GateError for one shorter than its head."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            raise GateError(f"the kernel's netlink message says that it has {length} bytes")
         yield kind, flags, sequence, data[offset + _HEADER.size : offset + length]
         offset += length + (-length % 4)

@@ -28,6 +28,7 @@ from remusdb.net.netlink import (
     Reply,
     attribute,
     attributes,
+    leading,
     text,
 )
 
@@ -216,7 +217,9 @@ class Tc:
     def root_stats(self, index: int) -> QdiscStats:
         """Counters of the root qdisc."""
         for reply in self._ask("reading the qdisc", _GETQDISC, ECHO, _tcmsg(index, 0, _ROOT)):
-            _bytes, sent, dropped, _over, _bps, _pps, queued, backlog = _TC_STATS.unpack_from(reply.attributes[_STATS])
+            _bytes, sent, dropped, _over, _bps, _pps, queued, backlog = leading(
+                _TC_STATS, reply.attributes.get(_STATS, b"")
+            )
             return QdiscStats(sent, queued, backlog, dropped)
         raise GateError("the kernel told nothing about the qdisc")
 
@@ -234,4 +237,4 @@ def _plug(index: int, action: PlugAction, limit_bytes: int) -> bytes:
 
 
 def _kind(reply: Reply) -> str:
-    return reply.attributes.get(_KIND, b"").rstrip(b"\0").decode()
+    return reply.attributes.get(_KIND, b"").rstrip(b"\0").decode(errors="replace")

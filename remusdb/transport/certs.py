@@ -23,8 +23,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from remusdb.errors import UsageError
+from remusdb.printable import printable
 
 VALID_DAYS = 3650
+FILE_MAX_BYTES = 1 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 
@@ -48,8 +50,11 @@ def make_ca_and_hosts(out: Path, hosts: dict[str, list[str]], *, overwrite: bool
             f"{out / taken[0] / 'key.pem'} exists already",
             hint="leave that host out, or ask for its key to be overwritten",
         )
-    authority = _authority(out / "ca")
-    return [_make_host(out / name, name, alternatives, authority) for name, alternatives in names.items()]
+    try:
+        authority = _authority(out / "ca")
+        return [_make_host(out / name, name, alternatives, authority) for name, alternatives in names.items()]
+    except OSError as error:
+        raise UsageError(f"certificates cannot be written to {out}: {error}") from error
 
 
 def _check_name(name: str) -> None:
@@ -73,13 +78,30 @@ def _authority(folder: Path) -> _Authority:
 
 def _load_authority(certificate: Path, key: Path) -> _Authority:
     try:
-        loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
-        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"the CA in {certificate.parent} cannot be read: {error}") from error
-    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != loaded.public_key():
+        loaded = x509.load_pem_x509_certificate(_read(certificate))
+        private = serialization.load_pem_private_key(_read(key), password=None)
+        # Each of these is read only when it is asked for.
+        signs = loaded.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        subject, public = loaded.subject.public_bytes(), loaded.public_key()
+    except Exception as error:  # cryptography's errors have no common class: ValueError, UnsupportedAlgorithm ...
+        said = printable(str(error), 300) or type(error).__name__
+        raise UsageError(
+            f"the CA in {certificate.parent} cannot be read: {said}", hint=f"put its files back, or remove {key.parent}"
+        ) from error
+    if not signs or not subject:
+        raise UsageError(f"{certificate} is not the certificate of a CA")
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != public:
         raise UsageError(f"{key} is not the key of {certificate}")
     return _Authority(loaded, private)
+
+
+def _read(path: Path) -> bytes:
+    """A file of at most 1 MiB. OSError, ValueError."""
+    with path.open("rb") as file:
+        data = file.read(FILE_MAX_BYTES + 1)
+    if len(data) > FILE_MAX_BYTES:
+        raise ValueError(f"{path} is no key and no certificate: it has more than {FILE_MAX_BYTES} bytes")
+    return data
 
 
 def _new_authority() -> _Authority:

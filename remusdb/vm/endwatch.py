@@ -8,7 +8,6 @@ little: `virsh destroy` sends one, and so does a host that goes down; libvirt te
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from typing import Any
 
@@ -16,6 +15,7 @@ import libvirt
 import libvirt_qemu
 
 from remusdb.errors import VmError
+from remusdb.jsontext import parse_object
 from remusdb.vm.domain import Domain
 
 NOT_TOLD = "the VM was shut down"
@@ -104,11 +104,13 @@ class EndWatch:
         elif event == "GUEST_PANICKED":
             self._panicked = True
         elif not self._cause:  # after a guest's own shutdown libvirt ends QEMU by a signal, which is told as well
-            self._cause = _reason(details)
+            self._cause = reason_in(details)
             self._told.set()
 
 
-def _reason(details: str | None) -> str:
-    with contextlib.suppress(ValueError, AttributeError):
-        return str(json.loads(details or "{}").get("reason", "")) or "?"
+def reason_in(details: str | None) -> str:
+    """The reason in such an event of QEMU's; `?` where it gives none."""
+    with contextlib.suppress(ValueError):
+        reason = parse_object(details or "{}").get("reason")
+        return reason if isinstance(reason, str) and reason else "?"
     return "?"

@@ -145,8 +145,10 @@ def _ask(domain: libvirt.virDomain, command: str) -> dict[str, Any]:
 
 def _qemu_version(domain: libvirt.virDomain) -> tuple[int, int, int]:
     """Of the running QEMU, which may be older than the installed one."""
-    version = _ask(domain, "query-version").get("qemu", {})
-    return int(version.get("major", 0)), int(version.get("minor", 0)), int(version.get("micro", 0))
+    version = _ask(domain, "query-version").get("qemu")
+    parts = [version.get(part) if isinstance(version, dict) else 0 for part in ("major", "minor", "micro")]
+    major, minor, micro = (part if isinstance(part, int) else 0 for part in parts)
+    return major, minor, micro
 
 
 def _targets(xml: str) -> list[str]:

@@ -14,6 +14,7 @@ import libvirt
 from remusdb.errors import VmError
 from remusdb.troubles import RunTrouble
 from remusdb.vm.domain import Domain
+from remusdb.vm.monitor import field_of
 
 RUNNING = "running"
 # A takeover lets the VM run: it ran, its guest sleeps and can be woken, or a disk of this host failed, not its own.
@@ -36,7 +37,7 @@ class RunState:
 
 def run_state(domain: Domain) -> RunState:
     """The VM's state outside of cuts. VmError when QEMU does not say."""
-    status = str(domain.qmp("query-status")["status"])
+    status = field_of("query-status", domain.qmp("query-status"), "status", str)
     if status == RUNNING:
         return RunState(status)
     if status == "io-error":

@@ -209,3 +209,10 @@ def test_check_and_prepare_reach_the_inspection(daemon: Running) -> None:
     assert daemon.ask("prepare", vm="db1") == {"changes": ["edited db1"]}
     with pytest.raises(ConfigError):
         daemon.ask("check", vm="db1", to="delta")
+
+
+@pytest.mark.parametrize("term", [True, False, None, "8", 8.0, -1, 1 << 63, [8]])
+def test_a_term_that_is_none_fences_nothing(daemon: Running, term: object) -> None:
+    with pytest.raises(UsageError, match="term"):
+        daemon.ask("fence", vm="db1", owner="gamma", term=term)
+    assert daemon.status("db1")["state"] != "fenced"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -16,7 +17,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from remusdb import safexml
 from remusdb.core.messages import pack
 from remusdb.core.probe import XML_MAX_BYTES, HugePages, Probe
-from remusdb.errors import BadFrame, CannotProtect, VmError
+from remusdb.errors import BadFrame, CannotProtect, GateError, VmError
 from remusdb.net import bridges, forwarding
 from remusdb.net.netlink import NESTED, attribute, text
 from remusdb.vm import apparmor, cpus, needs, resources
@@ -149,9 +150,15 @@ def test_chains_that_drop() -> None:
     bad = [chain("inet", "forward", "drop"), chain("bridge", "forward", "drop")]
     good = [chain("ip", "forward", "accept"), chain("ip", "input", "drop"), {"metainfo": {}}]
     good += [{"chain": {"family": "ip", "table": "t", "name": "no-base"}}]
-    listed = {"nftables": [*good, *bad]}
-    assert forwarding.dropping(listed, ("inet", "ip", "bridge")) == [("inet", "t", "c"), ("bridge", "t", "c")]
-    assert forwarding.dropping(listed, ("bridge",)) == [("bridge", "t", "c")]
+    text = json.dumps({"nftables": [*good, *bad]})
+    assert forwarding.dropping(text, ("inet", "ip", "bridge")) == [("inet", "t", "c"), ("bridge", "t", "c")]
+    assert forwarding.dropping(text, ("bridge",)) == [("bridge", "t", "c")]
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", '{"nftables": 7}', '{"nftables": [{"chain": {}}]}', "[" * 100_000])
+def test_what_is_no_list_of_chains_is_a_gate_error(text: str) -> None:
+    with pytest.raises(GateError):
+        forwarding.dropping(text, ("bridge",))
 
 
 def test_the_features_that_a_cpu_lacks() -> None:
