@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from remusdb.errors import GateError
 from remusdb.net.addresses import own_address
 from remusdb.net.announce import gratuitous_arp, rarp, unsolicited_na
 from remusdb.net.gatewire import Op, Reply, Request, Status
@@ -32,7 +33,7 @@ def test_messages_survive_the_socket() -> None:
 
 
 def test_an_unknown_request_is_refused() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(GateError):
         Request.unpack(bytes(16))
 
 
