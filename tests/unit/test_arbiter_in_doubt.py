@@ -110,6 +110,11 @@ class Primary:
         self.terms: list[int] = []
         self.saved: list[int] = []
 
+    def lose_its_backup(self) -> None:
+        solo = Solo(self.session)
+        solo.start()
+        solo.consider("b is silent")
+
     def go_solo(self, term: int) -> None:
         self.terms.append(term)
 
@@ -134,7 +139,7 @@ def test_a_primary_stays_silent_while_its_claim_may_be_lost(
     primary = Primary(gateway)
     gateway.says("kv/range", RECORD, body)
     gateway.says("kv/txn", (500, ""))
-    Solo(primary.session).consider("b is silent")
+    primary.lose_its_backup()
     wait_until(lambda: asked(gateway, "kv/range", 5))
     assert not primary.terms and "output is held" in primary.told
     gateway.says("kv/range", ALONE)
@@ -147,6 +152,6 @@ def test_a_primary_whose_disk_is_full_tries_again(gateway: Gateway, monkeypatch:
     primary = Primary(gateway)
     primary.fails = 3
     gateway.says("kv/range", ALONE)
-    Solo(primary.session).consider("b is silent")
+    primary.lose_its_backup()
     assert primary.session.ended.wait(LIMIT_S)
     assert primary.terms == primary.saved == [2]
