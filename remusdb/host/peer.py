@@ -177,8 +177,9 @@ class Peer:
         elif frame.type is FrameType.TAKEN:
             self._listener.on_taken(unpack(Taken, frame.payload).frames)
         elif frame.type is FrameType.RENOUNCE:
+            reason = unpack(Notice, frame.payload).reason  # first: one that cannot be read is no word, and ends nothing
             self._ended.set()
-            self._listener.on_renounced(unpack(Notice, frame.payload).reason)
+            self._listener.on_renounced(reason)
         elif frame.type is FrameType.REFUSE:
             refusal = refused(self._order.peer.name, unpack(Refuse, frame.payload), self._term)
             if isinstance(refusal, Fenced):
