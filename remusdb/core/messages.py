@@ -82,7 +82,9 @@ class Hello(msgspec.Struct, frozen=True):
         fits(self.domain_xml, f"the XML of VM {self.vm}", XML_MAX_BYTES)
         targets = [disk.target for disk in self.disks]
         blocks = [block.name for block in self.blocks]
-        for what, names in (("disks", targets), ("RAM blocks", blocks)):
+        for what, names, most in (("disks", targets, DISKS_MAX), ("RAM blocks", blocks, BLOCKS_MAX)):
+            if len(names) > most:
+                raise CannotProtect(f"VM {self.vm} has {len(names)} {what}, {most} can be replicated")
             if len(set(names)) != len(names):
                 raise CannotProtect(f"VM {self.vm} has two {what} of one name")
         if len(self.told) > len(targets):

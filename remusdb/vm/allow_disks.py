@@ -6,6 +6,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
+from remusdb.names import is_disk_target
 from remusdb.vm.allow_problem import Problem, Vm, edit, target_of
 
 KINDS = ("file", "block", "volume")
@@ -51,6 +52,9 @@ def _backend(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     if device != "disk":
         hint = edit(vm, f"make the device of {target} 'disk' instead of '{device}'")
         yield Problem("disks", f"{target} is a {device}: the guest speaks to the host's device itself", hint)
+    elif not is_disk_target(target):
+        hint = edit(vm, f"call {target} vdb, sdc or the like, with the bus's own letters")
+        yield Problem("disks", f"{target} is no name under which a disk can be replicated", hint)
     if kind == "network" or (source is not None and source.get("mode") == "direct"):
         hint = (
             f"map it on this host (rbd map, iscsiadm, nbd-client) and give {target} the block device; "

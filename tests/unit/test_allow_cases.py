@@ -332,3 +332,13 @@ MACHINES = [
 @pytest.mark.parametrize(("machine", "fine"), MACHINES)
 def test_a_machine_type_is_real_or_an_alias(machine: str, fine: bool) -> None:
     assert (judge(ET.fromstring(XML.replace("pc-q35-8.2", machine))) == []) is fine
+
+
+@pytest.mark.parametrize("target", ["vd_foo", "vdA", "vd", "vda.raw", "../vda"])
+def test_a_disk_has_a_name_that_both_hosts_can_use(target: str) -> None:
+    """libvirt takes some of these where the disk has an address, too."""
+    disk = f"""<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/e.raw'/>
+<target dev='{target}' bus='virtio'/></disk>"""
+    (problem,) = told(disk)
+    assert f"disks: {target} is no name" in problem and "virsh edit db1" in problem
+    assert told(disk.replace(target, "sdb1")) == []

@@ -234,7 +234,9 @@ def test_an_advised_command_is_of_the_agents_words_only_where_they_are_options()
 def test_what_a_primary_cannot_send_it_says_itself() -> None:
     """Before a connection is made, and by name."""
     fields = msgspec.structs.asdict(SAMPLES[0])
-    for change in ({"disks": [DISKS[0], DISKS[0]]}, {"blocks": [BLOCKS[0]] * 2}, {"domain_xml": "x" * 600_000}):
+    changes = [{"disks": [DISKS[0], DISKS[0]]}, {"blocks": [BLOCKS[0]] * 2}, {"domain_xml": "x" * 600_000}]
+    changes += [{"disks": DISKS * 33}, {"blocks": BLOCKS * 513}]
+    for change in changes:
         with pytest.raises(CannotProtect, match="VM pg"):
             Hello(**{**fields, **change})
 

@@ -69,6 +69,76 @@ def test_refused_with_the_reason(offset: int, value: bytes, text: str) -> None:
         decode_header(header)
 
 
+LIMITED = [
+    (FrameType.ACK, 1024),
+    (FrameType.HEARTBEAT, 1024),
+    (FrameType.TAKEN, 1024),
+    (FrameType.ASK, 4 << 10),
+    (FrameType.WELCOME, 16 << 10),
+    (FrameType.COMMIT, 64 << 10),
+    (FrameType.BASE, 64 << 10),
+    (FrameType.STANDING, 64 << 10),
+    (FrameType.HELLO, 1 << 20),
+    (FrameType.PROBE, 1 << 20),
+]
+
+
+@pytest.mark.parametrize(("type", "most"), LIMITED)
+def test_a_frame_is_no_larger_than_its_type_may_be(type: FrameType, most: int) -> None:
+    """Seen by the header alone: nothing of the payload is read."""
+    assert wire.payload_limit(type) == most
+    header = encode_header(type, 1, 2, bytes(most))
+    assert decode_header(header).length == most
+    for length in (most + 1, wire.MAX_PAYLOAD):
+        with pytest.raises(BadFrame, match=f"oversized frame: {length} bytes of payload, the limit for {type.name}"):
+            decode_header(altered(header, 8, struct.pack("<I", length)))
+        with pytest.raises(ValueError, match=f"over the limit of {most}"):
+            encode_header(type, 1, 2, bytes(length))
+
+
+def test_what_is_not_named_there_has_the_whole_frame() -> None:
+    named = {type for type, _ in LIMITED}
+    assert {wire.payload_limit(type) for type in FrameType if type not in named} == {wire.MAX_PAYLOAD}
+
+
+@pytest.mark.parametrize("offset", [16, 24])
+@pytest.mark.parametrize("number", [2**62 + 1, 2**63, 2**64 - 1])
+def test_a_term_or_epoch_out_of_range(offset: int, number: int) -> None:
+    header = altered(encode_header(FrameType.ACK, 2**62, 2**62, b""), offset, struct.pack("<Q", number))
+    with pytest.raises(BadFrame, match="is out of range"):
+        decode_header(header)
+    for term, epoch in ((number, 0), (0, number), (-1, 0), (0, -1)):
+        with pytest.raises(ValueError, match="is out of range"):
+            encode_header(FrameType.ACK, term, epoch, b"")
+
+
+def test_each_side_says_what_is_its_to_say() -> None:
+    """And a session is opened by one of three frames, none of which may be in it."""
+    assert wire.FROM_PRIMARY & wire.FROM_AGENT == {FrameType.HEARTBEAT}
+    assert not wire.OPENINGS & (wire.FROM_PRIMARY | wire.FROM_AGENT)
+    opened = wire.OPENINGS | wire.ANSWERS | {FrameType.STANDING}
+    assert wire.FROM_PRIMARY | wire.FROM_AGENT | opened == set(FrameType)
+    for allowed in (wire.FROM_PRIMARY, wire.FROM_AGENT, wire.OPENINGS, wire.ANSWERS):
+        for type in FrameType:
+            header = encode_header(type, 1, 1, b"")
+            if type in allowed:
+                assert decode_header(header, allowed).type is type
+            else:
+                with pytest.raises(BadFrame, match=f"a {type.name} frame where none may come"):
+                    decode_header(header, allowed)
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.binary(min_size=40, max_size=40) | st.binary(max_size=35).map(lambda rest: b"RMDB\x02" + rest))
+def test_any_header_is_one_within_its_bounds_or_refused(data: bytes) -> None:
+    try:
+        header = decode_header(data)
+    except BadFrame:
+        return
+    assert header.length <= wire.payload_limit(header.type)
+    assert max(header.term, header.epoch) <= 2**62
+
+
 def test_another_version_is_named_before_anything_else_is_judged() -> None:
     """A later version may change all that follows the version byte."""
     with pytest.raises(BadFrame, match="version 9") as caught:
