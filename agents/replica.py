@@ -168,7 +168,7 @@ class Replica:
             self.give_up(answer.reason)
         if answer.learned:
             self.state = self._store.update(self.vm, term=answer.learned)
-        code = "deciding" if self.core.state is StandbyState.DECIDING else "failed"
+        code = "deciding" if self.core.state is StandbyState.DECIDING else "behind" if answer.learned else "failed"
         return Refuse(answer.reason, term=answer.term, fenced=answer.fenced, renounced=answer.renounced, code=code)
 
     def take(self, stream: FrameStream, frame: Frame) -> bool:

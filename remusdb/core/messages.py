@@ -129,7 +129,8 @@ class Refuse(msgspec.Struct, frozen=True):
     """REFUSE, agent to primary. `fenced`: the agent promoted this VM in `term`, or knows a newer term.
 
     `renounced`: the agent has no replica of the session asked for and cannot take over: the only refusal that
-    frees a primary's output. `code`: 'preflight', 'failed', or 'deciding' (it is asking the arbiter: ask again).
+    frees a primary's output. `code`: 'preflight', 'failed', 'deciding' (it is asking the arbiter: ask again), or
+    'behind' (its term follows that of the HELLO step by step: ask again at once).
     """
 
     reason: str

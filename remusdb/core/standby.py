@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from remusdb.core.terms import following, reached, too_far
+from remusdb.core.terms import HELLO_JUMP_MAX, following, reached, too_far
 from remusdb.errors import BadFrame, RefusedForSafety
 
 
@@ -88,10 +88,10 @@ class Standby:
             return Refusal("this host is asking the arbiter whether it may take over", self.term)
         if resume:
             return self._resume(primary, term)
-        if too_far(self.term, term):
+        if too_far(self.term, term, HELLO_JUMP_MAX):
             self.renounce()
             reason = f"host {primary} is in term {term}, this one in {self.term}: each try goes a part of the way"
-            return Refusal(reason, self.term, learned=reached(self.term, term))
+            return Refusal(reason, self.term, learned=reached(self.term, term, HELLO_JUMP_MAX))
         return Offer(following(max(term, self.term)), False, 0)
 
     def _resume(self, primary: str, term: int) -> Offer | Refusal:

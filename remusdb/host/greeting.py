@@ -21,6 +21,10 @@ from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import client_context, connect
 
 
+class AgentBehind(PeerRefused):
+    """The agent's term is far behind that of the HELLO, and has come a step nearer."""
+
+
 @dataclass(frozen=True)
 class Greeting:
     """A connection on which the agent said WELCOME."""
@@ -109,5 +113,5 @@ def refused(peer: str, refuse: Refuse, term: int) -> RemusError:
         return Fenced(f"agent {peer}: {refuse.reason} (term {refuse.term})", hint=refuse.hint, term=refuse.term)
     if refuse.renounced:
         return NoStandby(f"agent {peer}: {refuse.reason}", hint=refuse.hint)
-    kind = CannotProtect if refuse.code == "preflight" else PeerRefused
+    kind = {"preflight": CannotProtect, "behind": AgentBehind}.get(refuse.code, PeerRefused)
     return kind(f"agent {peer}: {refuse.reason}", hint=refuse.hint)

@@ -9,13 +9,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from remusdb.core.terms import reached, too_far
+from remusdb.core.terms import HELLO_JUMP_MAX, JUMP_MAX, reached, too_far
 from remusdb.errors import PeerRefused
+from remusdb.host.greeting import AgentBehind, Greeting, greet
 
 if TYPE_CHECKING:
     from remusdb.host.session import Session
 
+STEPS = 4 * JUMP_MAX // HELLO_JUMP_MAX  # so far a hostile agent puts an honest one behind in four sessions
 AGAIN = "protect it again: each try goes a part of the way; was a host restored from an old backup?"
+
+
+def greet_anew(session: Session) -> Greeting:
+    """A new session with the agent, as `greet`; one whose term is behind is asked again while it comes nearer."""
+    for _ in range(STEPS - 1):
+        try:
+            return greet(session.order, session.hello(False))
+        except AgentBehind:
+            continue
+    return greet(session.order, session.hello(False))
 
 
 def agree_on(session: Session, term: int) -> None:

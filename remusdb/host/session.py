@@ -33,9 +33,9 @@ from remusdb.host.brake import Brake, BrakeThread
 from remusdb.host.ending import DEAD_HINT, RENOUNCE_S, Ending
 from remusdb.host.epochs import EpochLoop
 from remusdb.host.figures import Figures, vm_status
-from remusdb.host.greeting import Greeting, greet
+from remusdb.host.greeting import Greeting
 from remusdb.host.handover import Handover
-from remusdb.host.learned import agree_on
+from remusdb.host.learned import agree_on, greet_anew
 from remusdb.host.lookout import look_out
 from remusdb.host.memory_copy import Progress
 from remusdb.host.order import Order
@@ -247,7 +247,7 @@ class Session:
     def _greet(self) -> Greeting:
         """A new session with the agent; when another host owns the VM, this side is fenced."""
         try:
-            greeting = greet(self.order, self.hello(False))
+            greeting = greet_anew(self)
         except Fenced as exc:
             if not self.was_armed:  # nobody can have taken over from here: that is another VM's past, or hearsay
                 hint = (

@@ -18,7 +18,7 @@ from remusdb.core.wire import ANSWERS, FROM_AGENT, Frame, FrameType
 from remusdb.errors import BadFrame, CannotProtect, ConfigError, Fenced, NoStandby, PeerRefused, PeerUnreachable
 from remusdb.host import greeting as module
 from remusdb.host import peer as peer_module
-from remusdb.host.greeting import Greeting, ask_standing, greet
+from remusdb.host.greeting import AgentBehind, Greeting, ask_standing, greet
 from remusdb.host.order import Order, PeerAddress
 from remusdb.host.peer import Peer
 
@@ -130,6 +130,7 @@ def test_an_answer_that_cannot_be_read_leaves_no_connection(
         (KeyError("a bug"), KeyError),
         (frame(FrameType.REFUSE, Refuse("no", code="preflight")), CannotProtect),
         (frame(FrameType.REFUSE, Refuse("no", code="what is this")), PeerRefused),
+        (frame(FrameType.REFUSE, Refuse("no", code="behind")), AgentBehind),
         (frame(FrameType.REFUSE, Refuse("no", term=8, fenced=True)), Fenced),
         (frame(FrameType.REFUSE, Refuse("no", term=6, fenced=True)), BadFrame),
         (frame(FrameType.REFUSE, Refuse("no", renounced=True)), NoStandby),

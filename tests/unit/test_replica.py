@@ -481,3 +481,28 @@ def test_a_takeover_that_waits_for_the_arbiter_says_so(replica: Replica, tmp_pat
     assert replica.context.history.flush(5)
     told = [one for one in read(tmp_path, "vm") if one.event == "trouble"]
     assert [one.details for one in told] == [{"what": "arbiter"}]
+
+
+def test_a_hello_of_the_last_term_there_is_leaves_the_vm_protectable(replica: Replica, tmp_path: Path) -> None:
+    """It was written as it came; the next term could not be packed, and every later HELLO ended in a traceback."""
+    stream: Any = FakeStream()
+    for term in (2**62, 2**62 - 1, 2**60):
+        for _ in range(3):
+            answer = replica.greet(stream, hello(term))
+            assert isinstance(answer, Refuse) and not answer.fenced and answer.code == "behind"
+            pack(answer)
+    assert not FakeMachine.made
+    known = StateStore(tmp_path).load("vm")
+    assert known.term == 9 << 20 and known.role == "none"
+    welcome = replica.greet(stream, hello(7))
+    assert isinstance(welcome, Welcome) and welcome.term == known.term + 1
+    pack(welcome)
+
+
+def test_a_primary_that_is_far_ahead_is_welcomed_after_a_few_tries(replica: Replica) -> None:
+    """The agent lost its state, and another one had taken the primary far."""
+    stream: Any = FakeStream()
+    term = 3 << 20
+    answers = [replica.greet(stream, hello(term)) for _ in range(3)]
+    assert [type(answer) for answer in answers] == [Refuse, Refuse, Welcome]
+    assert isinstance(answers[-1], Welcome) and answers[-1].term == term + 1

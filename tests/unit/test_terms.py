@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from remusdb.core.ownership import go_solo, take_over
 from remusdb.core.pipeline import Pipeline, PrimaryState
 from remusdb.core.standby import Offer, Refusal, Standby, StandbyState
-from remusdb.core.terms import JUMP_MAX, TERM_MAX, following, reached, too_far
+from remusdb.core.terms import HELLO_JUMP_MAX, JUMP_MAX, TERM_MAX, following, reached, too_far
 from remusdb.errors import RefusedForSafety
 
 TERMS = st.integers(0, TERM_MAX)
@@ -45,14 +45,14 @@ def test_a_hello_of_any_term_leaves_the_vm_protectable() -> None:
     for _ in range(100):
         answer = standby.hello("alpha", TERM_MAX, resume=False)
         assert isinstance(answer, Refusal) and not answer.fenced and not answer.renounced
-        assert 0 < answer.learned <= standby.term + JUMP_MAX
+        assert 0 < answer.learned <= standby.term + HELLO_JUMP_MAX
         standby.term = answer.learned  # durable, as the caller makes it
     offer = standby.hello("alpha", 5, resume=False)
-    assert isinstance(offer, Offer) and offer.term == 6 + 100 * JUMP_MAX
+    assert isinstance(offer, Offer) and offer.term == 6 + 100 * HELLO_JUMP_MAX
     known, tries = 5, 0
     while too_far(known, offer.term):  # what the primary does, try by try
         known, tries = reached(known, offer.term), tries + 1
-    assert tries == 100
+    assert tries == 6, "sixteen words of a hostile primary are one of the agent's"
 
 
 @pytest.mark.parametrize("state", [StandbyState.EMPTY, StandbyState.SEEDING, StandbyState.READY])
@@ -63,7 +63,7 @@ def test_a_term_far_ahead_begins_nothing(state: StandbyState) -> None:
         standby.begin("alpha", 3)
     if state is StandbyState.READY:
         standby.commit(3, 1)
-    assert isinstance(standby.hello("alpha", 3 + 2 * JUMP_MAX, resume=False), Refusal)
+    assert isinstance(standby.hello("alpha", 3 + 2 * HELLO_JUMP_MAX, resume=False), Refusal)
     assert standby.state is StandbyState.EMPTY and standby.term == (0 if state is StandbyState.EMPTY else 3)
 
 
@@ -75,7 +75,7 @@ def test_who_resumes_in_a_term_far_ahead_teaches_no_term() -> None:
 
 def test_honest_distances_take_one_word() -> None:
     """A host restored from a backup of years ago, or that lost its state, on either side."""
-    assert Standby(term=0).hello("alpha", 10_000_000, resume=False) == Offer(10_000_001, False, 0)
+    assert Standby(term=0).hello("alpha", 1_000_000, resume=False) == Offer(1_000_001, False, 0)
     assert Standby(term=10_000_000).hello("alpha", 0, resume=False) == Offer(10_000_001, False, 0)
     assert not too_far(0, 10_000_001)
 
