@@ -27,7 +27,9 @@ from remusdb_agents.images import ReplicaImages
 from remusdb_agents.inbox import WholeEpoch
 from remusdb_agents.standby_vm import StandbyVm
 
+MOST_BYTES = 2 << 30  # limits.epoch_max_bytes, where it is not given
 BACKLOG_EPOCHS = 4  # so many epochs may wait to be applied before acknowledgements wait too
+LOOK_S = 0.5
 FREEZE_S = 30.0  # how long a freeze waits for the epoch that is being applied
 
 
@@ -74,7 +76,10 @@ class Applier:
         images: ReplicaImages,
         moved: Callable[[WholeEpoch], None],
         broken: Callable[[Exception], None],
+        most_bytes: int = MOST_BYTES,
     ) -> None:
+        """`moved` and `broken` are told each epoch that was applied, and the failure; `most_bytes`: what may wait."""
+        self._most_bytes = most_bytes
         self._standby = standby
         self._images = images
         self._moved = moved
@@ -102,7 +107,7 @@ class Applier:
         """
         if self._frozen is not None:
             return self._bytes > self._backlog_max_bytes
-        many = len(self._epochs) > BACKLOG_EPOCHS
+        many = len(self._epochs) > BACKLOG_EPOCHS or self._bytes > self._most_bytes
         return many and (not self._catching_up or self._bytes > self._backlog_max_bytes)
 
     @property
@@ -114,8 +119,22 @@ class Applier:
         """A committed epoch, to be applied after those before it."""
         with self._changed:
             self._epochs.append(epoch)
-            self._bytes += _size(epoch)
+            self._bytes += epoch.cost_bytes
             self._changed.notify_all()
+
+    def await_room(self, wanted: Callable[[], bool]) -> None:
+        """Before more is read of the primary: until what waits is within bounds, or nobody wants to read any more.
+
+        A primary that waits for its acknowledgements never gets here; who does not is slowed by TCP, and takes no
+        memory. `wanted` is asked again and again.
+        """
+        with self._changed:
+            while self._full and not self._closed and wanted():
+                self._changed.wait(LOOK_S)
+
+    @property
+    def _full(self) -> bool:
+        return self._bytes > self._most_bytes + (self._backlog_max_bytes if self._frozen or self._catching_up else 0)
 
     def apply(self, frame: Frame) -> None:
         """Apply one bulk frame now (the initial copy is applied as it comes, by the receiving thread)."""
@@ -190,7 +209,7 @@ class Applier:
                 self._moved(epoch)
                 with self._changed:
                     self._epochs.popleft()
-                    self._bytes -= _size(epoch)
+                    self._bytes -= epoch.cost_bytes
                     self._applying, self.epoch = False, epoch.epoch
                     self._catching_up = self._catching_up and len(self._epochs) > BACKLOG_EPOCHS
                     self._changed.notify_all()
@@ -211,7 +230,3 @@ class Applier:
 
 def _nothing() -> None:
     return
-
-
-def _size(epoch: WholeEpoch) -> int:
-    return sum(len(frame.payload) for frame in epoch.frames)

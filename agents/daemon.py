@@ -26,7 +26,7 @@ from remusdb.transport.tls import server_context
 from remusdb_agents.admission import MIB, Admission
 from remusdb_agents.context import Context
 from remusdb_agents.facts import Asked, gather, question
-from remusdb_agents.inbox import EpochTooLarge
+from remusdb_agents.inbox import EpochTooLarge, Unbridled
 from remusdb_agents.primaries import not_for_vm, not_listed
 from remusdb_agents.rehearsal_copy import sweep
 from remusdb_agents.replica import Replica
@@ -141,7 +141,7 @@ class AgentDaemon:
                     return
         except Exception as exc:  # task boundary: whatever ended the session, the replica must know
             log.warning("%s: session ended: %s", replica.vm, exc, exc_info=not isinstance(exc, RemusError))
-            replica.lost(stream, str(exc), hopeless=isinstance(exc, EpochTooLarge | TornCopy))
+            replica.lost(stream, str(exc), hopeless=isinstance(exc, EpochTooLarge | Unbridled | TornCopy))
             stream.close(drain_s=DRAIN_S)
 
     def _replica(self, vm: str) -> Replica:

@@ -2,7 +2,7 @@
 """The open epoch on the agent: frames gathered until COMMIT says that all of them are here.
 
 Invariant: an epoch leaves the inbox whole, with the number of frames and bytes that its COMMIT announced, or not
-at all. Memory is bounded by `max_bytes` an epoch.
+at all. Memory is bounded by `max_bytes` an epoch, in which each frame counts for what it takes, whatever it holds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,13 @@ class EpochTooLarge(BadFrame):
     """An epoch above the bound: sent again it would be as large, so its session must end."""
 
 
+class Unbridled(BadFrame):
+    """The primary does not wait for acknowledgements: taken up again it would not either, so its session must end."""
+
+
+# What an empty frame takes here, 780 bytes as measured (docs/facts.md), and an epoch without any; rounded up.
+FRAME_COST_BYTES = 1024
+
 BULK = (FrameType.PAGES, FrameType.WRITES, FrameType.DEVICES)
 
 
@@ -31,6 +38,11 @@ class WholeEpoch:
     addresses: list[str]
     stopped_at_ns: int | None = None  # of its cut, by this host's clock (catch_up.now_ns)
     stays: bool = False
+
+    @property
+    def cost_bytes(self) -> int:
+        """The memory that it takes."""
+        return FRAME_COST_BYTES * (1 + len(self.frames)) + sum(len(frame.payload) for frame in self.frames)
 
 
 @dataclass
@@ -50,7 +62,7 @@ class Inbox:
         if self._frames and (frame.epoch, frame.term) != (self._frames[0].epoch, self._frames[0].term):
             raise BadFrame(f"a frame of epoch {frame.epoch} inside epoch {self._frames[0].epoch}")
         self._bytes += len(frame.payload)
-        if self._bytes > self.max_bytes:
+        if self._bytes + FRAME_COST_BYTES * len(self._frames) > self.max_bytes:
             raise EpochTooLarge(f"epoch {frame.epoch} is larger than {self.max_bytes} bytes (limits.epoch_max_bytes)")
         self._frames.append(frame)
 

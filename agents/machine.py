@@ -104,7 +104,8 @@ class Machine:
         self._standby.match(hello.blocks)
         if nvram is not None:
             self._standby.follow(FLASH, nvram.write)
-        self.applier = Applier(self._standby, self._images, moved, broken)
+        most = context.config.limits.epoch_max_bytes
+        self.applier = Applier(self._standby, self._images, moved, broken, most)
         paths = dict(zip(names, self._images.paths, strict=True))
         self.rehearsals = Rehearsals(context, hello, self._standby, self.applier, paths)
         self.prover = Prover(context, hello, self._standby, self.applier, paths, self.rehearsals)

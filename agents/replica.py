@@ -24,10 +24,11 @@ from remusdb import __version__
 from remusdb.core.messages import Hello, Notice, Refuse, Standing, Taken, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.errors import NoThread, NotProtected, PeerUnreachable, RefusedForSafety, RemusError
 from remusdb.history import Author, Event, EventName
 from remusdb.names import require_name
 from remusdb.state import OWNING, Role
+from remusdb.threads import spawn
 from remusdb.transport.stream import FrameStream
 from remusdb.troubles import Trouble, Troubles
 from remusdb_agents.catch_up import now_ns
@@ -36,6 +37,7 @@ from remusdb_agents.greeting import refusal
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
 from remusdb_agents.kept import Kept
 from remusdb_agents.machine import Machine, remove_leftover
+from remusdb_agents.owed import Owed
 from remusdb_agents.proving import Proving
 from remusdb_agents.rehearsal import Progress, Wanted
 from remusdb_agents.seeding import Seeding
@@ -69,7 +71,9 @@ class Replica:
         self._last_heard = time.monotonic()
         self.torn = ""  # why the replica cannot be resumed, found while the arbiter was asked
         self.troubles = Troubles(self._tell_trouble)
-        self._owed: int | None = None  # the newest epoch whose ACK waits for the applier
+        self._owed = Owed()
+        self._reading_again_at = 0.0  # time.monotonic(); until then nothing was read of the primary: it was not silent
+        self._reading = True
         self.addresses: list[str] = []
         self.stays = False  # the VM stood still at the last epoch, and is to stand still after a takeover
         if self.state.role == "standby":  # of an agent that is gone, and its replica with it
@@ -139,6 +143,7 @@ class Replica:
                 if self.core.state is StandbyState.PROMOTED:  # silence, or an operator, came first
                     return Refuse(reason="this host took the VM over just now", term=self.core.term, fenced=True)
                 self.stream, self._last_heard = stream, time.monotonic()
+                self._owed.told(self.core.committed)
                 taken = self._seeding.pause()
                 bases = None if answer.resumed or self.machine is None else self.machine.bases
                 return Welcome(
@@ -192,7 +197,10 @@ class Replica:
             return False
         elif frame.type is FrameType.TAKEOVER:
             reason = unpack(Notice, frame.payload).reason
-            threading.Thread(target=self.takeover.switch, args=(stream, reason), name="switchover", daemon=True).start()
+            try:
+                spawn(self.takeover.switch, stream, reason, name=f"switchover-{self.vm}")
+            except NoThread as exc:
+                stream.send(FrameType.DECLINE, frame.term, 0, pack(Notice(str(exc))))
         return True
 
     def lost(self, stream: FrameStream, reason: str, hopeless: bool = False) -> None:
@@ -226,7 +234,7 @@ class Replica:
             self._seeding.begin()
             self.core.begin(hello.primary, term)
             self.session_term = term
-            self._owed = None
+            self._owed.told(0)
         self.tell("protect", "empty", f"host {hello.primary} protects it to here")
         formats = self.state.kept_formats
         kept = {target: Kept(Path(path), formats.get(target, "")) for target, path in self.state.kept.items()}
@@ -238,6 +246,7 @@ class Replica:
         with self.lock:
             new = whole.epoch > self.core.committed
             machine = self.machine
+            self._owed.came(whole.epoch)
             if not self.core.commit(whole.term, whole.epoch) or machine is None:
                 return
             self.addresses, self.stays = whole.addresses, whole.stays
@@ -248,11 +257,20 @@ class Replica:
                 machine.applier.put(whole)
             if new and whole.epoch == 1:
                 self.proving.begin(machine)
-            if machine.applier.crowded:
-                self._owed = whole.epoch
-                return
-            self._owed = None
-        stream.send(FrameType.ACK, whole.term, whole.epoch)
+            crowded = machine.applier.crowded
+            self._owed.wait(whole.epoch) if crowded else self._owed.told(whole.epoch)
+        if crowded:
+            self._await_room(stream, machine)
+        else:
+            stream.send(FrameType.ACK, whole.term, whole.epoch)
+
+    def _await_room(self, stream: FrameStream, machine: Machine) -> None:
+        """Read no more of a primary that sends more than the applier takes; it is not silent meanwhile."""
+        self._reading = False
+        try:
+            machine.applier.await_room(lambda: stream is self.stream)
+        finally:
+            self._reading_again_at, self._reading = time.monotonic(), True
 
     def _moved(self, whole: WholeEpoch) -> None:
         """The applier reached `whole`; an acknowledgement that waited for room goes out."""
@@ -260,12 +278,12 @@ class Replica:
             if whole.term != self.session_term:
                 return  # an applier that outlived its session
             self.core.moved(whole.epoch)
-            machine, stream, owed = self.machine, self.stream, self._owed
+            machine, stream, owed = self.machine, self.stream, self._owed.waiting()
             if owed is None or stream is None or machine is None or machine.applier.crowded:
                 return
             if not self.core.accepts(whole.term):
                 return
-            self._owed = None
+            self._owed.told(owed)
         with contextlib.suppress(PeerUnreachable):
             stream.send(FrameType.ACK, whole.term, owed)
 
@@ -286,8 +304,10 @@ class Replica:
 
     def heard(self) -> float:
         """time.monotonic() of the primary's last sign of life."""
+        if not self._reading:
+            return time.monotonic()
         stream = self.stream
-        return stream.last_heard if stream is not None else self._last_heard
+        return max(stream.last_heard if stream is not None else self._last_heard, self._reading_again_at)
 
     def end_silent_copy(self) -> None:
         """The primary was not heard for the patience that an initial copy has: it goes."""

@@ -35,8 +35,10 @@ class LineChannel:
         return self._sock.fileno()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one object; OSError if the other end is gone."""
+        """Send one object; OSError if the other end is gone, BadFrame for one that no other end would take."""
         line = msgspec.json.encode(message) + b"\n"
+        if len(line) > MAX_LINE_BYTES:
+            raise BadFrame(f"a control line of {len(line)} bytes is too long: {MAX_LINE_BYTES} are taken")
         with self._send_lock:
             self._sock.sendall(line)
 

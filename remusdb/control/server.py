@@ -121,7 +121,7 @@ class ControlServer:
             sock.settimeout(REQUEST_TIMEOUT_S)
             request = self._request(channel)
             if request is not None:
-                channel.send(self._answer(request, _progress_to(channel)))
+                _send(channel, self._answer(request, _progress_to(channel)))
         except OSError as exc:
             log.info("control socket: the client went away: %s", exc, extra=NOISY)
         finally:
@@ -157,6 +157,14 @@ class ControlServer:
         return self._handlers[op], args
 
 
+def _send(channel: LineChannel, answer: dict[str, Any]) -> None:
+    try:
+        channel.send(answer)
+    except BadFrame as exc:
+        log.error("control socket: %s", exc)
+        channel.send({"error": RemusError(str(exc), hint="ask for one VM only: remusdb status VM").to_dict()})
+
+
 def _turn_away(sock: socket.socket, why: RemusError) -> None:
     """Say why, and wait for nobody: a few bytes always have room in a new connection."""
     log.warning("control socket: a request is not taken: %s", why, extra=NOISY)
@@ -179,7 +187,7 @@ def _progress_to(channel: LineChannel) -> ProgressFn:
         if not gone:
             try:
                 channel.send({"progress": progress})
-            except OSError:
+            except (OSError, BadFrame):
                 gone = True
 
     return send

@@ -16,6 +16,7 @@ from remusdb.core.messages import Proof
 from remusdb.core.pipeline import Pipeline
 from remusdb.host.order import Order
 from remusdb.host.parts import Parts
+from remusdb.host.status import short
 from remusdb.net.gate import GateFigures
 from remusdb.troubles import Troubles
 
@@ -120,7 +121,7 @@ def vm_status(
     order: Order, pipeline: Pipeline, parts: Parts | None, figures: Figures, held: GateFigures
 ) -> dict[str, Any]:
     """VmStatus, see docs/architecture.md."""
-    return {
+    status = {
         "vm": order.vm,
         "role": "primary",
         **figures.to_dict(),
@@ -141,6 +142,7 @@ def vm_status(
         **(parts.clock.figures() if parts else {}),
         "page_kib": parts.domain.page_kib if parts else None,
     }
+    return short(status)
 
 
 def _percentile(values: deque[float] | deque[int], percent: float) -> float | None:

@@ -7,6 +7,10 @@ from typing import Any
 
 import msgspec
 
+from remusdb.printable import printable
+
+TEXT_MAX_BYTES = 2048  # a reason made of a few others; a control line has room for 600 VMs with three such texts
+
 
 class VmStatus(msgspec.Struct, kw_only=True):
     """See docs/architecture.md, control sockets. Figures are None until there are any."""
@@ -55,5 +59,10 @@ class VmStatus(msgspec.Struct, kw_only=True):
                 setattr(self, key, told[key])
 
     def to_dict(self) -> dict[str, Any]:
-        """As the control socket carries it."""
-        return {key: getattr(self, key) for key in self.__struct_fields__}
+        """As the control socket carries it: hundreds of VMs fit into one answer, whatever was said of each."""
+        return short({key: getattr(self, key) for key in self.__struct_fields__})
+
+
+def short(status: dict[str, Any]) -> dict[str, Any]:
+    """A status with its texts cut to `TEXT_MAX_BYTES`."""
+    return {key: printable(of, TEXT_MAX_BYTES) if isinstance(of, str) else of for key, of in status.items()}

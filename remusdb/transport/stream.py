@@ -30,6 +30,7 @@ class FrameStream:
         self._header_bytes = memoryview(bytearray(HEADER_BYTES))
         self._header: Header | None = None  # of the frame whose payload is arriving
         self._payload = self._header_bytes[:0]
+        self.spoken = False  # a whole frame came
         self._filled = 0  # bytes of the header, or of the payload, that are here
         self.allowed: Collection[FrameType] = frozenset(FrameType)  # what may come now: whoever receives narrows it
         self.peer_name = link.peer_certificate_name()
@@ -82,6 +83,7 @@ class FrameStream:
             return None
         header, payload, self._header = self._header, self._payload, None
         check_payload(header, payload)
+        self.spoken = True
         return Frame(header.type, header.term, header.epoch, payload)
 
     def _fill(self, target: memoryview, deadline: float | None) -> bool:

@@ -14,9 +14,12 @@ from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RefusedForSafety
 from remusdb_agents.applier import BACKLOG_EPOCHS, Applier, Frozen
 from remusdb_agents.images import ReplicaImages
-from remusdb_agents.inbox import WholeEpoch
+from remusdb_agents.inbox import FRAME_COST_BYTES, WholeEpoch
 
-LIMIT = 1000
+LIMIT = 10 * (2 * FRAME_COST_BYTES + 100)  # ten epochs of a frame of 100 bytes
+
+
+MOST = 1 << 20
 
 
 class SlowImages:
@@ -38,7 +41,7 @@ class Bench:
         self.images = SlowImages()
         self.moved: list[int] = []
         self.crowded_when_moved: list[bool] = []
-        self.applier = Applier(cast(Any, None), cast(ReplicaImages, self.images), self._moved, self._broken)
+        self.applier = Applier(cast(Any, None), cast(ReplicaImages, self.images), self._moved, self._broken, MOST)
 
     def _moved(self, epoch: WholeEpoch) -> None:
         self.moved.append(epoch.epoch)
@@ -214,3 +217,38 @@ def test_one_freeze_at_a_time(bench: Bench) -> None:
         assert bench.applier.crowded is False
     with bench.applier.freeze(LIMIT):
         pass
+
+
+def test_of_a_primary_that_does_not_wait_no_more_is_read(bench: Bench) -> None:
+    """What waits is bounded by bytes; the reader goes on as epochs are applied, or when its connection was replaced."""
+    bench.put(1, 2, 3, size=MOST // 2)
+    wait(lambda: bench.images.begun == 1)
+    assert bench.applier.crowded
+    reads, wanted = threading.Event(), True
+
+    def read() -> None:
+        bench.applier.await_room(lambda: wanted)
+        reads.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    assert not reads.wait(0.3)
+    bench.allow(2, 2)
+    assert reads.wait(20) and not bench.applier.crowded
+    bench.put(4, size=MOST)
+    reads.clear()
+    threading.Thread(target=read, daemon=True).start()
+    assert not reads.wait(0.3)
+    wanted = False
+    assert reads.wait(20)
+
+
+def test_epochs_without_a_byte_take_room_too(bench: Bench) -> None:
+    for epoch in range(1, MOST // FRAME_COST_BYTES + 2):
+        bench.applier.put(WholeEpoch(1, epoch, [], []))
+    with bench.applier.freeze(1):  # nothing is applied meanwhile
+        for epoch in range(MOST // FRAME_COST_BYTES + 2, 2 * MOST // FRAME_COST_BYTES + 4):
+            bench.applier.put(WholeEpoch(1, epoch, [], []))
+        over = threading.Event()
+        threading.Thread(target=lambda: (bench.applier.await_room(lambda: True), over.set()), daemon=True).start()
+        assert not over.wait(0.3)
+    assert over.wait(20)

@@ -16,7 +16,9 @@ import pytest
 
 from remusdb.control import ControlServer, LineChannel, ProgressFn, call
 from remusdb.control import server as server_module
+from remusdb.control.lines import MAX_LINE_BYTES
 from remusdb.errors import BadFrame, CannotProtect, PeerUnreachable, RemusError, UsageError
+from remusdb.host.status import VmStatus
 
 
 def echo(args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
@@ -207,6 +209,21 @@ def test_a_daemon_that_hangs(tmp_path: Path) -> None:
     serve_once(tmp_path / "host.sock", b"", hold_s=1)
     with pytest.raises(PeerUnreachable, match="did not answer `status` within 0.1 s"):
         call(tmp_path / "host.sock", "status", {}, timeout_s=0.1)
+
+
+def test_an_answer_that_is_too_long_is_an_error_that_says_so(path: Path) -> None:
+    server = ControlServer(path, {"status": lambda _args, _progress: {"vms": ["x" * (5 << 20)]}})
+    server.start()
+    with pytest.raises(RemusError, match="too long") as caught:
+        call(path, "status", {}, timeout_s=20)
+    assert "one VM" in caught.value.hint
+    server.close()
+
+
+def test_the_status_of_hundreds_of_vms_fits_into_an_answer() -> None:
+    endless = VmStatus(vm="v" * 200, reason="r" * (15 << 20), unproven="ü" * (1 << 20), clock_slow="\x1b" * 9999)
+    line = json.dumps({"result": {"vms": [endless.to_dict()] * 400}}, ensure_ascii=False)
+    assert len(line.encode()) < MAX_LINE_BYTES
 
 
 def test_several_lines_in_one_read() -> None:

@@ -117,6 +117,22 @@ def test_a_file_that_grew_too_large_keeps_its_newest_half(tmp_path: Path, monkey
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_an_endless_line_that_was_torn_takes_no_other_event_with_it(tmp_path: Path) -> None:
+    for term in range(200):
+        append(tmp_path / "history", event(term))
+    with open(tmp_path / "history" / "db1.jsonl", "ab") as file:
+        file.write(b'{"vm": "' + b"x" * (15 << 20))
+    append(tmp_path / "history", event(200))
+    assert terms(tmp_path) == [*range(201)]
+    assert (tmp_path / "history" / "db1.jsonl").stat().st_size < module.FILE_MAX_BYTES
+
+
+def test_a_reason_without_end_is_one_event_of_many(tmp_path: Path) -> None:
+    record(tmp_path, *(event(term) for term in range(9)), event(9, reason="r" * (15 << 20)))
+    assert terms(tmp_path) == [*range(10)]
+    assert (tmp_path / "history" / "db1.jsonl").stat().st_size < 20_000
+
+
 def test_another_writer_that_hangs_silences_nobody_and_keeps_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
