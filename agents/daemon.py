@@ -19,6 +19,7 @@ from remusdb.errors import BadFrame, NotProtected, RemusError, UsageError
 from remusdb.history import History
 from remusdb.hooks import Hooks
 from remusdb.names import require_name
+from remusdb.quietly import NOISY
 from remusdb.state import StateStore
 from remusdb.transport.listener import Listener
 from remusdb.transport.stream import FrameStream
@@ -26,6 +27,7 @@ from remusdb.transport.tls import server_context
 from remusdb_agents.admission import MIB, Admission
 from remusdb_agents.context import Context
 from remusdb_agents.facts import Asked, gather, question
+from remusdb_agents.guests import Guests
 from remusdb_agents.inbox import EpochTooLarge, Unbridled
 from remusdb_agents.primaries import not_for_vm, not_listed
 from remusdb_agents.rehearsal_copy import sweep
@@ -70,7 +72,8 @@ class AgentDaemon:
             control.start()
             stack.callback(control.close)
             listener = Listener(agent.listen, agent.port, context)
-            listener.start(self._serve)
+            guests = Guests(self._serve, lambda: list(self._replicas.values()))
+            listener.start(guests.serve)
             stack.callback(listener.close)
             log.info("agent %s listens on %s:%d", agent.name, agent.listen, agent.port)
             if not self._config.primaries:
@@ -105,7 +108,7 @@ class AgentDaemon:
         self._follow(replica, stream, answer, hello.told)
 
     def _refuse(self, stream: FrameStream, vm: str, answer: Refuse) -> None:
-        log.warning("%s: host %s is refused: %s", vm, stream.peer_name, answer.reason)
+        log.warning("%s: host %s is refused: %s", vm, stream.peer_name, answer.reason, extra=NOISY)
         stream.send(FrameType.REFUSE, answer.term, 0, pack(answer))
         stream.close(drain_s=DRAIN_S)
 
@@ -140,7 +143,8 @@ class AgentDaemon:
                     stream.close(drain_s=DRAIN_S)
                     return
         except Exception as exc:  # task boundary: whatever ended the session, the replica must know
-            log.warning("%s: session ended: %s", replica.vm, exc, exc_info=not isinstance(exc, RemusError))
+            trace = not isinstance(exc, RemusError)
+            log.warning("%s: session ended: %s", replica.vm, exc, exc_info=trace, extra=NOISY)
             replica.lost(stream, str(exc), hopeless=isinstance(exc, EpochTooLarge | Unbridled | TornCopy))
             stream.close(drain_s=DRAIN_S)
 

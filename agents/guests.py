@@ -16,7 +16,8 @@ import ctypes
 import logging
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from remusdb.core.messages import Refuse, pack
 from remusdb.core.wire import FrameType
@@ -24,11 +25,15 @@ from remusdb.errors import BadFrame
 from remusdb.quietly import NOISY
 from remusdb.transport.stream import FrameStream
 
+if TYPE_CHECKING:
+    from remusdb_agents.replica import Replica
+
 log = logging.getLogger(__name__)
 
 SPARE = 16  # a `check`, the questions of a tender, and some VMs whose sessions begin
 MOST = 512  # of all peers together, which are as many as there are certificates
 REFUSED_S = 0.5  # so long a peer that is refused for this may take to read why
+LASTED_S = 1.0  # a question takes little memory, and less time
 TRIM_S = 1.0  # at most so often memory is given back: it takes some ms
 
 Session = Callable[[FrameStream], None]
@@ -37,31 +42,30 @@ Session = Callable[[FrameStream], None]
 class Guests:
     """The connections of all peers, in the order in which they came."""
 
-    def __init__(
-        self, session: Session, following: Callable[[], Container[FrameStream]], vms: Callable[[str], int]
-    ) -> None:
-        """`session` serves a connection to its end; `following`: those whose session is agreed on; `vms`: how many
-        VMs of a peer are kept here."""
+    def __init__(self, session: Session, replicas: Callable[[], Iterable[Replica]]) -> None:
+        """`session` serves a connection to its end; `replicas`: of the VMs that are kept here now."""
         self._session = session
-        self._following = following
-        self._vms = vms
+        self._replicas = replicas
         self._lock = threading.Lock()
         self._open: dict[FrameStream, None] = {}
         self._trim = _trimmer()
 
     def serve(self, stream: FrameStream) -> None:
         """Serve a connection in this thread, if there is room. BadFrame where there is none."""
+        begun = time.monotonic()
         try:
             self._enter(stream)
             self._session(stream)
         finally:
             with self._lock:
                 self._open.pop(stream, None)
-            self._trim()
+            if time.monotonic() - begun > LASTED_S:
+                self._trim()
 
     def _enter(self, stream: FrameStream) -> None:
-        name = stream.peer_name
-        bound, following = SPARE + self._vms(name), self._following()
+        name, replicas = stream.peer_name, list(self._replicas())
+        following = {replica.stream for replica in replicas}
+        bound = SPARE + sum(replica.state.peer == name for replica in replicas)
         with self._lock:
             self._open[stream] = None
             waiting = [one for one in self._open if one not in following]

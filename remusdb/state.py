@@ -24,6 +24,7 @@ import msgspec
 from remusdb import durable
 from remusdb.errors import Fenced, RemusError
 from remusdb.names import file_stem, name_of
+from remusdb.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class StateStore:
             with self._locked(vm):
                 old = self.load(vm)
                 new = msgspec.structs.replace(old, **changes)
+                new = msgspec.structs.replace(new, reason=printable(new.reason))
                 if new.term < old.term:
                     raise Fenced(f"VM {vm}: term {new.term} is older than {old.term}, which this host knows")
                 self._write(new)

