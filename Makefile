@@ -13,7 +13,10 @@ ROUNDS ?= 10
 BY ?= kill
 CELLS ?= all
 
-.PHONY: help setup demo soak matrix test check lint bench clean
+FUZZ_S ?= 3600
+FUZZ_RUNS ?=
+
+.PHONY: help setup demo soak matrix test check lint bench fuzz clean
 
 help:
 	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link]'
@@ -25,6 +28,8 @@ help:
 	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root)'
 	@echo 'make check   ruff, mypy, and the tests that need nothing'
 	@echo 'make bench   what is timed, apart from the tests: figures of a shared machine prove nothing'
+	@echo 'make fuzz [FUZZ_S=seconds|FUZZ_RUNS=n]'
+	@echo '             feed every parser with mutations: so long in all, or n inputs each; test does it for 60 s'
 	@echo 'make setup   system packages and .venv (root); the others do it first'
 	@echo 'make clean   remove what was built, and labs that were left behind'
 
@@ -41,6 +46,7 @@ matrix: setup
 	@$(PYTHON) -m tools.matrix --cells '$(CELLS)' $(if $(KEEP),--keep)
 
 test: check
+	$(PYTHON) -m tests.fuzz --seconds 60
 	$(PYTEST) $(BY_FILE) tests/host $(ALONE_HOST:%=--ignore=%)
 	$(PYTEST) $(ALONE_HOST)
 	$(PYTEST) $(BY_FILE) -o timeout=60 tests/hostile
@@ -54,6 +60,9 @@ lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	MYPYPATH=build/typing $(PYTHON) -m mypy -p remusdb -p remusdb_agents -p tools
+
+fuzz: setup
+	$(PYTHON) -m tests.fuzz $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS),--seconds $(FUZZ_S))
 
 bench: setup
 	$(PYTEST) tests/bench -o log_cli=true -o log_cli_level=INFO

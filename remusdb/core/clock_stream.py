@@ -129,7 +129,8 @@ def _tscs(stream: bytes) -> list[int]:
         raise VmError("the device state holds no vCPU, or one twice")
     for head in heads:
         # Its subsections vary with what the guest uses, so the footer is looked for behind the fields.
-        if stream.find(FOOTER + head[1] + FULL_SECTION, head.end() + CPU_TSC, head.end() + CPU_MAX_BYTES) < 0:
+        fields_end = head.end() + CPU_TSC + I64.size
+        if stream.find(FOOTER + head[1] + FULL_SECTION, fields_end, head.end() + CPU_MAX_BYTES) < 0:
             raise VmError("a vCPU's section in the device state has no end")
     return [head.end() + CPU_TSC for head in heads]
 

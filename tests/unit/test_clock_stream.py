@@ -163,3 +163,13 @@ def test_else_the_state_is_loaded_unchanged_and_the_reason_told(
     with caplog.at_level(logging.INFO):
         assert found.apply(state("tcg", 2)).devices == state("tcg", 2)
     assert why in caplog.text
+
+
+def test_a_vcpu_whose_section_ends_inside_its_tsc_is_not_understood() -> None:
+    """The stream would have grown by what is missing of the field."""
+    timer = b"\x04\0\0\0\1\x05timer\0\0\0\0\0\0\0\x02" + bytes(24) + b"\x7e\0\0\0\1"
+    clock = b"\x04\0\0\0\3\x08kvmclock\0\0\0\0\0\0\0\1" + bytes(8) + b"\x7e\0\0\0\3"
+    for short in range(1157, 1165):
+        cpu = b"\x04\0\0\0\2\x03cpu\0\0\0\0\0\0\0\x0c" + bytes(short) + b"\x7e\0\0\0\2\x04"
+        with pytest.raises(VmError, match="vCPU"):
+            clock_stream.forward(timer + clock + cpu, 10**9, 2.5)
