@@ -20,10 +20,17 @@ XML_MAX_BYTES: Final = 512 << 10  # a live one with 64 disks and 32 interfaces h
 CPU_MAX_BYTES: Final = 64 << 10
 MANY: Final = 1024  # of anything that an answer lists
 
-Link = Annotated[str, Meta(max_length=255)]  # IFNAMSIZ is 16; of one that is not there, what a configuration says
+# These become parts of commands that `check` advises, so a shell must find nothing in them to obey.
+Link = Annotated[
+    str, Meta(pattern=r"^[\w.:@+=,%-]{0,255}\Z")
+]  # a bridge that is not there has its name from a configuration
+Chain = Annotated[str, Meta(pattern=r"^[\w .:@+=,%/-]{0,255}\Z")]  # family, table, chain
+Chains = Annotated[list[Chain], Meta(max_length=MANY)]
+IdSet = Annotated[str, Meta(pattern=r"^[0-9,-]{0,4096}\Z")]  # as the kernel lists CPUs: 0-3,8
+Option = Annotated[str, Meta(pattern=r"^--[a-z-]{1,40}\Z")]
+
 Path = Annotated[str, Meta(max_length=PATH_MAX_BYTES)]
 Texts = Annotated[list[str], Meta(max_length=MANY)]
-Option = Annotated[str, Meta(pattern=r"^--[a-z-]{1,40}\Z")]
 VlanId = Annotated[int, Meta(ge=0, le=4095)]
 Mtu = Annotated[int, Meta(ge=0, le=1 << 32)]
 
@@ -44,9 +51,6 @@ class Uplink(msgspec.Struct, frozen=True):
     outer: VlanId = 0
     vlans: Annotated[dict[VlanId, bool], Meta(max_length=4096)] = {}
 
-    def __post_init__(self) -> None:
-        for_people(self, "name")
-
 
 class Bridge(msgspec.Struct, frozen=True):
     """A bridge as its host has it. `filters`: it looks at VLANs; `pvid`: the VLAN that a new port gets, 0 if none."""
@@ -58,9 +62,6 @@ class Bridge(msgspec.Struct, frozen=True):
     filters: bool = False
     pvid: VlanId = 0
     uplinks: Annotated[list[Uplink], Meta(max_length=MANY)] = []
-
-    def __post_init__(self) -> None:
-        for_people(self, "name")
 
 
 class HugePages(msgspec.Struct, frozen=True):
@@ -75,11 +76,8 @@ class Forwarding(msgspec.Struct, frozen=True):
     `drops` all of it, `may_drop` what no rule of theirs lets pass."""
 
     called: bool
-    drops: Texts = []
-    may_drop: Texts = []
-
-    def __post_init__(self) -> None:
-        for_people(self, "drops", "may_drop")
+    drops: Chains = []
+    may_drop: Chains = []
 
 
 class Confinement(msgspec.Struct, frozen=True):
@@ -127,8 +125,8 @@ class Answer(msgspec.Struct, frozen=True):
     silence_ms: Number = 0
     arbiter: Arbitration | None = None
     domain_types: Texts | None = None  # kvm, qemu
-    cpus: str | None = None  # online, as the kernel lists them: 0-3,8
-    nodes: str | None = None  # NUMA nodes with memory
+    cpus: IdSet | None = None  # online, as the kernel lists them: 0-3,8
+    nodes: IdSet | None = None  # NUMA nodes with memory
     huge_pages: Annotated[dict[Number, HugePages], Meta(max_length=MANY)] | None = None  # by size in KiB
     huge_page_kib: Number = 0  # the default size
     tun_offloads: Number | None = None  # TUN_F_* that a tap takes
@@ -160,5 +158,5 @@ class Answer(msgspec.Struct, frozen=True):
     errors: Annotated[dict[Label, str], Meta(max_length=MANY)] = {}  # field -> why it could not be found out
 
     def __post_init__(self) -> None:
-        words = ("agent", "sees", "domain_types", "cpus", "nodes", "busy_with", "memory_problem", "paths")
+        words = ("agent", "sees", "domain_types", "busy_with", "memory_problem", "paths")
         for_people(self, *words, "taken_links", "listens", "cpu", "host_cpu", "errors")

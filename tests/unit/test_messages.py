@@ -222,13 +222,27 @@ def test_what_is_no_such_field_is_refused(kind: Any, field: str, value: Any) -> 
     assert len(str(caught.value)) < 2000
 
 
-def test_an_advised_command_is_of_the_agents_words_only_where_they_are_options() -> None:
-    facts = SAMPLES[-1]
-    for bad in ("; rm -rf /", "--nvram; reboot", "$(reboot)", "--" + "x" * 41, ""):
+ADVISED = {
+    ("namesakes", 0, "leftovers", 0): ["--nvram; reboot", "--" + "x" * 41, ""],
+    ("namesakes", 0, "name"): ["a/b", "\n"],
+    ("cpus",): ["0 --help", "all"],
+    ("nodes",): ["0 1", "-" * 4097],
+    ("bridges", "br0", "name"): ["br0 down"],
+    ("bridges", "br0", "uplinks", 0, "name"): ["eth0 eth1", "a/b"],
+    ("forwarding", "drops", 0): ["bridge f fw; reboot"],
+    ("errors",): [{"\x1b]0;x": "y"}],
+}
+
+
+@pytest.mark.parametrize("place", ADVISED, ids=str)
+def test_what_becomes_part_of_an_advised_command_holds_nothing_that_a_shell_obeys(place: tuple[Any, ...]) -> None:
+    facts = msgspec.structs.replace(SAMPLES[-1], answer=msgspec.structs.replace(ANSWER, nodes="0"))
+    evil: list[Any] = [*ADVISED[place]]
+    if place[-1] not in ("name", "errors") or "namesakes" not in place:  # a VM's name is quoted
+        evil += ["; rm -rf /", "$(reboot)", "`reboot`", "a|b", "a&b", "a\nb", "a>b", "a'b", 'a"b', "a\\b", "*"]
+    for bad in evil:
         with pytest.raises(BadFrame):
-            unpack(AgentFacts, altered(facts, ("answer", "namesakes", 0, "leftovers"), [bad]))
-    with pytest.raises(BadFrame):
-        unpack(AgentFacts, altered(facts, ("answer", "errors"), {"\x1b]0;x": "y"}))
+            unpack(AgentFacts, altered(facts, ("answer", *place), bad))
 
 
 def test_what_a_primary_cannot_send_it_says_itself() -> None:
