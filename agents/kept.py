@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import stat
@@ -14,8 +13,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from remusdb.errors import DiskError
+from remusdb.jsontext import parse_json
 from remusdb_agents.sparse import next_data, next_hole, opened, read
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,18 @@ class Kept:
 
     path: Path
     format: str
+
+
+class _Specific(msgspec.Struct, frozen=True):
+    data: dict[str, Any] = {}
+
+
+class _Info(msgspec.Struct, frozen=True, rename="kebab"):
+    """What `qemu-img info` says of an image."""
+
+    virtual_size: int = -1
+    backing_filename: str | None = None
+    format_specific: _Specific = _Specific()
 
 
 def fits(kept: Kept, size: int) -> bool:
@@ -58,9 +73,9 @@ def _look(kept: Kept) -> tuple[int, bool]:
         raise ValueError("it is not a file")
     command = ["qemu-img", "info", "-U", "-f", kept.format, "--output=json", "--", str(kept.path)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=INFO_S, check=False)
-    info = json.loads(said.stdout or "{}")
-    refers = "backing-filename" in info or "data-file" in info.get("format-specific", {}).get("data", {})
-    return int(info.get("virtual-size", -1)), not refers
+    info = parse_json(said.stdout or "{}", _Info)
+    refers = info.backing_filename is not None or "data-file" in info.format_specific.data
+    return info.virtual_size, not refers
 
 
 def _raw_bytes(path: Path) -> int:

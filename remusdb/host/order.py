@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from remusdb.config import Arbiter, Protection, Tls
+from remusdb.errors import BadFrame
 from remusdb.names import socket_stem
 
 LONGEST_FILE = "/disk255.nbd"  # in a VM's own folder
@@ -49,8 +50,11 @@ class Order(msgspec.Struct, frozen=True):
 
 
 def read_order(arguments: dict[str, Any]) -> Order:
-    """The order in a `start` message."""
-    return msgspec.convert(arguments, Order, dec_hook=_path)
+    """The order in a `start` message. BadFrame for what is none."""
+    try:
+        return msgspec.convert(arguments, Order, dec_hook=_path)
+    except (ValueError, TypeError) as exc:
+        raise BadFrame(f"an order cannot be read: {exc}") from exc
 
 
 def _path(kind: type, value: Any) -> Any:

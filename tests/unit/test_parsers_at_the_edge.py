@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from remusdb.control.lines import LineChannel
 from remusdb.control.server import ControlServer
 from remusdb.errors import BadFrame, ConfigError, NoThread, UsageError
 from remusdb.history import Event, History, append, read
+from remusdb.host.order import read_order
 from remusdb.host.worker import Channel, Worker
 from remusdb.tomlstruct import read_toml
+from remusdb_agents.kept import Kept, fits
 
 # --- control lines ---
 
@@ -193,3 +196,21 @@ def test_a_line_without_end_costs_no_older_event(tmp_path: Path) -> None:
     append(folder, event(reason="after"))
     assert [one.reason for one in read(tmp_path, "vm")] == [*map(str, range(200)), "after"]
     assert (folder / "vm.jsonl").stat().st_size < 4 << 20
+
+
+@pytest.mark.parametrize("arguments", [{}, {"vm": 7}, {"vm": "db1", "protection": []}, {"vm": "x", "run_dir": 7}])
+def test_an_order_that_is_none_is_a_bad_frame(arguments: dict[str, Any]) -> None:
+    with pytest.raises(BadFrame):
+        read_order(arguments)
+
+
+@pytest.mark.parametrize(
+    "said", ["", "[]", "7", '{"format-specific": 7}', '{"virtual-size": "x"}', '{"x": ' + DEEP.decode() + "}"]
+)
+def test_a_kept_disk_of_which_qemu_img_says_nonsense_is_not_used(
+    tmp_path: Path, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vda.qcow2").write_bytes(b"x")
+    done = subprocess.CompletedProcess([], 0, stdout=said)
+    monkeypatch.setattr(subprocess, "run", lambda *_args, **_kwargs: done)
+    assert not fits(Kept(tmp_path / "vda.qcow2", "qcow2"), 1 << 20)
