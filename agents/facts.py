@@ -19,17 +19,20 @@ import libvirt
 
 from remusdb import __version__, safexml
 from remusdb.core.messages import AgentFacts, unpack
-from remusdb.core.probe import XML_MAX_BYTES, Answer, Arbitration, Probe
+from remusdb.core.probe import XML_MAX_BYTES, Answer, Arbitration, Probe, Refusal
 from remusdb.errors import BadFrame, CannotProtect, RemusError
 from remusdb.net import forwarding, offloads
 from remusdb.state import OWNING
-from remusdb.vm import apparmor, cpus, needs, resources
+from remusdb.vm import apparmor, cpus, resources
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import connect
 from remusdb.vm.looks import Looks, look_at
 from remusdb_agents import lookups
 from remusdb_agents.context import Context
 from remusdb_agents.namesakes import namesakes
+from remusdb_agents.standby_here import look
+from remusdb_agents.standby_judge import Here, judge
+from remusdb_agents.standby_limits import memory_bytes
 
 if TYPE_CHECKING:
     from remusdb_agents.replica import Replica
@@ -113,9 +116,10 @@ class Host:
         leaving = self._leaving(vm)
         standby = leaving or (replica is not None and replica.machine is not None)
         log.info("%s asks what this host has for VM %s", asker, vm)
-        looks = {**self._host(), **self._libvirt(probe, tree, leaving), **self._kernel(tree)}
+        here = look(tree, self._context.config)
+        looks = {**self._host(), **self._libvirt(probe, tree, leaving), **self._kernel(tree, here)}
         if not standby:
-            looks["memory_problem"] = lambda: self._memory(vm, needs.memory_bytes(tree))
+            looks["memory_problem"] = lambda: self._memory(vm, memory_bytes(tree))
         found, errors = look_at(looks, LOOKUPS_S)
         return Answer(
             agent=self._context.name,
@@ -124,6 +128,7 @@ class Host:
             standby=standby,
             busy_with=replica.state.peer if replica is not None and replica.stream is not None else "",
             errors=errors,
+            refusals=[Refusal(problem.what, problem.hint) for problem in judge(tree, here, None)],
             **found,
         )
 
@@ -161,10 +166,10 @@ class Host:
             "host_cpu": lambda: cpus.compare_host(self._connection, probe.host_cpu),
         }
 
-    def _kernel(self, tree: ET.Element) -> Looks:
+    def _kernel(self, tree: ET.Element, here: Here) -> Looks:
         config = self._context.config
         return {
-            "paths": lambda: lookups.paths(tree),
+            "paths": lambda: lookups.paths(tree, here),
             "bridges": lambda: lookups.bridges(tree, config.network.bridges),
             "taken_links": lambda: lookups.taken_links(tree),
             "listens": lambda: lookups.listens(tree),

@@ -14,14 +14,16 @@ from pathlib import Path
 from remusdb.core.probe import Bridge
 from remusdb.net.bridges import Bridges
 from remusdb.vm import needs
+from remusdb_agents.standby_judge import Here, allowed
 
 HOOKS = (Path("/etc/libvirt/hooks/qemu"), Path("/etc/libvirt/hooks/qemu.d"))
 OURS = "remusdb"
 
 
-def paths(tree: ET.Element) -> dict[str, str]:
-    """Path -> what is wrong with it. Those that `needs` derives from the XML, and no more than its limit."""
-    return {one.path: _wrong(one) for one in needs.paths(tree)[: needs.MAX_PATHS]}
+def paths(tree: ET.Element, here: Here) -> dict[str, str]:
+    """Path -> what is wrong with it. Those that `needs` derives from the XML, no more than its limit, and only where
+    VMs may name files: of others nothing is told."""
+    return {one.path: _wrong(one) for one in needs.paths(tree)[: needs.MAX_PATHS] if allowed(one.path, here)}
 
 
 def bridges(tree: ET.Element, names: Mapping[str, str]) -> dict[str, Bridge]:

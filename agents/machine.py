@@ -31,6 +31,8 @@ from remusdb_agents.nvram import FILE as NVRAM_FILE
 from remusdb_agents.nvram import FLASH, Nvram, flash_bytes
 from remusdb_agents.proof import Prover
 from remusdb_agents.rehearsal import Rehearsals
+from remusdb_agents.standby_here import require_free_taps
+from remusdb_agents.standby_limits import memory_bytes
 from remusdb_agents.standby_vm import StandbyVm, announce_self
 from remusdb_agents.standby_xml import standby_xml, survivor_xml
 
@@ -52,10 +54,12 @@ class Machine:
         broken: Callable[[Exception], None],
         kept: Mapping[str, Kept],
     ) -> None:
-        """Start it; on an error nothing is left behind. `kept`: disks of the VM that this host keeps, by target."""
+        """Start it; on an error nothing is left behind. `hello`: as `fitted` made it (standby_here.py). `kept`:
+        disks of the VM that this host keeps, by target."""
         self._undo = contextlib.ExitStack()
         self._keep_images = True
-        promise = context.admission.admit(hello.vm, sum(block.size for block in hello.blocks))
+        ram = max(sum(block.size for block in hello.blocks), memory_bytes(safexml.parse(hello.domain_xml)))
+        promise = context.admission.admit(hello.vm, ram)
         self._undo.callback(context.admission.release, hello.vm)
         try:
             self._build(context, hello, moved, broken, kept)
@@ -93,9 +97,10 @@ class Machine:
         bridges = config.network.bridges  # one that is not named keeps its name
         confined = confined_without_rule(deadline.call("libvirt", connection.getCapabilities))
         monitor = None if confined else qmp_socket(hello.uuid)
-        survivor = survivor_xml(hello.domain_xml, images, bridges, not confined, variables)
+        survivor = survivor_xml(hello.domain_xml, images, bridges, monitor, variables)
         self._definition = Definition(self._uri, self._vm, survivor, hello.autostart)
         xml = standby_xml(hello.domain_xml, images, bridges, monitor, variables)
+        require_free_taps(xml)
         self._standby = StandbyVm(connection, deadline, hello.vm, xml)
         self._undo.callback(self._standby.domain.close)
         self._undo.callback(self._standby.destroy)

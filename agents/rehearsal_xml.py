@@ -16,7 +16,7 @@ from pathlib import Path
 from remusdb import safexml
 from remusdb.errors import CannotProtect
 from remusdb.vm.allow import judge
-from remusdb.vm.allow_characters import LOG_FOLDER
+from remusdb.vm.allow_characters import AGENT, LOG_FOLDER
 from remusdb.vm.allow_problem import joined, vm_of
 from remusdb.vm.prepare import QEMU_NS
 from remusdb_agents.nvram import FILE as NVRAM_FILE
@@ -137,7 +137,9 @@ def _characters(root: ET.Element, folder: Path) -> None:
             first = number == 0 and (tag == "serial" or mirrors)  # the first console is the first serial port
             _to_file(device, folder / (SERIAL_FILE if first else f"{tag}{number}.log"))
     for number, channel in enumerate(root.iterfind("./devices/channel")):
-        if channel.get("type") not in ("spicevmc", "unix") or channel.find("source") is not None:
+        target = channel.find("target")
+        libvirts = channel.get("type") == "unix" and target is not None and target.get("name") == AGENT
+        if not libvirts and channel.get("type") != "spicevmc":
             _to_file(channel, folder / f"channel{number}.log")
 
 

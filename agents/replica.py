@@ -41,6 +41,7 @@ from remusdb_agents.owed import Owed
 from remusdb_agents.proving import Proving
 from remusdb_agents.rehearsal import Progress, Wanted
 from remusdb_agents.seeding import Seeding
+from remusdb_agents.standby_here import fitted
 from remusdb_agents.takeover import Takeover
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,11 @@ class Replica:
         """Answer a HELLO. For a new session the standby is started here, which takes seconds."""
         with self._greeting:
             self.refresh()
+            if not hello.resume:
+                try:
+                    hello = fitted(hello, self._config)
+                except RemusError as exc:
+                    return Refuse(reason=str(exc), hint=exc.hint, term=self.core.term, code="preflight")
             refused = refusal(self, stream, hello)
             if refused is not None:
                 return refused

@@ -94,6 +94,9 @@ class StandbyVm:
             self._blocks.append(block)
             if block.size <= SMALL_BLOCK_BYTES:
                 self._blank(block)
+        more = sum(block.size for block in here.values()) - sum(want.size for want in wanted)
+        if more > SMALL_BLOCK_BYTES:
+            raise CannotProtect(f"the standby of {self.name} would have {more} bytes of memory more than the VM has")
 
     def apply(self, pages: PagesDecoded) -> None:
         """Move these pages to their new content; BadFrame when they are not of this machine."""

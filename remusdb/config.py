@@ -23,6 +23,8 @@ HEARTBEATS_PER_SILENCE = 3  # two lost or late heartbeats must never look like a
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
+# libvirt's folder for kernels, and where packages put firmware and ROMs. Not its images: those are other VMs' disks.
+READABLE_DIRS = (Path("/var/lib/libvirt/boot"), Path("/usr/share"), Path("/usr/lib/ipxe"))
 
 
 class Host(Struct, frozen=True, kw_only=True):
@@ -108,6 +110,9 @@ class Agent(Struct, frozen=True, kw_only=True):
     state_dir: Path = Path("/var/lib/remusdb")  # the same as the host daemon's on one machine
     hooks_dir: Path = Path("/etc/remusdb/hooks.d")
     image_dir: Path = Path("/var/lib/remusdb/images")
+    # Where files may be that another host's VM names: a kernel, firmware, an option ROM. Any VM may read all of it.
+    readable_dirs: list[Path] = field(default_factory=lambda: list(READABLE_DIRS))
+    emulator: Path | None = None  # the QEMU of standbys here, where it is another than libvirt's own
     libvirt_uri: Text = "qemu:///system"
 
 
@@ -195,6 +200,11 @@ def load_agent(path: Path | str) -> AgentConfig:
     primaries = _each(path, doc, "primaries", lambda table, at: _primary(path, table, at))
     if agent.name in primaries:
         raise ConfigError(f"{path}: primaries.{agent.name}: is this host itself")
+    if agent.emulator is not None and not agent.emulator.is_absolute():
+        raise ConfigError(f"{path}: agent.emulator: {str(agent.emulator)!r} is no path of a program")
+    for folder in agent.readable_dirs:
+        if not folder.is_absolute() or folder == Path("/") or ".." in folder.parts:
+            raise ConfigError(f"{path}: agent.readable_dirs: {str(folder)!r} is no folder that VMs may read all of")
     return AgentConfig(
         agent=agent,
         primaries=primaries,

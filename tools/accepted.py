@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from remusdb.config import READABLE_DIRS
 from remusdb.vm.allow import Row, table
 from remusdb.vm.allow_characters import LOG_FOLDER, UNHEARD
 from remusdb.vm.allow_commandline import HARMLESS
+from remusdb_agents import standby_limits as limits
+from remusdb_agents.standby_judge import REHEARSAL
 
 PAGE = Path(__file__).parent.parent / "docs" / "accepted.md"
 HEAD = """\
@@ -40,7 +43,31 @@ with any value, `any` stands for all attributes, `any inside` for all that the e
 
 A display is none of this: who looks at a VM by VNC or SPICE, or at its serial console, sees what it shows now, before
 the backup has it.
+
+## What the backup asks besides
+
+The backup's agent goes by the same list, and by what such a VM could do to *its* host (`check --to` tells it, as
+`peer accepts`):
+
+- **Files** that the VM names (kernel, initrd, firmware, option ROM, fwcfg) are in one of the folders of `readable_dirs`
+  in agent.toml: {dirs}. Firmware that packages describe may be elsewhere.
+- **`qemu:commandline`** has only what remusdb itself writes; **`qemu:override`** only numbers and switches.
+- **Numbers**: {vcpus} vCPUs, or {per_cpu} for each of the backup's CPUs; {devices} devices; {threads} I/O threads;
+  no real-time priority; displays on ports from {port} on, at an address in numbers.
+- Its name does not end in `{rehearsal}`.
+
+QEMU's program, security labels, cgroups, caches and sockets are the backup's own choice, whatever the VM has at home.
+What a guest prints to a file goes to `{folder}NAME-serial.log` there.
 """
+BACKUP = {
+    "dirs": ", ".join(f"`{folder}`" for folder in READABLE_DIRS),
+    "vcpus": limits.VCPUS,
+    "per_cpu": limits.VCPUS_A_CPU,
+    "devices": limits.DEVICES,
+    "threads": limits.THREADS,
+    "port": limits.PORTS["port"][0],
+    "rehearsal": REHEARSAL,
+}
 FATES = {
     "gated": "Gated: held until the backup has the epoch it comes from",
     "mirrored": "Mirrored: on the backup, epoch by epoch",
@@ -54,7 +81,7 @@ def page() -> str:
     """The whole of docs/accepted.md."""
     options = ", ".join(f"`{option}`" for option in HARMLESS if option not in ("-chardev", "-mon", "-incoming"))
     kinds = ", ".join(f"`{kind}`" for kind in UNHEARD)
-    parts = [HEAD.format(kinds=kinds, folder=LOG_FOLDER, options=options)]
+    parts = [HEAD.format(kinds=kinds, folder=LOG_FOLDER, options=options, **BACKUP)]
     for fate, title in FATES.items():
         lines = [_line(path, row) for path, row in table().items() if row.fate == fate]
         parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")

@@ -116,6 +116,13 @@ class Arbitration(msgspec.Struct, frozen=True):
         for_people(self, "cluster", "problem", "hint")
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """One thing for which the agent would not start the VM, and what to do."""
+
+    what: str
+    hint: str = ""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """The agent's answer: this host, and what the VM of the Probe would find on it."""
 
@@ -138,6 +145,7 @@ class Answer(msgspec.Struct, frozen=True):
     libvirt_hooks: bool = False  # of others than remusdb: they may change a VM's links when it starts
     image_free: Number | None = None  # bytes for replica disks
     # the VM
+    refusals: list[Refusal] = []
     standby: bool = False  # its standby is there already, or the VM itself, which makes room
     busy_with: str = ""  # another host, that protects a VM of this name to there
     memory_problem: str | None = None  # empty: there is room for its standby

@@ -42,7 +42,7 @@ def command_line(element: ET.Element, vm: Vm) -> Iterator[Problem]:
         else:
             setting = f"{tag} {child.get('name', '')}".strip()
             yield Problem("command line", f"<{setting}>: not known to be harmless", edit(vm, f"take <{setting}> out"))
-    for said in _options(words):
+    for said in options(words):
         if not _is_harmless(said):
             text = " ".join(said)
             yield Problem("command line", f"{text}: not known to be harmless", edit(vm, f"take {_args(said)} out"))
@@ -57,7 +57,7 @@ def override(element: ET.Element, vm: Vm) -> Iterator[Problem]:
             yield Problem("command line", f"{what}: not known to be harmless", edit(vm, f"take {name} out of it"))
 
 
-def _options(words: list[str]) -> Iterator[list[str]]:
+def options(words: list[str]) -> Iterator[list[str]]:
     """The words as QEMU reads them: an option with its values. A word before any option stands alone."""
     said: list[str] = []
     for word in words:

@@ -8,7 +8,6 @@ the XML: only where libvirt's schema has a file that QEMU or libvirt opens on th
 
 from __future__ import annotations
 
-import posixpath
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -19,16 +18,19 @@ Kind = Literal["program", "file", "folder"]
 
 MAX_PATHS = 64
 PATH_MAX = 4096  # limits.h
-MAX_NUMBER = 1 << 16  # CPUs and nodes: more than any kernel has
+MAX_NUMBER = 8192  # CPUs and nodes: the most that a kernel can have (NR_CPUS)
+SET_MAX_CHARS = (
+    16_384  # of a set: a list of every other CPU is as long at most, and what a peer says of itself is a set too
+)
 
 # Where libvirt's schema (domaincommon.rng) has a path that is opened on the standby as it is: XPath, attribute (None:
 # the text), what it is. tests/unit/test_needs.py finds each path of the schema here, or named as not needed.
 _OPENED: tuple[tuple[str, str | None, str, Kind], ...] = (
-    ("./devices/emulator", None, "emulator", "program"),
     ("./os/loader", None, "firmware", "file"),
     ("./os/nvram", "template", "template of the firmware's variables", "file"),
     ("./os/kernel", None, "kernel", "file"),
     ("./os/initrd", None, "initrd", "file"),
+    ("./os/shim", None, "boot loader", "file"),
     ("./os/dtb", None, "device tree", "file"),
     ("./os/acpi/table", None, "ACPI table", "file"),
     ("./sysinfo[@type='fwcfg']/entry", "file", "fwcfg file", "file"),
@@ -50,19 +52,7 @@ _OPENED: tuple[tuple[str, str | None, str, Kind], ...] = (
     ("./devices/rng/backend[@model='random']", None, "random source", "file"),
     ("./devices/memory/source/path", None, "memory file", "file"),
     ("./devices/smartcard/database", None, "certificates", "folder"),
-    ("./blkiotune/device/path", None, "block device", "file"),
 )
-# What QEMU or libvirt makes there: its folder must be there.
-_MADE: tuple[tuple[str, str, str], ...] = (
-    ("./devices/serial[@type='file']/source", "path", "serial log"),
-    ("./devices/parallel[@type='file']/source", "path", "parallel log"),
-    ("./devices/console[@type='file']/source", "path", "console log"),
-    ("./devices/channel[@type='file']/source", "path", "channel log"),
-    ("./devices/*/log", "file", "log"),
-    ("./devices/graphics/listen[@type='socket']", "socket", "display socket"),
-    ("./devices/audio[@type='file']", "path", "audio file"),
-)  # fmt: skip
-_RUNTIME = ("/var/lib/libvirt/qemu/domain-", "/run/libvirt/", "/var/run/libvirt/")  # libvirt makes these anew
 _CPU_SETS = (
     ("./vcpu", "vcpu", ""),
     ("./cputune/vcpupin", "vcpupin", "vcpu"),
@@ -103,10 +93,17 @@ class Listen:
 def paths(tree: ET.Element) -> list[Path]:
     """What must be on the disks of the host, each path once. The backup answers about the first MAX_PATHS."""
     found: dict[str, Path] = {}
-    for one in (*_opened(tree), *_made(tree)):
+    for _, _, one in opened(tree):
         if one.path.startswith("/") and len(one.path) < PATH_MAX and "\0" not in one.path:
             found.setdefault(one.path, one)
     return list(found.values())
+
+
+def opened(tree: ET.Element) -> Iterator[tuple[ET.Element, str | None, Path]]:
+    """Each place of a file: its element, its attribute (None: the text), and whatever is said there."""
+    for xpath, attribute, what, kind in _OPENED:
+        for element in tree.iterfind(xpath):
+            yield element, attribute, Path(element.get(attribute, "") if attribute else element.text or "", what, kind)
 
 
 def listens(tree: ET.Element) -> list[Listen]:
@@ -170,7 +167,7 @@ def size_bytes(text: str | None, unit: str) -> int:
 def parse_set(text: str) -> set[int]:
     """`0-3,^2,8`, as libvirt and the kernel write sets. What is no number counts for nothing."""
     found: set[int] = set()
-    for piece in text.replace(" ", "").replace("\n", "").split(","):
+    for piece in text[:SET_MAX_CHARS].replace(" ", "").replace("\n", "").split(","):
         match = _PIECE.match(piece)
         if match is None or len(piece) > 16 or int(match[3] or match[2]) > MAX_NUMBER:
             continue
@@ -182,18 +179,3 @@ def parse_set(text: str) -> set[int]:
 def number(text: str | None) -> int:
     """A whole number, 0 for anything else."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 16 else 0
-
-
-def _opened(tree: ET.Element) -> Iterator[Path]:
-    for xpath, attribute, what, kind in _OPENED:
-        for element in tree.iterfind(xpath):
-            path = element.get(attribute, "") if attribute else (element.text or "").strip()
-            yield Path(path, what, kind)
-
-
-def _made(tree: ET.Element) -> Iterator[Path]:
-    for xpath, attribute, what in _MADE:
-        for element in tree.iterfind(xpath):
-            path = element.get(attribute, "")
-            if path and not path.startswith(_RUNTIME):
-                yield Path(posixpath.dirname(path), f"folder of {what} {path}", "folder")

@@ -13,6 +13,8 @@ import xml.etree.ElementTree as ET
 from remusdb.config import HEARTBEATS_PER_SILENCE
 from remusdb.core.probe import Answer, Namesake
 from remusdb.vm import apparmor, needs, preflight_peer_host, preflight_peer_net
+from remusdb.vm.allow import judge
+from remusdb.vm.allow_problem import joined, vm_of
 from remusdb.vm.checks import Check, advice, required
 from remusdb.vm.here import Here
 
@@ -25,6 +27,7 @@ def decide(peer: str, answer: Answer | None, here: Here, tree: ET.Element) -> li
     return [
         _session(peer, answer, here),
         *_arbiter(peer, answer, here),
+        _refusals(peer, answer, tree),
         *_domains(peer, answer, tree),
         *preflight_peer_host.decide(peer, answer, here, tree),
         *_files(peer, answer, tree),
@@ -64,6 +67,14 @@ def _arbiter(peer: str, answer: Answer, here: Here) -> list[Check]:
         problems = [f"this host uses {mine}, {peer} uses {theirs}"]
         hint = "give host.toml and agent.toml of both hosts the same [arbiter], or none, and restart both daemons"
     return [required("peer arbiter", problems, f"{peer} uses the same, and it takes changes", hint)]
+
+
+def _refusals(peer: str, answer: Answer, tree: ET.Element) -> Check:
+    """What the agent would not start. It goes by this host's list, too, whose words were told already."""
+    told = {problem.what for problem in judge(tree)}
+    new = [one for one in answer.refusals if one.what not in told]
+    hints = joined(vm_of(tree), (one.hint for one in new))
+    return required("peer accepts", [f"{peer}: {one.what}" for one in new], f"{peer} would start it", hints)
 
 
 def _domains(peer: str, answer: Answer, tree: ET.Element) -> list[Check]:
@@ -125,7 +136,7 @@ def _files(peer: str, answer: Answer, tree: ET.Element) -> list[Check]:
         ),
         *(
             [advice("peer files unasked", f"{peer} was not asked about {told}", "", f"see that they are on {peer}")]
-            if (told := ", ".join(one.path for one in wanted if one.path not in answer.paths))
+            if (told := ", ".join(one.path for one in wanted if one.path not in answer.paths)) and not answer.refusals
             else []
         ),
     ]
@@ -133,8 +144,6 @@ def _files(peer: str, answer: Answer, tree: ET.Element) -> list[Check]:
 
 def _bring(peer: str, one: needs.Path) -> str:
     path = shlex.quote(one.path)
-    if one.what == "emulator":
-        return f"install the same QEMU on {peer}, so that {path} can be run"
     if one.kind == "folder":
         return f"on {peer}: mkdir -p {path}"
     return f"have the same file on {peer}: rsync -aR {path} {peer}:/"

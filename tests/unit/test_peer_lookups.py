@@ -25,6 +25,7 @@ from remusdb.vm.looks import look_at
 from remusdb_agents import lookups
 from remusdb_agents.admission import MIB, QEMU_OVERHEAD_BYTES, Admission
 from remusdb_agents.facts import question
+from remusdb_agents.standby_judge import Here
 
 AF_BRIDGE = 7  # linux/socket.h
 
@@ -35,31 +36,28 @@ def domain(inside: str) -> str:
 
 def test_paths_are_there_or_not(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("secret")
-    (tmp_path / "program").write_text("#!/bin/sh\n")
-    (tmp_path / "program").chmod(0o755)
     os.mkfifo(tmp_path / "fifo")  # to open it would wait for ever
 
     def wrong(inside: str) -> str:
-        (why,) = lookups.paths(safexml.parse(domain(inside))).values()
+        (why,) = lookups.paths(safexml.parse(domain(inside)), Here(folders=(str(tmp_path.parent),))).values()
         return why
 
     assert wrong(f"<os><kernel>{tmp_path}/file</kernel></os>") == ""
     assert wrong(f"<os><kernel>{tmp_path}/none</kernel></os>") == "is not there"
     assert wrong(f"<os><kernel>{tmp_path}</kernel></os>") == "is a folder"
     assert wrong(f"<os><kernel>{tmp_path}/fifo</kernel></os>") == ""
-    assert wrong(f"<devices><emulator>{tmp_path}/file</emulator></devices>") == "cannot be executed"
-    assert wrong(f"<devices><emulator>{tmp_path}/program</emulator></devices>") == ""
-    assert wrong(f"<devices><serial type='file'><source path='{tmp_path}/x'/></serial></devices>") == ""
-    assert (
-        wrong(f"<devices><serial type='file'><source path='{tmp_path}/file/x'/></serial></devices>") == "is no folder"
-    )
+    elsewhere = safexml.parse(domain(f"<os><kernel>{tmp_path}/file</kernel><initrd>/etc/shadow</initrd></os>"))
+    assert lookups.paths(elsewhere, Here(folders=("/usr/share",))) == {}
 
 
 def test_no_more_paths_than_the_limit_and_none_of_other_places() -> None:
+    srv = Here(folders=("/srv",))
     entries = "".join(f"<entry name='opt/{n}' file='/srv/{n}'/>" for n in range(1000))
-    assert len(lookups.paths(safexml.parse(domain(f"<sysinfo type='fwcfg'>{entries}</sysinfo>")))) == needs.MAX_PATHS
+    assert (
+        len(lookups.paths(safexml.parse(domain(f"<sysinfo type='fwcfg'>{entries}</sysinfo>")), srv)) == needs.MAX_PATHS
+    )
     elsewhere = "<metadata><kernel>/etc/shadow</kernel></metadata><description>/etc/shadow</description>"
-    assert lookups.paths(safexml.parse(domain(elsewhere))) == {}
+    assert lookups.paths(safexml.parse(domain(elsewhere)), srv) == {}
 
 
 def test_a_question_is_bounded() -> None:

@@ -111,8 +111,12 @@ class FakeStream:
         return
 
 
+UUID = "5a6c9f9e-4a7e-4a39-8a52-0d2b7f2d0c11"
+XML = f"<domain><name>vm</name><uuid>{UUID}</uuid></domain>"
+
+
 def hello(term: int = 0, resume: bool = False) -> Hello:
-    return Hello("0", "a", "vm", "uuid", term, resume, 0, "q35", "<domain/>", [], [], 100, "10")
+    return Hello("0", "a", "vm", UUID, term, resume, 0, "q35", XML, [], [], 100, "10")
 
 
 @pytest.fixture
@@ -221,7 +225,7 @@ def test_a_refused_resume_is_the_word_that_nothing_is_here(replica: Replica) -> 
     stream: Any = FakeStream()
     answer = replica.greet(stream, hello(0, resume=True))
     assert isinstance(answer, Refuse) and answer.renounced and not answer.fenced
-    stranger = Hello("0", "mars", "vm", "uuid", 0, True, 0, "q35", "<domain/>", [], [], 100, "10")
+    stranger = Hello("0", "mars", "vm", UUID, 0, True, 0, "q35", XML, [], [], 100, "10")
     refused = replica.greet(stream, stranger)
     assert isinstance(refused, Refuse) and not refused.renounced
 
@@ -311,7 +315,7 @@ def test_what_cannot_run_here_goes_back_to_its_owner(replica: Replica, tmp_path:
 
 def test_without_the_other_hosts_arbiter_there_is_no_session(replica: Replica) -> None:
     stream: Any = FakeStream()
-    other = Hello("0", "a", "vm", "uuid", 0, False, 0, "q35", "<domain/>", [], [], 100, "10", "cluster-7")
+    other = Hello("0", "a", "vm", UUID, 0, False, 0, "q35", XML, [], [], 100, "10", "cluster-7")
     answer = replica.greet(stream, other)
     assert isinstance(answer, Refuse) and "same arbiter" in answer.reason and not answer.renounced
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from remusdb.errors import CannotProtect
 from remusdb.vm.prepare import CHARDEV, QEMU_NS, prepare, qmp_socket
 from remusdb_agents.devices import Device
 from remusdb_agents.standby_xml import Images, standby_xml, survivor_xml
@@ -48,7 +49,7 @@ def promoted(live: str) -> str:
 
 
 def test_a_plain_vm() -> None:
-    standby, survivor = standby_xml(PLAIN, IMAGES, {}, MONITOR), survivor_xml(PLAIN, IMAGES, {}, True)
+    standby, survivor = standby_xml(PLAIN, IMAGES, {}, MONITOR), survivor_xml(PLAIN, IMAGES, {}, MONITOR)
     assert words(standby)[:2] == ["-incoming", "defer"]
     assert sum(CHARDEV in word for word in words(standby)) == 2  # its socket, and the monitor on it
     assert words(survivor) == [] and "commandline" not in survivor
@@ -60,7 +61,7 @@ def test_a_plain_vm() -> None:
 def test_no_private_monitor_where_qemu_may_not_have_one() -> None:
     prepared, _ = prepare(PLAIN, UUID)
     assert words(standby_xml(prepared, IMAGES, {}, None)) == ["-incoming", "defer"]
-    assert words(survivor_xml(prepared, IMAGES, {}, False)) == []
+    assert words(survivor_xml(prepared, IMAGES, {}, None)) == []
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
@@ -69,7 +70,7 @@ def test_a_promoted_vm_goes_back(rounds: int) -> None:
     live = PLAIN
     for _ in range(rounds):
         live = promoted(live)
-    standby, survivor = standby_xml(live, BACK, {}, MONITOR), survivor_xml(live, BACK, {}, True)
+    standby, survivor = standby_xml(live, BACK, {}, MONITOR), survivor_xml(live, BACK, {}, MONITOR)
     assert words(standby) == words(standby_xml(PLAIN, BACK, {}, MONITOR))
     assert words(survivor) == []
     for xml in (standby, survivor):
@@ -83,14 +84,14 @@ def test_what_the_operator_wrote_stays() -> None:
     mine = words(prepared)
     live = promoted(promoted(prepared))
     assert words(standby_xml(live, BACK, {}, MONITOR)) == [*mine, "-incoming", "defer"]
-    assert words(survivor_xml(live, BACK, {}, True)) == mine
-    assert prepare(survivor_xml(live, BACK, {}, True), UUID)[1] == []
+    assert words(survivor_xml(live, BACK, {}, MONITOR)) == mine
+    assert prepare(survivor_xml(live, BACK, {}, MONITOR), UUID)[1] == []
 
 
 def both(body: str, devices: str = "", images: Images = IMAGES) -> list[ET.Element]:
     """The standby and the definition of a VM with this in it."""
     live = f"<domain type='kvm' id='7'><name>a&amp;b</name>{body}<devices>{devices}</devices></domain>"
-    return [ET.fromstring(xml) for xml in (standby_xml(live, images, {}, None), survivor_xml(live, images, {}, True))]
+    return [ET.fromstring(xml) for xml in (standby_xml(live, images, {}, None), survivor_xml(live, images, {}, None))]
 
 
 def test_the_generation_id_is_the_same() -> None:
@@ -99,29 +100,73 @@ def test_the_generation_id_is_the_same() -> None:
         assert root.findtext("genid") == "2c1f1d0e-6d8f-4c7a-9b63-0f5b6a1f9e11" and root.findtext("name") == "a&b"
 
 
-@pytest.mark.parametrize(
-    ("live", "kept"),
-    [
-        ("<seclabel type='none' model='dac'/>", "<seclabel type='none' model='dac' />"),
-        (
-            "<seclabel type='static' model='dac' relabel='no'><label>+1:+1</label></seclabel>",
-            "<seclabel type='static' model='dac' relabel='no'><label>+1:+1</label></seclabel>",
-        ),
-        (
-            "<seclabel type='dynamic' model='selinux'><baselabel>b</baselabel><label>l</label><imagelabel/></seclabel>",
-            "<seclabel type='dynamic' model='selinux'><baselabel>b</baselabel></seclabel>",
-        ),
-        (
-            "<seclabel type='dynamic' model='dac' relabel='no'><label>+1:+1</label></seclabel>",
-            "<seclabel type='dynamic' model='dac' relabel='no' />",
-        ),
-        ("<seclabel type='dynamic' model='dac' relabel='yes'><label>+1:+1</label></seclabel>", ""),
-    ],
-)
-def test_a_label_that_was_asked_for_stays(live: str, kept: str) -> None:
-    for root in both(live):
-        found = [ET.tostring(label, encoding="unicode") for label in root.findall("seclabel")]
-        assert "".join(found).replace('"', "'") == kept
+def test_no_label_of_the_other_host_holds_here() -> None:
+    """One can switch the confinement of QEMU off, or make it root."""
+    labels = (
+        "<seclabel type='none' model='dac'/><seclabel type='static' model='dac' relabel='no'><label>+0:+0</label>"
+        "</seclabel><seclabel type='dynamic' model='selinux'><baselabel>b</baselabel></seclabel>"
+    )
+    source = f"<source file='/d' index='1'>{labels}</source><target dev='vda'/>"
+    for root in both(labels, f"<disk type='file' device='disk'>{source}</disk><serial type='pty'>{source}</serial>"):
+        assert list(root.iter("seclabel")) == []
+
+
+def test_what_a_guest_prints_goes_to_files_of_its_own_name() -> None:
+    """libvirt opens them as root: a sender's path could be another VM's log, or anything else."""
+    devices = (
+        "<serial type='file'><source path='/var/log/libvirt/qemu/other.log' append='on'/><log file='/etc/x'/></serial>"
+        "<serial type='pty' tty='/dev/pts/1'><source path='/dev/pts/1'/><log file='/y' append='on'/></serial>"
+        "<parallel type='pty'><source path='/dev/pts/2'/></parallel>"
+        "<parallel type='file'><source path='/z'/></parallel>"
+        "<console type='file'><source path='/etc/passwd'/><target type='serial'/></console>"
+        "<channel type='unix'><source path='/run/docker.sock' mode='connect'/><target name='a' state='on'/></channel>"
+    )
+    at = "/var/log/libvirt/a%26b-"
+    for root in both("", devices):
+        found = [(one.tag, dict(one.attrib)) for device in root.iterfind("./devices/*") for one in device]
+        assert found == [
+            ("source", {"path": f"{at}serial.log", "append": "on"}),
+            ("log", {"file": f"{at}serial-log.log"}),
+            ("log", {"file": f"{at}serial1-log.log", "append": "on"}),
+            ("source", {"path": f"{at}parallel1.log"}),
+            ("target", {"type": "serial"}),
+            ("source", {"path": f"{at}serial.log"}),
+            ("target", {"name": "a"}),
+        ]
+
+
+def test_what_is_the_other_hosts_alone_is_taken_out() -> None:
+    body = (
+        "<resource><partition>/x</partition></resource><perf><event name='cmt' enabled='yes'/></perf>"
+        "<cputune><cachetune vcpus='0'/><shares>9</shares></cputune><on_crash>coredump-destroy</on_crash>"
+        "<blkiotune><weight>9</weight><device><path>/dev/sda</path></device></blkiotune>"
+        "<metadata><r:of xmlns:r='urn:remusdb:rehearsal'>x</r:of><o:id xmlns:o='http://libosinfo.org'/></metadata>"
+    )
+    devices = (
+        "<graphics type='vnc' socket='/tmp/v'><listen type='socket' socket='/v'/>"
+        "<listen type='network' network='n' address='192.0.2.1'/></graphics>"
+    )
+    for root in both(body, devices):
+        text = ET.tostring(root, encoding="unicode")
+        for gone in ("/x", "cmt", "cachetune", "/dev/sda", "coredump", "urn:remusdb", "/tmp", "/v", "192.0"):
+            assert gone not in text, gone
+        for kept in ("<shares>9", "<weight>9", "libosinfo", '<listen type="socket"', 'network="n"'):
+            assert kept in text, kept
+
+
+def test_nothing_that_is_said_to_qemu_is_copied() -> None:
+    prepared, _ = prepare(PLAIN, UUID)
+    elsewhere = prepared.replace(str(MONITOR), "/run/other.sock")
+    assert "/run/other.sock" not in standby_xml(elsewhere, IMAGES, {}, MONITOR)
+    assert words(survivor_xml(elsewhere, IMAGES, {}, MONITOR)) == words(prepared)
+    line = f"<q:commandline xmlns:q='{QEMU_NS}'><q:arg value='-D'/><q:arg value='/f'/></q:commandline></domain>"
+    with pytest.raises(CannotProtect, match="-D /f"):
+        standby_xml(PLAIN.replace("</domain>", line), IMAGES, {}, MONITOR)
+
+
+def test_a_disk_without_an_image_is_not_started() -> None:
+    with pytest.raises(CannotProtect, match="vda"):
+        standby_xml(PLAIN, {}, {}, MONITOR)
 
 
 def test_what_only_qcow2_has_goes_with_it() -> None:
@@ -172,7 +217,7 @@ def test_variables_are_in_the_file_of_this_host(form: str) -> None:
     live = f"<domain id='7'><os firmware='efi'><nvram template='/t.fd' type='file' format='qcow2'>{form}</nvram></os>"
     for xml in (
         standby_xml(f"{live}</domain>", {}, {}, None, Path("/i/nvram.fd")),
-        survivor_xml(f"{live}</domain>", {}, {}, True, Path("/i/nvram.fd")),
+        survivor_xml(f"{live}</domain>", {}, {}, None, Path("/i/nvram.fd")),
     ):
         found = ET.fromstring(xml).find("./os/nvram")
         assert found is not None and found.text == "/i/nvram.fd" and not len(found)

@@ -26,7 +26,13 @@ PLACE = "/var/lib/libvirt/only-here"  # a folder that each host has for itself
 @pytest.fixture(scope="module")
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Two hosts with an arbiter."""
-    with running_pair(REPO / "build" / "test" / request.module.__name__, arbiter=True) as made:
+
+    def settle(pair: Pair) -> None:
+        config = pair.b.path("/etc/remusdb/agent.toml")
+        config.write_text(config.read_text().replace("readable_dirs = [", f'readable_dirs = ["{PLACE}", ', 1))
+
+    folder = REPO / "build" / "test" / request.module.__name__
+    with running_pair(folder, arbiter=True, before_start=settle) as made:
         yield made
 
 
@@ -93,7 +99,7 @@ def test_all_that_the_backup_lacks_is_named_and_the_hints_help(pair: Pair) -> No
     checks = checks_of(pair, NAME)
     wanted = {
         "peer domains": f"b has {NAME} defined with autostart",
-        "peer files": f"emulator {PLACE}/qemu is not there on b; fwcfg file {PLACE}/ign.json is not there on b",
+        "peer files": f"fwcfg file {PLACE}/ign.json is not there on b",
         "peer bridges": "bridge br-db is not on b",
         "peer MTU": "br0 on b carries 1500 bytes",
         "peer displays": "nothing can listen on 10.77.0.1:0 on b: Cannot assign requested address",
@@ -114,9 +120,8 @@ def test_all_that_the_backup_lacks_is_named_and_the_hints_help(pair: Pair) -> No
     script(pair.b, hints["peer displays"].rpartition("on b: ")[2])
     script(pair.a, hints["peer CPUs"])
     assert f"rsync -aR {PLACE}/ign.json b:/" in hints["peer files"]
-    for file in ("ign.json", "qemu"):  # ssh from host to host is not part of the lab
-        pair.b.path(PLACE).mkdir(exist_ok=True)
-        script(pair.b, f"cp -a {shlex.quote(str(pair.a.path(f'{PLACE}/{file}')))} {PLACE}/")
+    pair.b.path(PLACE).mkdir(exist_ok=True)  # ssh from host to host is not part of the lab
+    script(pair.b, f"cp -a {shlex.quote(str(pair.a.path(f'{PLACE}/ign.json')))} {PLACE}/")
     assert "[network.bridges] br-db = " in hints["peer bridges"]
     script(pair.b, "ip link add br-db type bridge; ip link set br-db up")
     checks = checks_of(pair, NAME)

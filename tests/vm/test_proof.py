@@ -7,9 +7,12 @@ import logging
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.vm.pair import Pair, eventually, network_of
+import pytest
+
+from tests.vm.pair import Pair, eventually, network_of, running_pair
 from tests.vm.test_rehearse import leftovers
 from tools.lab import domains
 from tools.lab.guest import Mode
@@ -17,9 +20,23 @@ from tools.lab.host import Host
 
 log = logging.getLogger(__name__)
 
+REPO = Path(__file__).resolve().parents[2]
 EMULATOR = "/var/lib/libvirt/emulator"  # of each host its own, as after an upgrade of one of them
 QEMU = "/usr/bin/qemu-system-x86_64"
 LACKING = "vmcoreinfo"  # a device with a section of its own in the state; nothing of it is in the memory map
+
+
+@pytest.fixture(scope="module")
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Two hosts; the backup's agent is told its own emulator."""
+
+    def settle(pair: Pair) -> None:
+        config = pair.b.path("/etc/remusdb/agent.toml")
+        config.write_text(config.read_text().replace("[agent]\n", f'[agent]\nemulator = "{EMULATOR}"\n', 1))
+        emulator(pair.b)
+
+    with running_pair(REPO / "build" / "test" / request.module.__name__, before_start=settle) as made:
+        yield made
 
 
 def emulator(host: Host, more: str = "", copies_wait_s: int = 0) -> None:

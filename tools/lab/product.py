@@ -25,6 +25,7 @@ from remusdb.control.client import call
 from remusdb.errors import RemusError
 from remusdb.state import OWNING, StateStore, VmState
 from tools.lab.lab import Lab
+from tools.lab.paths import BUILD
 from tools.lab.view import View
 
 PORT = 7473
@@ -60,7 +61,10 @@ class Product:
             shutil.copytree(made / host.name, host.path("/etc/remusdb/tls"))
             head = f'[host]\nname = "{host.name}"\n\n[peers.{other.name}]\naddress = "{other.ip4}"\nport = {PORT}\n\n'
             host.path("/etc/remusdb/host.toml").write_text(head + decides + _table("protection", protection))
-            head = f'[agent]\nname = "{host.name}"\nlisten = "{host.ip4}"\nport = {PORT}\n\n'
+            readable = json.dumps(["/usr/share", str(BUILD)])  # where the lab's kernels are
+            head = (
+                f'[agent]\nname = "{host.name}"\nlisten = "{host.ip4}"\nport = {PORT}\nreadable_dirs = {readable}\n\n'
+            )
             head += f"[primaries.{other.name}]\n\n"
             host.path("/etc/remusdb/agent.toml").write_text(head + decides + _table("failover", failover))
 
