@@ -24,6 +24,7 @@ from remusdb.transport.stream import FrameStream
 log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.02
+CALM_S = 10.0  # a connection that lasted so long was a good one
 RECONNECT_MAX_S = 1.0  # with an agent whose answers cannot be: each time would be a line in log and history
 # After half of the agent's silence limit without a word the connection is made anew: TCP, which doubles its waits,
 # may need longer than that limit to notice that a link which was cut for a moment is back.
@@ -86,8 +87,8 @@ class Peer:
         self._copy_patience_s = order.protection.copy_patience_ms / 1000
         self._ended = threading.Event()
         self._paused = False
-        self._bad_answers = 0  # in a row, since the agent last acknowledged anything
-        self._heard_at = 0.0
+        self._bad_answers = 0  # in a row, on connections that did not last
+        self._heard_at = self._taken_at = 0.0
         self._threads = [
             threading.Thread(target=self._listen, name="peer", daemon=True),
             threading.Thread(target=self._beat, name="heartbeat", daemon=True),
@@ -115,7 +116,7 @@ class Peer:
 
     def _take(self, greeting: Greeting) -> None:
         self._stream, self._term = greeting.stream, greeting.welcome.term
-        self._heard_at = time.monotonic()
+        self._taken_at = self._heard_at = time.monotonic()
         self._patience_s = PATIENCE_OF_SILENCE * greeting.welcome.silence_ms / 1000
 
     def _beat(self) -> None:
@@ -144,7 +145,8 @@ class Peer:
                 self._hear(stream)
             except (PeerUnreachable, Fenced) as exc:
                 stream.close()
-                self._bad_answers += isinstance(exc, BadFrame)
+                lasted = time.monotonic() - self._taken_at > CALM_S
+                self._bad_answers = (0 if lasted else self._bad_answers) + isinstance(exc, BadFrame)
                 if self._ended.is_set():
                     return
                 self._stream = None
@@ -173,7 +175,6 @@ class Peer:
     def _act(self, frame: Frame) -> None:
         if frame.type is FrameType.ACK:
             self._listener.on_ack(frame.term, frame.epoch)
-            self._bad_answers = 0
         elif frame.type is FrameType.TAKEN:
             self._listener.on_taken(unpack(Taken, frame.payload).frames)
         elif frame.type is FrameType.RENOUNCE:

@@ -267,9 +267,9 @@ def test_a_session_that_is_not_resumed_closes_that_connection_and_tries_on(run: 
 
 def test_an_agent_with_bad_answers_alone_is_asked_ever_more_slowly(run: Run) -> None:
     """Each time is a line in log and history, and runs the hooks."""
-    bad = [Stream(frame(FrameType.REFUSE, b"\xc1")) for _ in range(1000)]
+    says = (Frame(FrameType.ACK, 7, 1, b""), frame(FrameType.REFUSE, b"\xc1"))  # also where it acknowledges in between
     listening = Listening()
-    run(listening, Stream(frame(FrameType.REFUSE, b"\xc1")), bad)
+    run(listening, Stream(*says), [Stream(*says) for _ in range(1000)])
     time.sleep(2)
     assert 3 <= listening.told.count("lost") < 20, "it was 50 a second"
     assert not listening.over.is_set()

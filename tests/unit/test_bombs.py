@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remusdb.core.devices import HEAD, MAX_DEVICE_STATE_BYTES, WHOLE, XOR, decode_devices, encode_devices
-from remusdb.core.pages import decode_pages
+from remusdb.core.pages import PAYLOAD_PAGES, decode_pages, encode_pages
 from remusdb.core.writes import MAX_RAW, Kind, decode_writes, encode_writes, iter_records
 from remusdb.core.zstdframe import decompress
 from remusdb.errors import BadFrame
@@ -120,12 +121,15 @@ def test_a_state_larger_than_any_is_refused_by_its_head() -> None:
 
 
 RECORD_LOG = encode_writes(struct.pack("<BBHIQ", Kind.WRITE, 0, 0, 4096, 8192) + bytes(range(256)) * 16)[0]
+CONTENT = np.arange(9 * 4096, dtype=np.uint8).reshape(9, 4096)
+PAGES = encode_pages(0, np.arange(9), CONTENT, np.zeros((9, 4096), np.uint8), "delta").payloads[0]
 STATE = encode_devices(bytes(range(256)) * 40, b"")
 
 
 @settings(deadline=None, max_examples=300)
 @given(
-    st.sampled_from([RECORD_LOG, STATE]), st.lists(st.tuples(st.integers(0, 4096), st.binary(max_size=6)), max_size=4)
+    st.sampled_from([RECORD_LOG, STATE, PAGES]),
+    st.lists(st.tuples(st.integers(0, 4096), st.binary(max_size=6)), max_size=4),
 )
 def test_mutated_payloads_are_read_or_refused(payload: bytes, changes: list[tuple[int, bytes]]) -> None:
     for at, put in changes:
@@ -133,6 +137,7 @@ def test_mutated_payloads_are_read_or_refused(payload: bytes, changes: list[tupl
     for decode, most in (
         (lambda: decode_devices(payload, bytes(range(256)) * 40), MAX_DEVICE_STATE_BYTES),
         (lambda: decode_writes(payload), MAX_RAW),
+        (lambda: decode_pages(payload).data, PAYLOAD_PAGES),
     ):
         try:
             assert len(decode()) <= most
