@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One connection that shakes hands with the listener, step by step, and never waits.
 
-Owns the socket until it becomes a link. Invariant: a peer that has sent nothing costs a socket and no TLS; whatever it
-sends, it is over after `HANDSHAKE_TIMEOUT_S`.
+Owns the socket until it becomes a link. Invariant: a peer that has not sent the whole first record costs a socket and
+no TLS; whatever it sends, it is over after `HANDSHAKE_TIMEOUT_S`.
 
-    new ──first bytes──▶ shaking ──▶ done: `link`
+    new ──first record──▶ shaking ──▶ done: `link`
                             └──refused──▶ draining: the peer may read why ──▶ closed
 """
 
@@ -24,20 +24,23 @@ HANDSHAKE_TIMEOUT_S = 5.0
 REFUSAL_DRAIN_S = 1.0  # so long a refused peer may take to read why
 STALL_S = 20.0  # a primary always reads; one that takes nothing for so long has its connection ended
 _CHUNK = 16 * 1024  # bytes received in one go; a handshake needs about 4 KiB
+_HANDSHAKE, _RECORD_HEADER_BYTES = 22, 5  # RFC 8446, 5.1
 
 
 class Handshake:
     """The listener's side of one handshake. For one thread."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, sock: socket.socket, peer: str, context: ssl.SSLContext) -> None:
+        """`peer`: its address and port, as it is told."""
         self._socket = sock
+        self._received = b""  # before there is any TLS
         self._context = context
         self._tls: TlsState | None = None
         self._unsent = b""
         self._shaken = self._draining = False
         self._timeout_s = HANDSHAKE_TIMEOUT_S
         self.deadline = time.monotonic() + self._timeout_s
-        self.peer = problems.address_of(sock)
+        self.peer = peer
         sock.setblocking(False)
 
     def fileno(self) -> int:
@@ -89,8 +92,11 @@ class Handshake:
 
     def _shake(self, data: bytes) -> bool:
         if self._tls is None:
+            self._received = data = self._received + data
+            if not _whole_record(data):
+                return False
             set_options(self._socket)
-            self._tls = TlsState(self._context, server_name=None)
+            self._tls, self._received = TlsState(self._context, server_name=None), b""
         self._tls.incoming.write(data)
         try:
             self._shaken = self._tls.shake(self.peer)
@@ -106,3 +112,11 @@ class Handshake:
         if self._unsent:
             with contextlib.suppress(BlockingIOError):
                 self._unsent = self._unsent[self._socket.send(self._unsent) :]
+
+
+def _whole_record(data: bytes) -> bool:
+    """Whether OpenSSL may be asked: the first record is here, or it is none."""
+    length = int.from_bytes(data[3:5], "big")
+    if data[0] != _HANDSHAKE or length > _CHUNK:
+        return True
+    return len(data) >= _RECORD_HEADER_BYTES + length and len(data) >= _RECORD_HEADER_BYTES

@@ -100,7 +100,7 @@ class Listener:
                     self._make_room(self._crowd.shed(), "there is no room for more connections")
                     time.sleep(FULL_S)
                 return
-            handshake = Handshake(sock, self._context)
+            handshake = Handshake(sock, problems.endpoint(address[0], address[1]), self._context)
             self._selector.register(handshake, handshake.events)
             self._make_room(self._crowd.enter(source_of(address[0]), handshake), "too many shake hands")
 

@@ -19,6 +19,7 @@ from remusdb.core.wire import MAX_PAYLOAD, Frame, FrameType, encode_header
 from remusdb.errors import BadFrame, ConfigError, PeerRefused, PeerUnreachable
 from remusdb.transport import handshake
 from remusdb.transport.certs import make_ca_and_hosts
+from remusdb.transport.link import TlsLink, TlsState
 from remusdb.transport.listener import Listener
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import client_context, connect, server_context
@@ -233,6 +234,20 @@ def test_an_encrypted_key_is_an_error_not_a_question(tmp_path: Path, certs: Path
 def test_an_address_that_cannot_be_had(certs: Path, server: Server) -> None:
     with pytest.raises(ConfigError, match="cannot listen on 127.0.0.1"):
         Listener(LOOPBACK, server.port, server_context(*files(certs / "beta")))
+
+
+def test_a_handshake_in_small_pieces(server: Server, certs: Path) -> None:
+    state = TlsState(client_context(*files(certs / "alpha")), server_name="beta")
+    assert not state.shake("beta")
+    data = state.outgoing.read()
+    sock = socket.create_connection((LOOPBACK, server.port))
+    for at in range(0, len(data), 60):
+        sock.sendall(data[at : at + 60])
+        time.sleep(0.01)
+    link = TlsLink(sock, state)
+    link.handshake(20)
+    assert receive(FrameStream(link)).type is FrameType.HEARTBEAT
+    link.close()
 
 
 # --- what ends a session, and only that ---
