@@ -49,7 +49,7 @@ test: check
 	$(PYTHON) -m tests.fuzz --seconds 60
 	$(PYTEST) $(BY_FILE) tests/host $(ALONE_HOST:%=--ignore=%)
 	$(PYTEST) $(ALONE_HOST)
-	$(PYTEST) $(BY_FILE) -o timeout=60 tests/hostile
+	$(PYTEST) $(BY_FILE) tests/hostile
 	$(PYTEST) $(BY_FILE) -o timeout=400 tests/vm $(ALONE:%=--ignore=%)
 	$(PYTEST) -o timeout=400 $(ALONE)
 

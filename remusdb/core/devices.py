@@ -36,7 +36,7 @@ def decode_devices(payload: bytes | memoryview, previous: bytes) -> bytes:
     if len(payload) < HEAD.size:
         raise BadFrame("device state is shorter than its head")
     kind, length = HEAD.unpack_from(payload)
-    if length > MAX_DEVICE_STATE_BYTES or kind not in (WHOLE, XOR):
+    if not 0 < length <= MAX_DEVICE_STATE_BYTES or kind not in (WHOLE, XOR):
         raise BadFrame(f"device state of kind {kind} and {length} bytes")
     if kind == XOR and len(previous) != length:
         raise BadFrame(f"device state of {length} bytes against one of {len(previous)}")
