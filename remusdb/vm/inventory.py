@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import xml.etree.ElementTree as ET
+from collections import Counter
 from dataclasses import dataclass
 
 IGNORED = frozenset({"emulator", "graphics", "audio"})  # where the VM is looked at from: no guest can tell
@@ -36,12 +37,13 @@ class Item:
 def inventory(tree: ET.Element) -> dict[str, Item]:
     """The devices of a live domain XML, and its vCPUs, by a key that no other one has."""
     found = {"vcpus": Item("vCPUs", str(_vcpus(tree)))}
+    counts = Counter[str]()
     for element in tree.iterfind("./devices/*"):
         if element.tag in IGNORED:
             continue
         base = f"{element.tag} {_alias(element)}"
-        key = next(name for name in (base, *(f"{base} {number}" for number in range(1000))) if name not in found)
-        found[key] = _item(element)
+        known = counts[base] = counts[base] + 1
+        found[f"{base}\0{known}"] = _item(element)  # no XML has a NUL
     return found
 
 
@@ -65,6 +67,7 @@ def _changed(old: Item, new: Item) -> str:
 
 def _item(element: ET.Element) -> Item:
     clean = copy.deepcopy(element)
+    clean.tail = None  # what stands behind it is not the device's
     removable = element.tag == "disk" and element.get("device") in REMOVABLE
     for path in MOVES.get(element.tag, ()) + (("driver",) if removable else ()):
         _drop(clean, path)

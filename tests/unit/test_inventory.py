@@ -88,3 +88,14 @@ def test_vcpus_are_counted_as_libvirt_tells_them() -> None:
     assert told(vm(NIC), vm(NIC, vcpus=listed)) == ["there are 2 vCPUs, 1 before"]
     assert told(vm(NIC, vcpus="<vcpu current='2'>4</vcpu>"), vm(NIC, vcpus=listed)) == []
     assert told(vm(NIC, vcpus="<vcpu>4</vcpu>"), vm(NIC, vcpus=listed)) == ["there are 2 vCPUs, 4 before"]
+
+
+def test_text_behind_a_device_is_not_the_devices() -> None:
+    """It was read as a second document."""
+    tree = ET.fromstring("<domain id='1'><devices><controller type='usb'/>text<rng/>&lt;</devices></domain>")
+    assert [item.called for item in inventory(tree).values()][0] == "vCPUs" and len(inventory(tree)) == 3
+
+
+def test_many_devices_may_have_no_name_of_their_own() -> None:
+    tree = ET.fromstring(f"<domain id='1'><devices>{'<rng/>' * 1500}</devices></domain>")
+    assert len(inventory(tree)) == 1501
