@@ -190,9 +190,8 @@ def _strays(element: ET.Element, path: Path, judged: Collection[Place], vm: Vm) 
 
 def _judged(bare: ET.Element) -> set[Place]:
     """Files that `_files` has looked at."""
-    return {
-        (id(element), attribute) for element, attribute, one in needs.opened(bare) if one.path not in DEVICES_OF_ALL
-    }
+    found = needs.opened(bare)
+    return {(id(element), name) for element, name, one in found if one.path not in DEVICES_OF_ALL}
 
 
 def _expected(path: Path, name: str | None) -> bool:
