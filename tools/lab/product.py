@@ -7,6 +7,7 @@ with Lab() as lab:
     product.start()
     product.cli("a", "protect", "pg", "--to", "b")
 
+The daemons have no more rights than their systemd units leave them (tools/lab/confine.py).
 Both hosts have both daemons: a VM is protected in either direction. `a` is where a VM starts, unless said otherwise.
 """
 
@@ -16,6 +17,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,7 +104,8 @@ class Product:
     def _launch(self, daemon: str, on: str) -> None:
         host = self._lab.host(on)
         host.path(f"/run/remusdb/{daemon}.sock").unlink(missing_ok=True)  # of one that was killed
-        command = ["remusdb", daemon, "--config", f"/etc/remusdb/{daemon}.toml"]
+        confined = [sys.executable, "-m", "tools.lab.confine", f"remusdb-{daemon}.service"]
+        command = [*confined, "remusdb", daemon, "--config", f"/etc/remusdb/{daemon}.toml"]
         self.daemons[daemon, on] = host.popen(command, log=self._log(daemon, on))
 
     def _await_socket(self, daemon: str, on: str) -> None:
