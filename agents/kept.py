@@ -5,25 +5,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from remusdb.errors import DiskError
-from remusdb.jsontext import parse_json
+from remusdb.safefiles import open_file
+from remusdb_agents.qcow2 import size_if_alone
 from remusdb_agents.sparse import next_data, next_hole, opened, read
 
 log = logging.getLogger(__name__)
 
-INFO_S = 10.0
 LOOK_S = 0.05
 STEP_BYTES = 4 << 20
 FORMATS = ("raw", "qcow2")  # what a protected VM's disks may be
@@ -38,49 +36,28 @@ class Kept:
     format: str
 
 
-class _Specific(msgspec.Struct, frozen=True):
-    data: dict[str, Any] = {}
-
-
-class _Info(msgspec.Struct, frozen=True, rename="kebab"):
-    """What `qemu-img info` says of an image."""
-
-    virtual_size: int = -1
-    backing_filename: str | None = None
-    format_specific: _Specific = _Specific()
-
-
 def fits(kept: Kept, size: int) -> bool:
     """Whether it is a disk of exactly `size` bytes that stands on its own; if not, that is logged."""
     try:
-        wide, alone = _look(kept)
-    except (OSError, ValueError, subprocess.SubprocessError) as exc:
+        wide = _look(kept)
+    except (OSError, ValueError) as exc:
         log.warning("the disk kept as %s is not used: %s", kept.path, exc)
         return False
-    if wide != size or not alone:
-        others = "" if alone else ", with other files"
-        log.warning("the disk kept as %s does not fit the VM's of %d bytes: %d bytes%s", kept.path, size, wide, others)
-    return wide == size and alone
+    if wide != size:
+        log.warning("the disk kept as %s does not fit the VM's of %d bytes: %d bytes", kept.path, size, wide)
+    return wide == size
 
 
-def _look(kept: Kept) -> tuple[int, bool]:
-    """Its size as the guest saw it, and whether it needs no other file."""
+def _look(kept: Kept) -> int:
+    """Its size as the guest saw it."""
     if kept.format not in FORMATS:
         raise ValueError(f"its format is {kept.format or 'not known'}")
-    if kept.format == "raw":
-        return _raw_bytes(kept.path), True
-    if not stat.S_ISREG(kept.path.stat().st_mode):
-        raise ValueError("it is not a file")
-    command = ["qemu-img", "info", "-U", "-f", kept.format, "--output=json", "--", str(kept.path)]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=INFO_S, check=False)
-    info = parse_json(said.stdout or "{}", _Info)
-    refers = info.backing_filename is not None or "data-file" in info.format_specific.data
-    return info.virtual_size, not refers
-
-
-def _raw_bytes(path: Path) -> int:
-    with opened_kept(path) as file:
-        return os.lseek(file, 0, os.SEEK_END)
+    with opened_kept(kept.path) as file:
+        if kept.format == "raw":
+            return os.lseek(file, 0, os.SEEK_END)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise ValueError("it is not a file")
+        return size_if_alone(file)
 
 
 def fill(image: Path, size: int, kept: Kept, room: int, stop: threading.Event) -> None:
@@ -93,7 +70,8 @@ def fill(image: Path, size: int, kept: Kept, room: int, stop: threading.Event) -
     try:
         if kept.format == "raw" and _share(source, image):
             return
-        found = source.stat()
+        with opened_kept(source) as file:
+            found = os.fstat(file)
         if (need := found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else size) > room:
             raise DiskError(f"{need} bytes needed, {room} free")
         if kept.format == "raw":
@@ -108,8 +86,8 @@ def fill(image: Path, size: int, kept: Kept, room: int, stop: threading.Event) -
 
 @contextlib.contextmanager
 def opened_kept(path: Path) -> Iterator[int]:
-    """A kept disk's descriptor: a file, or a block device, which may be named by a link (/dev/vg0/db1)."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if path.is_block_device() else os.O_NOFOLLOW | os.O_NONBLOCK))
+    """A kept disk's descriptor: a file, or a block device, which may be named by a link of root's (/dev/vg0/db1)."""
+    fd = open_file(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not (stat.S_ISREG(mode := os.fstat(fd).st_mode) or stat.S_ISBLK(mode)):
             raise OSError("it is neither a file nor a block device")
@@ -139,9 +117,16 @@ def _copy(source: Path, image: Path, size: int, stop: threading.Event) -> None:
 def _convert(source: Path, kind: str, image: Path, stop: threading.Event) -> None:
     """Fill the empty `image` from a disk of another format. qemu-img dies with this thread: it must not go on writing
     into what the next agent calls a replica."""
-    command = ["setpriv", "--pdeathsig", "KILL", "qemu-img", "convert", "-n", "--target-is-zero"]
-    command += ["-f", kind, "-O", "raw", "--", str(source), str(image)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+    with opened_kept(source) as file:
+        named = {"driver": kind, "backing": None, "file": {"driver": "file", "filename": f"/proc/self/fd/{file}"}}
+        command = ["setpriv", "--pdeathsig", "KILL", "qemu-img", "convert", "-n", "--target-is-zero"]
+        command += ["-O", "raw", "--", f"json:{json.dumps(named)}", str(image)]
+        _run(command, file, stop)
+
+
+def _run(command: Sequence[str], file: int, stop: threading.Event) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=pipe, text=True, pass_fds=(file,)) as child:
         while child.poll() is None:
             if stop.wait(LOOK_S):
                 child.kill()

@@ -47,7 +47,7 @@ class LineFormatter(logging.Formatter):
         fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
         line = f"{_stamp(record)} {record.levelname} {record.name}{fields}: {record.getMessage()}"
         trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
-        return "\n".join([printable(line, LINE_MAX_BYTES), *(f"  {printable(one)}" for one in trace)])
+        return "\n".join([printable(line, LINE_MAX_BYTES), *(f"  {printable(one)}".rstrip() for one in trace)])
 
 
 def setup(*, debug: bool = False) -> None:

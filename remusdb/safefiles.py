@@ -25,9 +25,27 @@ UCRED = struct.Struct("3i")  # struct ucred of <sys/socket.h>: pid, uid, gid
 
 
 def open_folder(path: Path) -> int:
-    """A descriptor of this folder, to be named as `dir_fd`; the caller closes it.
+    """A descriptor of this folder, to be named as `dir_fd`; the caller closes it. OSError: see `_walk`."""
+    fd = _walk(path)
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    return fd
 
-    OSError: also (ELOOP) for a link on the way that others than root may have made.
+
+def open_file(path: Path, flags: int) -> int:
+    """Open what is there already; the caller closes it, and looks what it is. OSError: see `_walk`."""
+    fd = _walk(path)
+    try:
+        return reopen(fd, flags)
+    finally:
+        os.close(fd)
+
+
+def _walk(path: Path) -> int:
+    """A descriptor (O_PATH) of what the path leads to.
+
+    OSError: also (ELOOP) for a link, on the way or at its end, that others than root may have made.
     """
     todo, links = list(reversed(path.absolute().parts)), 0
     at = _step(None, "/")
@@ -44,8 +62,6 @@ def open_folder(path: Path) -> int:
             else:
                 os.close(at)
                 at = below
-        if not stat.S_ISDIR(os.fstat(at).st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     except BaseException:
         os.close(at)
         raise

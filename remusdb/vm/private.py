@@ -16,6 +16,7 @@ from typing import Any
 
 from remusdb.control.lines import LineChannel
 from remusdb.errors import BadFrame, VmError
+from remusdb.safefiles import require_peer
 from remusdb.vm.monitor import returned
 from remusdb.vm.prepare import CHARDEV
 from remusdb.vm.process import command_line, socket_of
@@ -26,8 +27,11 @@ GREETING_S = 2.0  # QEMU serves one connection at a time: on a second one it is 
 class PrivateMonitor:
     """A connection to one VM's own QMP socket. Calls from any thread, one at a time."""
 
-    def __init__(self, path: Path, greeting_s: float = GREETING_S) -> None:
-        """VmError where QEMU has not taken the connection up, greeting and all, within `greeting_s`."""
+    def __init__(self, path: Path, pid: int, greeting_s: float = GREETING_S) -> None:
+        """VmError where QEMU, process `pid`, has not taken the connection up, greeting and all, within `greeting_s`.
+
+        The path is QEMU's own word (its command line): whoever else listens there is told nothing.
+        """
         self._lock = threading.Lock()
         self._id = 0
         until = time.monotonic() + greeting_s
@@ -36,6 +40,7 @@ class PrivateMonitor:
         try:
             sock.settimeout(greeting_s)
             sock.connect(str(path))
+            require_peer(sock, pid)
             if "QMP" not in self._receive(until):
                 raise BadFrame("it does not greet as QEMU does")
             returned("qmp_capabilities", self._ask("qmp_capabilities", {}, until))
@@ -80,6 +85,6 @@ def private_monitor(pid: int) -> PrivateMonitor | None:
     if path is None:
         return None
     try:
-        return PrivateMonitor(path)
+        return PrivateMonitor(path, pid)
     except VmError:
         return None  # a fallback that status shows: `monitor` is then libvirt

@@ -18,6 +18,7 @@ from remusdb.core.messages import Base, unpack
 from remusdb.core.wire import FrameType
 from remusdb.core.writes import RECORD, Kind
 from remusdb.errors import DiskError, PeerUnreachable
+from remusdb_agents import bases as bases_module
 from remusdb_agents.bases import FRAME_BLOCKS, Bases
 from remusdb_agents.images import ReplicaImages
 from remusdb_agents.kept import Kept, fill, fits
@@ -239,3 +240,62 @@ def test_room_counts_what_the_images_take(folder: Path) -> None:
     images.free_check([free + taken - (8 << 20)])
     with pytest.raises(DiskError, match="not enough room"):
         images.free_check([free + taken + (64 << 20)])
+
+
+def test_what_a_kept_disks_header_names_is_not_opened(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had QEMU's rights wrote it, and root would open it: so no program that opens it is started at all."""
+    secret = tmp_path / "secret"
+    written(secret)
+    disk = tmp_path / "disk.qcow2"
+    headers = (
+        ["-b", str(secret), "-F", "raw"],
+        ["-o", f"data_file={tmp_path}/data,data_file_raw=on", str(SIZE)],
+        ["--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s", str(SIZE)],
+    )
+    made = []
+    for number, options in enumerate(headers):
+        path = tmp_path / f"{number}.qcow2"
+        size = options[-1:] if options[-1] == str(SIZE) else []
+        before = options[: len(options) - len(size)]
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *before, path, *size], check=True)
+        made.append(path)
+    corrupt = as_qcow2(secret).read_bytes()
+    disk.write_bytes(corrupt[:72] + (2).to_bytes(8) + corrupt[80:])
+
+    def started(*_args: object, **_more: object) -> None:
+        raise AssertionError("a program was started on it")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    for path in (*made, disk):
+        assert not fits(Kept(path, "qcow2"), SIZE)
+    assert fits(Kept(tmp_path / "secret.qcow2", "qcow2"), SIZE)
+
+
+@pytest.mark.parametrize("version", ["0.10", "1.1"])
+def test_a_header_that_is_changed_after_the_look_leads_nowhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    secret, disk = tmp_path / "secret", tmp_path / "disk.qcow2"
+    data = written(secret)
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"compat={version}"]
+    subprocess.run([*create, "-b", secret, "-F", "raw", disk], check=True)
+    monkeypatch.setattr(bases_module, "fits", lambda *_args: True)
+    images = ReplicaImages(folder, [SIZE], ["vda"])
+    told(images, {0: Kept(disk, "qcow2")}, Wire())
+    assert images.paths[0].read_bytes() == bytes(SIZE) != data
+
+
+def test_a_kept_disk_is_reached_by_no_link_of_anybody_else(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    ours.mkdir()
+    written(ours / "disk")
+    (theirs / "way").symlink_to(ours)
+    (theirs / "disk").symlink_to(ours / "disk")
+    (tmp_path / "way").symlink_to(ours)
+    assert fits(Kept(tmp_path / "way" / "disk", "raw"), SIZE)
+    os.chown(theirs, 65534, 65534)
+    for path in (theirs / "way" / "disk", theirs / "disk"):
+        assert not fits(Kept(path, "raw"), SIZE), "QEMU's user chose what root copies"

@@ -17,12 +17,12 @@ LIMIT_S = 60.0
 SOCKET = "qmp.sock"
 
 
-def connected(folder: Path) -> PrivateMonitor:
+def connected(folder: Path, pid: int) -> PrivateMonitor:
     """A connection, as soon as QEMU listens, or has seen that the one before it is gone."""
     end = time.monotonic() + LIMIT_S
     while True:
         try:
-            return PrivateMonitor(folder / SOCKET)
+            return PrivateMonitor(folder / SOCKET, pid)
         except VmError:
             if time.monotonic() > end:
                 raise
@@ -39,7 +39,7 @@ def qemu(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def monitor(tmp_path: Path, qemu: subprocess.Popen[bytes]) -> Iterator[PrivateMonitor]:
-    monitor = connected(tmp_path)
+    monitor = connected(tmp_path, qemu.pid)
     yield monitor
     monitor.close()
 
@@ -65,12 +65,12 @@ def test_a_refusal_ends_nothing(monitor: PrivateMonitor) -> None:
 
 
 def test_a_second_connection_is_not_waited_for_and_works_when_the_first_is_gone(
-    tmp_path: Path, monitor: PrivateMonitor
+    tmp_path: Path, qemu: subprocess.Popen[bytes], monitor: PrivateMonitor
 ) -> None:
     with pytest.raises(VmError, match="does not answer"):
-        PrivateMonitor(tmp_path / SOCKET, 0.2)
+        PrivateMonitor(tmp_path / SOCKET, qemu.pid, 0.2)
     monitor.close()
-    second = connected(tmp_path)
+    second = connected(tmp_path, qemu.pid)
     assert second.execute("query-status", {})["running"]
     second.close()
 

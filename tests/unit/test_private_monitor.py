@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -83,7 +84,7 @@ def qemu(tmp_path: Path) -> Iterator[FakeQemu]:
 
 @pytest.fixture
 def monitor(qemu: FakeQemu) -> Iterator[PrivateMonitor]:
-    monitor = PrivateMonitor(qemu.path)
+    monitor = PrivateMonitor(qemu.path, os.getpid())
     yield monitor
     monitor.close()
 
@@ -101,7 +102,7 @@ def test_events_before_a_reply_are_passed_over(qemu: FakeQemu, monitor: PrivateM
 
 def test_a_greeting_may_come_with_events(qemu: FakeQemu) -> None:
     qemu.reply = lambda command: EVENT + answer(command)
-    monitor = PrivateMonitor(qemu.path)
+    monitor = PrivateMonitor(qemu.path, os.getpid())
     assert monitor.execute("cont", {}) == {"ran": "cont"}
     monitor.close()
 
@@ -182,7 +183,7 @@ def test_an_endless_line_is_cut_off(qemu: FakeQemu, monitor: PrivateMonitor) -> 
 def test_who_does_not_greet_as_qemu_does_is_no_monitor(qemu: FakeQemu, greeting: bytes) -> None:
     qemu.greeting = greeting
     with pytest.raises(VmError, match="does not answer"):
-        PrivateMonitor(qemu.path, greeting_s=0.2)
+        PrivateMonitor(qemu.path, os.getpid(), greeting_s=0.2)
     assert qemu.gone.wait(LIMIT_S)  # and nothing of it stays open
     assert qemu.asked == []
 
@@ -204,7 +205,7 @@ def test_a_greeting_that_trickles_in_is_not_waited_for(tmp_path: Path) -> None:
     thread = threading.Thread(target=serve)
     thread.start()
     with pytest.raises(VmError, match="does not answer"):
-        PrivateMonitor(tmp_path / "slow.sock", greeting_s=0.3)
+        PrivateMonitor(tmp_path / "slow.sock", os.getpid(), greeting_s=0.3)
     assert over.wait(LIMIT_S)
     thread.join(LIMIT_S)
     listener.close()
@@ -214,12 +215,19 @@ def test_a_greeting_that_trickles_in_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_qemu_that_refuses_the_capabilities_is_no_monitor(qemu: FakeQemu) -> None:
     qemu.reply = lambda command: json.dumps({"id": command["id"], "error": {"desc": "no"}}).encode() + b"\n"
     with pytest.raises(VmError, match="does not answer: QEMU refuses qmp_capabilities: no"):
-        PrivateMonitor(qemu.path)
+        PrivateMonitor(qemu.path, os.getpid())
+
+
+def test_another_process_that_listens_there_is_told_nothing(qemu: FakeQemu) -> None:
+    """The path is from QEMU's command line, which QEMU itself can rewrite: to another VM's monitor, for one."""
+    with pytest.raises(VmError, match="listens on the socket of QEMU's process"):
+        PrivateMonitor(qemu.path, os.getpid() + 1)
+    assert qemu.asked == []
 
 
 def test_no_socket_is_no_monitor(tmp_path: Path) -> None:
     with pytest.raises(VmError, match="does not answer"):
-        PrivateMonitor(tmp_path / "nothing.sock")
+        PrivateMonitor(tmp_path / "nothing.sock", os.getpid())
 
 
 def test_closing_ends_a_command_that_hangs(qemu: FakeQemu, monitor: PrivateMonitor) -> None:
