@@ -142,13 +142,18 @@ def require_peer(sock: socket.socket, pid: int) -> None:
 
 
 def make_folder(path: Path, mode: int = PASS_THROUGH) -> None:
-    """The folder with exactly this mode whatever the umask is, and those above it; one that is there stays as it is."""
+    """The folder with exactly this mode whatever the umask is, and those above it; one that is there stays as it is.
+
+    OSError: also where others than root may write in it, for then no name in it is ours to trust.
+    """
     for folder in (*reversed(path.parents), path):
         try:
             os.mkdir(folder, mode)
         except FileExistsError:
             continue
         os.chmod(folder, mode)
+    if not only_ours(path.stat()):
+        raise PermissionError(errno.EPERM, "others than root may write in this folder", str(path))
 
 
 def require_only_ours(path: Path, what: str) -> None:

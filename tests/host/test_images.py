@@ -39,7 +39,7 @@ def mounted(kind: str, options: str, folder: Path) -> Iterator[Path]:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    with mounted("tmpfs", "size=1m", tmp_path / "small") as folder:
+    with mounted("tmpfs", "size=1m,mode=711", tmp_path / "small") as folder:
         yield folder
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from remusdb import safefiles
-from remusdb.errors import ConfigError, VmError
+from remusdb.errors import ConfigError, DiskError, VmError
 from remusdb.vm import fifo as fifo_module
 from remusdb.vm.fifo import NAME, StateFifo
+from remusdb_agents.images import ReplicaImages
 
 OTHER = 65534
 RACE_S = 8.0
@@ -208,3 +209,8 @@ def test_root_works_in_no_folder_that_others_may_write(tmp_path: Path, folder: P
     for path in (folder, tmp_path / "wide"):
         with pytest.raises(ConfigError, match="image_dir"):
             safefiles.require_only_ours(path, "image_dir")
+        with pytest.raises(PermissionError, match="others than root"):
+            safefiles.make_folder(path)
+        with pytest.raises(DiskError, match="others than root"):
+            ReplicaImages(path, [512], ["vda"])
+        assert list(path.iterdir()) == []
