@@ -4,6 +4,7 @@ guest, QEMU, the arbiter or a file, and must not be able to command the terminal
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -14,9 +15,10 @@ LINE_MAX_BYTES = 64 << 10  # one value of `status VM` may list every disk that w
 
 
 def say(*lines: str, err: bool = False) -> None:
-    """Each of them as one line: on stdout, or on stderr."""
+    """Each of them as one line: on stdout, or on stderr. A question mark for what the terminal has no letter for."""
+    encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
     for line in lines:
-        click.echo(printable(line, LINE_MAX_BYTES), err=err)
+        click.echo(printable(line, LINE_MAX_BYTES).encode(encoding, "replace").decode(encoding), err=err)
 
 
 def print_json(result: Any) -> None:

@@ -115,6 +115,16 @@ def test_what_a_peer_refuses_with(answer: dict[str, RemusError], tmp_path: Path,
         assert "E-PEER-REFUSED beta refuses: " in told.stderr and "owned" in told.stderr
 
 
+@pytest.mark.parametrize("charset", ["latin-1", "ascii"])
+def test_a_terminal_without_unicode(answer: dict[str, RemusError], tmp_path: Path, charset: str) -> None:
+    """A peer's text must not make `status` fail there."""
+    told = CliRunner(charset=charset).invoke(cli, ["--run-dir", str(tmp_path), "status"])
+    assert told.exit_code == 0 and "owned" in told.stdout, told.output
+    answer["status"] = PeerRefused(FOUL, hint=FOUL)
+    told = CliRunner(charset=charset).invoke(cli, ["--run-dir", str(tmp_path), "status"])
+    assert told.exit_code == 5 and "owned" in told.stderr
+
+
 def test_history(tmp_path: Path) -> None:
     """Also of a file that somebody else wrote."""
     (tmp_path / "history").mkdir()
