@@ -39,7 +39,7 @@ Settings = Mapping[str, int | str | bool]
 class Product:
     """Host daemon and agent of both hosts, by (daemon, host). Their logs go to `logs`, which outlives the lab."""
 
-    def __init__(self, lab: Lab, logs: Path, start_s: float = 20.0) -> None:
+    def __init__(self, lab: Lab, logs: Path, start_s: float = 60.0) -> None:
         """`start_s`: how long a daemon may take to start."""
         self._lab = lab
         self._start_s = start_s
