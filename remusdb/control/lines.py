@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from remusdb.errors import BadFrame
+from remusdb.printable import json_text
 from remusdb.jsontext import parse_object
 
 MAX_LINE_BYTES = 4 << 20
@@ -36,7 +37,8 @@ class LineChannel:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one object; OSError if the other end is gone, BadFrame for one that no other end would take."""
-        line = msgspec.json.encode(message) + b"\n"
+        line = _encoded(message) + b"
+"
         if len(line) > MAX_LINE_BYTES:
             raise BadFrame(f"a control line of {len(line)} bytes is too long: {MAX_LINE_BYTES} are taken")
         with self._send_lock:
@@ -87,3 +89,10 @@ def _parse(line: bytes) -> dict[str, Any]:
         return parse_object(line)
     except ValueError as exc:
         raise BadFrame(f"a control line is not a JSON object: {exc}") from exc
+
+
+def _encoded(message: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(message)
+    except UnicodeEncodeError:  # half a character, of a file's name perhaps
+        return json_text(message).encode()

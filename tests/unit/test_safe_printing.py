@@ -115,6 +115,13 @@ def test_what_a_peer_refuses_with(answer: dict[str, RemusError], tmp_path: Path,
         assert "E-PEER-REFUSED beta refuses: " in told.stderr and "owned" in told.stderr
 
 
+def test_an_error_that_no_utf8_can_hold_is_told(answer: dict[str, RemusError], tmp_path: Path) -> None:
+    """A file's name, for one: half a character that Python carries along."""
+    answer["unprotect"] = PeerRefused("no such file: \udcff.img", hint="\ud800")
+    told = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "unprotect", "db1"])
+    assert told.exit_code == 5 and "no such file: ?.img" in told.stderr
+
+
 @pytest.mark.parametrize("charset", ["latin-1", "ascii"])
 def test_a_terminal_without_unicode(answer: dict[str, RemusError], tmp_path: Path, charset: str) -> None:
     """A peer's text must not make `status` fail there."""
