@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from remusdb.errors import BadFrame
-from remusdb.printable import json_text
 from remusdb.jsontext import parse_object
+from remusdb.printable import json_text
 
 MAX_LINE_BYTES = 4 << 20
 CHUNK_BYTES = 64 << 10
@@ -37,8 +37,7 @@ class LineChannel:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one object; OSError if the other end is gone, BadFrame for one that no other end would take."""
-        line = _encoded(message) + b"
-"
+        line = _encoded(message) + b"\n"
         if len(line) > MAX_LINE_BYTES:
             raise BadFrame(f"a control line of {len(line)} bytes is too long: {MAX_LINE_BYTES} are taken")
         with self._send_lock:
