@@ -195,6 +195,7 @@ class Applier:
         """Stop the thread; what waits is dropped."""
         with self._changed:
             self._closed = True
+            self._epochs.clear()
             self._end_freezes("the replica was given up")
             self._changed.notify_all()
         if self._thread is not threading.current_thread():
@@ -204,10 +205,14 @@ class Applier:
         try:
             while (epoch := self._next()) is not None:
                 for frame in epoch.frames:
+                    if self._closed:
+                        return
                     self.apply(frame)
                 self.catch_up = CatchUp(self.catch_up.earlier or self.devices, epoch.stopped_at_ns)
                 self._moved(epoch)
                 with self._changed:
+                    if self._closed:
+                        return
                     self._epochs.popleft()
                     self._bytes -= epoch.cost_bytes
                     self._applying, self.epoch = False, epoch.epoch
