@@ -24,7 +24,7 @@ from typing import Any
 
 from remusdb.control.client import call
 from remusdb.control.server import ControlServer
-from remusdb.core.messages import Commit, Notice, Question, Refuse, Standing, Welcome, pack, unpack
+from remusdb.core.messages import Commit, Notice, Refuse, Standing, Welcome, pack, unpack
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RemusError
 from remusdb.history import Event
@@ -271,7 +271,7 @@ class Rig:
         """ASK who owns a VM; None when the agent says nothing."""
         caller = self.call(who)
         try:
-            caller.say(FrameType.ASK, pack(Question(vm, who, 0)))
+            caller.say(FrameType.ASK, sayings.packed({"vm": vm, "host": who, "term": 0}))
             frame = caller.hear(FrameType.STANDING)
             return unpack(Standing, frame.payload) if frame is not None else None
         finally:
