@@ -29,6 +29,7 @@ from remusdb_agents.devices import Device, open_device
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _ZEROS = bytes(1 << 20)
+FILE_MAX_BYTES = (1 << 63) - 1  # off_t
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,6 +46,9 @@ class ReplicaImages:
         else gives way to a sparse one. `devices`: block devices, by name, that stand for a disk instead of a file."""
         if len(sizes) != len(names) or len(set(names)) != len(names):
             raise DiskError(f"{len(sizes)} disk sizes for the names {names}")
+        for name, size in zip(names, sizes, strict=True):
+            if not 0 <= size <= FILE_MAX_BYTES:
+                raise DiskError(f"disk {name} cannot have {size} bytes")
         self.folder = folder
         self.sizes = list(sizes)
         devices = devices or {}
@@ -60,8 +64,10 @@ class ReplicaImages:
         try:
             for name, path, size in zip(names, self.paths, sizes, strict=True):
                 self._add(path, size, is_device=name in devices)
-        except DiskError:
+        except BaseException:  # whatever it was: no descriptor stays, and no file that was made for it
+            fresh = [path for path, reused in zip(self.paths, self.reused, strict=False) if not reused]
             self.close()
+            self._delete([path for path in fresh if path in self._ours])
             raise
 
     def _add(self, path: Path, size: int, *, is_device: bool) -> None:
@@ -165,17 +171,18 @@ def _plain(name: str) -> str:
 
 def _open(path: Path, size: int) -> tuple[int, bool]:
     """The file, and whether it was there already."""
-    if size < 0:
-        raise DiskError(f"disk {path.name} cannot have {size} bytes")
     with _explained(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             found = os.fstat(fd)
             if stat.S_ISREG(found.st_mode) and found.st_size == size and found.st_blocks:
                 return fd, True
+            os.ftruncate(fd, size)  # first: a size that cannot be costs the old content nothing
             os.ftruncate(fd, 0)
             os.ftruncate(fd, size)
-        except OSError:
+        except BaseException:
+            if os.fstat(fd).st_size == 0:  # it was made just now
+                path.unlink(missing_ok=True)
             os.close(fd)
             raise
     return fd, False

@@ -17,20 +17,22 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from remusdb import __version__
 from remusdb.core.messages import Hello, Notice, Refuse, Standing, Taken, Welcome, pack, unpack
-from remusdb.core.standby import Refusal, Standby, StandbyState
+from remusdb.core.standby import Offer, Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import NoThread, NotProtected, PeerUnreachable, RefusedForSafety, RemusError
 from remusdb.history import Author, Event, EventName
 from remusdb.names import require_name
-from remusdb.state import OWNING, Role
-from remusdb.threads import spawn
+from remusdb.state import NOBODYS, OWNING, Role, VmState
+from remusdb.threads import apart, spawn
 from remusdb.transport.stream import FrameStream
 from remusdb.troubles import Trouble, Troubles
+from remusdb_agents.agreement import examine
 from remusdb_agents.catch_up import now_ns
 from remusdb_agents.context import Context
 from remusdb_agents.greeting import refusal
@@ -47,8 +49,11 @@ from remusdb_agents.takeover import Takeover
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.02
-BEAT_S = 0.05
 CLOSE_S = 30.0
+
+
+class Overtaken(RefusedForSafety):
+    """While a HELLO was looked at, silence or an operator came first."""
 
 
 class Replica:
@@ -63,8 +68,9 @@ class Replica:
         self.core = self._remembered()
         self.reason = self.state.reason or "no session yet"
         self.lock = threading.RLock()
-        self._greeting = threading.RLock()  # a session begins or ends: one at a time
+        self.greeting = threading.RLock()  # a session begins or ends: one at a time
         self.machine: Machine | None = None
+        self.runs_here = False  # this agent took the VM over, and it runs
         self.session_term = 0  # of the session that fed the replica; promotion does not change it
         self._inbox = Inbox(self._config.limits.epoch_max_bytes)
         self._seeding = Seeding()
@@ -77,15 +83,46 @@ class Replica:
         self._reading = True
         self.addresses: list[str] = []
         self.stays = False  # the VM stood still at the last epoch, and is to stand still after a takeover
-        if self.state.role == "standby":  # of an agent that is gone, and its replica with it
-            self.save("none", "the agent was restarted: there is no replica")
-            threading.Thread(target=self._sweep, name=f"sweep-{vm}", daemon=True).start()
         self.proving = Proving(self)
         self.takeover = Takeover(self)
-        for name, work in (("watch", self.takeover.watch), ("beat", self._beat)):
-            threading.Thread(target=work, name=f"{name}-{vm}", daemon=True).start()
-        if self.state.role in ("promoting", "standby", "none") and self.state.peer:
-            threading.Thread(target=self.takeover.follow_up, name=f"follow-up-{vm}", daemon=True).start()
+        self._recovering = 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether an agent that is gone left this VM in the middle of something."""
+        state, asked = self.state, self.context.arbiter is not None
+        return state.role in ("standby", "promoting") or (
+            asked and state.role == "none" and state.peer != "" and state.owner == state.peer
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that there is of it is in the state file. A promoted VM's figures are not."""
+        if self.machine is not None or self.stream is not None or self._recovering or self.takeover.busy:
+            return False
+        return self.core.state is StandbyState.EMPTY
+
+    def recover(self) -> None:
+        """At the agent's start: an earlier one's replica is gone with it, its takeover is finished or given back."""
+        if self.state.role == "standby":
+            self.save("none", "the agent was restarted: there is no replica")
+            self._apart(self._sweep, "sweep")
+        if self.state.role in ("promoting", "none") and self.state.peer:
+            self._apart(self.takeover.follow_up, "follow-up")
+
+    def _apart(self, work: Callable[[], None], name: str) -> None:
+        """In a thread of its own; until it ends, this replica is not forgotten."""
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                with self.lock:
+                    self._recovering -= 1
+
+        with self.lock:
+            self._recovering += 1
+        apart(run, name=f"{name}-{self.vm}")
 
     def _remembered(self) -> Standby:
         state = self.state
@@ -93,7 +130,7 @@ class Replica:
 
     def _sweep(self) -> None:
         """Take away the standby that an agent which died left behind, unless a session has begun since."""
-        with self._greeting:
+        with self.greeting:
             if self.machine is None:
                 try:
                     remove_leftover(self._config.agent.libvirt_uri, self.vm)
@@ -115,55 +152,83 @@ class Replica:
         self.refresh()
         with self.lock:
             state = self.state
-            owner = "" if self.takeover.under_way.is_set() else self.core.owner or state.owner
-            return Standing(require_name(self.vm), self.core.term, owner, state.role, self.reason)
+            undecided = self.takeover.under_way.is_set() or (state.role == "promoting" and not self.runs_here)
+            owner = "" if undecided else self.core.owner or state.owner
+            return Standing(require_name(self.vm), self.core.term, owner, state.role, self.reason, state.uuid)
 
     # --- the session (called by its receiving thread) ---
 
     def greet(self, stream: FrameStream, hello: Hello) -> Welcome | Refuse:
-        """Answer a HELLO. For a new session the standby is started here, which takes seconds."""
-        with self._greeting:
-            self.refresh()
-            if not hello.resume:
-                try:
+        """Answer a HELLO. For a new session the standby is started here, which takes seconds.
+
+        Task boundary: whatever happens, it is an answer, and what had been begun is given up.
+        """
+        with self.greeting:
+            before = None
+            try:
+                self.refresh()
+                if not hello.resume:
                     hello = fitted(hello, self._config)
-                except RemusError as exc:
-                    return Refuse(reason=str(exc), hint=exc.hint, term=self.core.term, code="preflight")
-            refused = refusal(self, stream, hello)
-            if refused is not None:
-                return refused
-            with self.lock:
-                answer = self.core.hello(hello.primary, hello.term, hello.resume)
-                if isinstance(answer, Refusal):
-                    return self._refuse(answer)
+                answer = refusal(self, stream, hello) or self._agreed(hello)
+                if isinstance(answer, Refuse):
+                    return answer
+                if not answer.resumed:
+                    self.drop_stream()
+                    before = self.state
+                    self._begin(answer.term, hello)
+                return self._welcome(stream, answer)
+            except Overtaken as exc:  # it may yet fail: nobody is fenced for it, the primary asks again
+                return Refuse(str(exc), term=self.core.term, code="deciding")
+            except Exception as exc:
+                if not isinstance(exc, RemusError):
+                    log.exception("%s: the HELLO of host %s failed", self.vm, stream.peer_name)
+                if before is not None:
+                    self.give_up(str(exc), before=before)
+                return self._failed(exc)
+
+    def _require_not_overtaken(self) -> None:
+        """With the lock held."""
+        if self.takeover.under_way.is_set() or self.core.state in (StandbyState.DECIDING, StandbyState.PROMOTED):
+            raise Overtaken("this host takes the VM over just now")
+
+    def _agreed(self, hello: Hello) -> Offer | Refuse:
+        """What the protocol says to it; a new session is looked at before anything is given up for it."""
+        if not hello.resume:
+            examine(self.context, hello)
+        with self.lock:
+            answer = self.core.hello(hello.primary, hello.term, hello.resume)
+            if isinstance(answer, Refusal):
+                return self._refuse(answer)
+            if answer.resumed:
                 self.drop_stream()
                 self._inbox.clear()
-            if not answer.resumed:
-                try:
-                    self._begin(answer.term, hello)
-                except RemusError as exc:
-                    self.give_up(str(exc))
-                    if self.core.state is not StandbyState.PROMOTED:
-                        return Refuse(reason=str(exc), hint=exc.hint, term=self.core.term, code="preflight")
-            with self.lock:
-                if self.core.state is StandbyState.PROMOTED:  # silence, or an operator, came first
-                    return Refuse(reason="this host took the VM over just now", term=self.core.term, fenced=True)
-                self.stream, self._last_heard = stream, time.monotonic()
-                self._owed.told(self.core.committed)
-                taken = self._seeding.pause()
-                bases = None if answer.resumed or self.machine is None else self.machine.bases
-                return Welcome(
-                    version=__version__,
-                    agent=self._config.agent.name,
-                    term=answer.term,
-                    committed=self.core.committed,
-                    resumed=answer.resumed,
-                    silence_ms=self._config.failover.silence_ms,
-                    bases=bases.counts if bases else [],
-                    base_seed=bases.seed if bases else 0,
-                    taken=taken,
-                    copy_patience_ms=self._config.failover.copy_patience_ms,
-                )
+            return answer
+
+    def _failed(self, exc: Exception) -> Refuse:
+        if isinstance(exc, RemusError):
+            return Refuse(reason=str(exc), hint=exc.hint, term=self.core.term, code="preflight")
+        hint = f"its log tells what: journalctl -u remusdb-agent, on {self.context.name}"
+        return Refuse("internal error of the agent", hint, term=self.core.term)
+
+    def _welcome(self, stream: FrameStream, answer: Offer) -> Welcome:
+        with self.lock:
+            self._require_not_overtaken()
+            self.stream, self._last_heard = stream, time.monotonic()
+            self._owed.told(self.core.committed)
+            taken = self._seeding.pause()
+            bases = None if answer.resumed or self.machine is None else self.machine.bases
+            return Welcome(
+                version=__version__,
+                agent=self._config.agent.name,
+                term=answer.term,
+                committed=self.core.committed,
+                resumed=answer.resumed,
+                silence_ms=self._config.failover.silence_ms,
+                bases=bases.counts if bases else [],
+                base_seed=bases.seed if bases else 0,
+                taken=taken,
+                copy_patience_ms=self._config.failover.copy_patience_ms,
+            )
 
     def welcomed(self, stream: FrameStream, welcome: Welcome, told: list[int]) -> None:
         """WELCOME went out: in its initial copy the primary waits to hear what the images hold, after what it heard."""
@@ -229,14 +294,15 @@ class Replica:
     def _begin(self, term: int, hello: Hello) -> None:
         """A new session: the term first, then a fresh standby. What was here before is given up."""
         with self.lock:
-            if self.core.state is StandbyState.PROMOTED:
-                raise RefusedForSafety("this host took the VM over just now")
+            self._require_not_overtaken()
             self.core.renounce()
             old, self.machine = self.machine, None
         if old is not None:
             old.close(keep_images=True)
         with self.lock:
-            self.save("standby", "the initial copy runs", term=term, owner=hello.primary, peer=hello.primary)
+            pair = {"owner": hello.primary, "peer": hello.primary, "uuid": hello.uuid}
+            self.save("standby", "the initial copy runs", term=term, **pair)
+            self._inbox.clear()
             self._seeding.begin()
             self.core.begin(hello.primary, term)
             self.session_term = term
@@ -322,14 +388,12 @@ class Replica:
         if self.core.state is StandbyState.SEEDING and machine is not None:
             self.give_up(f"{self.state.peer} was silent for {patience_ms} ms in the initial copy", stream, machine)
 
-    def _beat(self) -> None:
-        """Tell the primary that this agent lives; in a thread of its own, as a send may block."""
-        while True:
-            time.sleep(BEAT_S)
-            stream, term = self.stream, self.core.term
-            if stream is not None:
-                with contextlib.suppress(PeerUnreachable):
-                    stream.send(FrameType.HEARTBEAT, term, 0)
+    def beat(self) -> None:
+        """Tell the primary that this agent lives. Waits for nobody."""
+        stream, term = self.stream, self.core.term
+        if stream is not None:
+            with contextlib.suppress(PeerUnreachable):
+                stream.beat(term)
 
     def rehearse(self, tcp_port: int | None, seconds: float, progress: Progress) -> dict[str, Any]:
         """Resume a copy of the last committed state, look at it, throw it away. NotProtected when there is none."""
@@ -382,14 +446,17 @@ class Replica:
         *,
         forget: bool = False,
         overruled: bool = False,
+        before: VmState | None = None,
     ) -> None:
         """This side can no longer take over: that is durable before the primary is told, then the replica goes.
 
         The replica goes without the lock, for the applier, which is waited for, takes it; a new session waits.
         A replica that was promoted is the VM and stays; with `of`, only that machine's session is given up. With
-        `forget`, its images go too. While the arbiter decides, only its no ends the replica (`overruled`).
+        `forget`, its images go too, and so does who owned it: who protects a VM of that name next may. While the
+        arbiter decides, only its no ends the replica (`overruled`). `before`: of a session that came to nothing, what
+        this host knew: a HELLO that failed makes nobody the owner.
         """
-        with self._greeting:
+        with self.greeting:
             with self.lock:
                 if self.core.state is StandbyState.PROMOTED or (of is not None and of is not self.machine):
                     return
@@ -400,7 +467,9 @@ class Replica:
                 self.core.renounce()
                 machine, self.machine = self.machine, None
                 with contextlib.suppress(RemusError):  # a restarted agent has no replica anyway
-                    self.save("none", reason, **({"kept": {}, "kept_formats": {}} if forget else {}))
+                    self.save(*_left(reason, before), **(NOBODYS if forget else _owned(before)))
+                if forget or before is not None:
+                    self.core.owner = self.state.owner
                 if stream is not None:
                     with contextlib.suppress(PeerUnreachable):
                         stream.send(FrameType.RENOUNCE, self.core.term, 0, pack(Notice(reason)))
@@ -441,3 +510,12 @@ class Replica:
                 **told,
             )
         )
+
+
+def _left(reason: str, before: VmState | None) -> tuple[Role, str]:
+    """Role and reason once a replica is gone: a VM that was superseded here stays so."""
+    return ("fenced", before.reason) if before is not None and before.role == "fenced" else ("none", reason)
+
+
+def _owned(before: VmState | None) -> dict[str, Any]:
+    return {} if before is None else {"owner": before.owner, "peer": before.peer, "uuid": before.uuid}

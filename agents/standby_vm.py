@@ -72,9 +72,14 @@ class StandbyVm:
         self.name = name
         handle = deadline.call(f"start standby {name}", connection.createXML, xml, libvirt.VIR_DOMAIN_START_PAUSED)
         self._handle: libvirt.virDomain = handle
-        self.domain = Domain(connection, name, deadline)
-        self._folder: Path = self.domain.state_folder()
-        self._memory = ProcessMemory(self.domain.pid)
+        try:
+            self.domain = Domain(connection, name, deadline)
+            self._folder: Path = self.domain.state_folder()
+            self._memory = ProcessMemory(self.domain.pid)
+        except BaseException:  # no paused domain stays behind
+            with contextlib.suppress(VmError):
+                deadline.call(f"destroy standby {name}", handle.destroy)
+            raise
         self._blocks: list[Block] = []
         self._caught_up = CaughtUp(b"")
         self._timers = Timers(self.domain.pid)

@@ -25,9 +25,9 @@ from remusdb.core.ownership import Ownership, Rule, Verdict, give_back, take_ove
 from remusdb.core.standby import StandbyState
 from remusdb.core.terms import following
 from remusdb.core.wire import FrameType
-from remusdb.errors import PeerUnreachable, RefusedForSafety, RemusError, VmError
+from remusdb.errors import NoThread, PeerUnreachable, RefusedForSafety, RemusError, VmError
 from remusdb.history import Author
-from remusdb.threads import apart
+from remusdb.threads import apart, spawn
 from remusdb.transport.stream import FrameStream
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import connect
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 APPLY_S = 30.0
-LOOK_S = 0.02
 CALL_S = 5.0
 LOOK_AGAIN_S = 0.25  # after a takeover that was refused
 ASK_AGAIN_S = 0.1
@@ -61,7 +60,11 @@ class Takeover:
     """The takeover of one replica."""
 
     def __init__(self, replica: Replica) -> None:
+        failover = replica.context.config.failover
         self._replica = replica
+        self._watch = SilenceWatch(failover.silence_ms / 1000)
+        self._copy_watch = SilenceWatch(failover.copy_patience_ms / 1000)
+        self._trying = threading.Event()  # a thread does what a silence asked for
         self.under_way = threading.Event()
 
     def promote(
@@ -149,7 +152,7 @@ class Takeover:
         resumed = time.time_ns()
         machine.announce(replica.addresses)
         with replica.lock:
-            replica.machine = None
+            replica.machine, replica.runs_here = None, True
             with contextlib.suppress(RemusError):  # "promoting" on the disk means the same
                 replica.save("promoted", f"{why}; {how}", resumed_at_ns=resumed, autostart=False)
         replica.context.admission.release(replica.vm)
@@ -195,30 +198,54 @@ class Takeover:
             with contextlib.suppress(PeerUnreachable):
                 stream.send(FrameType.DECLINE, replica.session_term, 0, pack(Notice(str(exc))))
 
-    def watch(self) -> None:
-        """Look for a silent primary, for as long as the daemon lives."""
+    @property
+    def busy(self) -> bool:
+        """Whether a takeover is under way, or tried."""
+        return self._trying.is_set() or self.under_way.is_set()
+
+    def look(self) -> None:
+        """Whether the primary is silent for too long; what follows from it is done in a thread of its own."""
+        replica, failover = self._replica, self._replica.context.config.failover
+        heard, now = replica.heard(), time.monotonic()
+        silent, copy_silent = self._watch.look(now, heard), self._copy_watch.look(now, heard)
+        state = replica.core.state
+        if not silent and state is StandbyState.READY:
+            replica.troubles.clear("arbiter", f"{replica.state.peer} is heard again")
+        if self._trying.is_set():
+            return
+        if copy_silent and state is StandbyState.SEEDING:
+            self._try(replica.end_silent_copy)
+        elif silent and failover.automatic and state is StandbyState.READY:
+            self._try(lambda: self._take_over(heard))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            finally:
+                self._trying.clear()
+
+        self._trying.set()
+        try:
+            spawn(run, name=f"silence-{self._replica.vm}")
+        except NoThread as exc:  # the next look tries again
+            self._trying.clear()
+            log.error("%s: %s", self._replica.vm, exc)
+
+    def _take_over(self, heard: float) -> None:
+        """The primary has not been heard since `heard`."""
         replica = self._replica
-        failover = replica.context.config.failover
-        watch, copy_watch = SilenceWatch(failover.silence_ms / 1000), SilenceWatch(failover.copy_patience_ms / 1000)
-        while True:
-            time.sleep(LOOK_S)
-            heard = replica.heard()
-            silent = watch.look(time.monotonic(), heard)
-            if not silent and replica.core.state is StandbyState.READY:
-                replica.troubles.clear("arbiter", f"{replica.state.peer} is heard again")
-            if copy_watch.look(time.monotonic(), heard):
-                replica.end_silent_copy()
-            if silent and failover.automatic and replica.core.state is StandbyState.READY:
-                try:
-                    self.promote(f"{replica.state.peer} was silent for {failover.silence_ms} ms", heard)
-                except RefusedForSafety as exc:
-                    replica.reason = f"{replica.state.peer} is silent, but this host does not take over: {exc}"
-                    if isinstance(exc, ArbiterAway):
-                        replica.troubles.say("arbiter", replica.reason)
-                    time.sleep(LOOK_AGAIN_S)
-                except Exception as exc:  # task boundary: this thread is the only one that sees the silence
-                    log.exception("%s: takeover failed", replica.vm)
-                    replica.reason = f"takeover failed: {exc}"
+        try:
+            silence_ms = replica.context.config.failover.silence_ms
+            self.promote(f"{replica.state.peer} was silent for {silence_ms} ms", heard)
+        except RefusedForSafety as exc:
+            replica.reason = f"{replica.state.peer} is silent, but this host does not take over: {exc}"
+            if isinstance(exc, ArbiterAway):
+                replica.troubles.say("arbiter", replica.reason)
+            time.sleep(LOOK_AGAIN_S)
+        except Exception as exc:  # task boundary: it is tried again
+            log.exception("%s: takeover failed", replica.vm)
+            replica.reason = f"takeover failed: {exc}"
 
 
 def require_arbiter(context: Context, vm: str, owner: str, term: int) -> None:

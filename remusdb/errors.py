@@ -18,6 +18,7 @@
     │   ├── BadXml             1  E-XML            a document that is not what libvirt writes
     │   ├── LibvirtAway        1  E-LIBVIRT        libvirtd is gone, or does not answer in time
     │   └── DevicesChanged     1  E-DEVICES        the VM has other devices than its standby
+    ├── UnreadableState        1  E-STATE          what was saved of a VM cannot be read
     ├── GateError              1  E-GATE
     ├── DiskError              1  E-DISK
     └── NoThread               1  E-THREADS        this process can have no more threads
@@ -148,6 +149,12 @@ class DevicesChanged(VmError):
     """A device was attached, detached or changed: what the backup holds cannot go on with it."""
 
     id = "E-DEVICES"
+
+
+class UnreadableState(RemusError):
+    """The file with a VM's term and owner is damaged: nothing is done with this VM, others are not concerned."""
+
+    id = "E-STATE"
 
 
 class GateError(RemusError):

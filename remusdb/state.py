@@ -15,15 +15,16 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from remusdb import durable
-from remusdb.errors import Fenced, RemusError
-from remusdb.names import file_stem, name_of
+from remusdb.core.terms import Term
+from remusdb.errors import Fenced, RemusError, UnreadableState, UsageError
+from remusdb.names import file_stem, name_of, require_name
 from remusdb.printable import printable
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,17 @@ PROMOTED = ("promoting", "promoted")
 OWNING = ("seeding", "protected", "solo", *PROMOTED)  # this host has the right to let the VM speak, as far as it knows
 
 
+# What is forgotten of a VM that its owner, or an operator, released this host from. The term never is.
+NOBODYS: dict[str, Any] = {"owner": "", "peer": "", "uuid": "", "kept": {}, "kept_formats": {}}
+
+
 class VmState(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as this host knows it. Times are time.time_ns()."""
 
     vm: str
+    uuid: str = ""  # of the VM that the rest is about; empty: whichever comes
     role: Role = "none"
-    term: int = 0
+    term: Term = 0
     owner: str = ""  # the host that owns the VM in `term`; empty: nobody that is known
     peer: str = ""  # the other host of the pair
     reason: str = ""
@@ -70,12 +76,15 @@ class StateStore:
             data = msgspec.json.decode(path.read_bytes())
             if data.pop("format") != FORMAT:
                 raise ValueError("it is of another version")
-            return msgspec.convert(data, VmState)
+            state = msgspec.convert(data, VmState)
+            if state.vm != vm:
+                raise ValueError(f"it is that of VM {state.vm!r:.80}")
+            return state
         except FileNotFoundError:
             return VmState(vm=vm)
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as exc:
-            raise RemusError(
-                f"{path}: the saved state cannot be read: {exc}",
+        except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as exc:
+            raise UnreadableState(
+                f"{path}: the saved state of VM {vm} cannot be read: {exc}",
                 hint="it holds the VM's term: be sure where the VM runs, move the file away, and protect again",
             ) from exc
 
@@ -97,6 +106,14 @@ class StateStore:
     def names(self) -> list[str]:
         """The VMs of which something is known, by file name where that tells: their files may still be unreadable."""
         return sorted(filter(None, map(_name_in, self._folder.glob("*.json"))))
+
+    def named(self, uuid: str) -> list[str]:
+        """The VMs here that have this UUID, whatever their names. Files that cannot be read are left out."""
+        found = []
+        for vm in self.names():
+            with suppress(RemusError):
+                found += [vm] if self.load(vm).uuid == uuid else []
+        return found
 
     def changed(self, vm: str) -> int:
         """A number that differs after each `update`, by whichever process; 0 for no file."""
@@ -126,11 +143,13 @@ class StateStore:
 
 def _name_in(path: Path) -> str:
     """The VM whose file this is; empty where the name was too long to be the file's, and the file cannot be read."""
-    name = name_of(path.name.removesuffix(".json"))
-    if name is not None:
-        return name
+    stem = path.name.removesuffix(".json")
     try:
-        return str(msgspec.json.decode(path.read_bytes())["vm"])
-    except (OSError, KeyError, TypeError, ValueError) as exc:
-        log.error("%s: cannot be read, and its name does not tell whose it is: %s", path, exc)
+        name = name_of(stem)
+        name = require_name(msgspec.json.decode(path.read_bytes())["vm"] if name is None else name)
+        if file_stem(name) != stem:
+            raise UsageError(f"that of VM {name} is called {file_stem(name)}.json")
+        return name
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, UsageError) as exc:
+        log.error("%s: left alone, it does not tell whose it is: %s", path, exc)
         return ""

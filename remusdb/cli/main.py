@@ -17,6 +17,7 @@ from remusdb.cli.config_check import config
 from remusdb.cli.daemons import agent, host
 from remusdb.cli.evacuate import evacuate
 from remusdb.cli.failover import failover
+from remusdb.cli.forget import forget
 from remusdb.cli.history import history
 from remusdb.cli.prepare import prepare
 from remusdb.cli.protect import protect, reprotect
@@ -92,6 +93,7 @@ for command in (
     reprotect,
     switchover,
     evacuate,
+    forget,
 ):
     cli.add_command(command)
 

@@ -126,7 +126,7 @@ class Base(msgspec.Struct, frozen=True):
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """REFUSE, agent to primary. `fenced`: the agent promoted this VM in `term`, or knows a newer term.
+    """REFUSE, agent to primary. `fenced`: the agent's host took this VM over and runs it, in `term`.
 
     `renounced`: the agent has no replica of the session asked for and cannot take over: the only refusal that
     frees a primary's output. `code`: 'preflight', 'failed', 'deciding' (it is asking the arbiter: ask again), or
@@ -205,13 +205,17 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """STANDING, agent to host: what the agent's host is to the VM (`role`, see remusdb/state.py), and who owns it."""
+    """STANDING, agent to host: what the agent's host is to the VM (`role`, see remusdb/state.py), and who owns it.
+
+    `uuid`: of the VM that is meant, empty if nothing is known of one.
+    """
 
     vm: VmName
     term: Term
     owner: HostOrNobody
     role: Label
     reason: str
+    uuid: str = ""
 
     def __post_init__(self) -> None:
         require_name(self.vm)

@@ -48,7 +48,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Answer to a HELLO that must not be served. `fenced`: another host than the asking one owns the VM, in `term`.
+    """Answer to a HELLO that must not be served. `fenced`: this host took the VM over, in `term`, and runs it.
     `renounced`: this side cannot take over what the asking host last had here. Neither: ask again.
     `learned`: a newer term to make durable first, if not 0; nothing of it is begun.
     """
@@ -74,7 +74,7 @@ class Standby:
         self.applied = 0
 
     def hello(self, primary: str, term: int, resume: bool) -> Offer | Refusal:
-        """Host `primary` asks: the term to make durable and go on in, or why not.
+        """Host `primary`, which may (see `succession`), asks: the term to make durable and go on in, or why not.
 
         To a primary that wants to resume, a refusal that does not fence means that this side cannot take over: it
         goes on alone. So what is here of that session, or of an older one, is renounced; the thread of the
@@ -82,8 +82,8 @@ class Standby:
         """
         if self.state is StandbyState.PROMOTED:
             return Refusal("this host runs the VM: it took over", self.term, fenced=True)
-        if self.owner not in ("", primary) and term <= self.term:
-            return Refusal(f"host {self.owner} owns the VM", self.term, fenced=True)
+        if resume and self.owner not in ("", primary):
+            return Refusal(f"host {self.owner} owns the VM", self.term)
         if self.state is StandbyState.DECIDING:
             return Refusal("this host is asking the arbiter whether it may take over", self.term)
         if resume:
@@ -103,7 +103,7 @@ class Standby:
             return Refusal(reason + ", but one of a newer session", self.term)
         if term >= self.term:
             self.renounce()
-        # An older term of a host that is not known to own the VM gets no word: another host may.
+        # An older term of a host that is not known to own the VM gets no word.
         return Refusal(reason, self.term, renounced=term >= self.term or self.owner == primary)
 
     def begin(self, primary: str, term: int) -> None:

@@ -205,7 +205,13 @@ class LibvirtInspection:
                 stream.close()
             if frame is not None and frame.type is FrameType.REFUSE:
                 refuse = unpack(Refuse, frame.payload)
-                return PeerFacts(peer, refused=refuse.reason, hint=refuse.hint)
+                unwanted = refuse.code == "preflight"
+                return PeerFacts(
+                    peer,
+                    error="" if unwanted else refuse.reason,
+                    refused=refuse.reason if unwanted else "",
+                    hint=refuse.hint,
+                )
             if frame is None or frame.type is not FrameType.PROBE:
                 raise PeerUnreachable(f"the agent of {peer} does not say what it can run")
             facts = unpack(AgentFacts, frame.payload)

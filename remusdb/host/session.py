@@ -193,7 +193,8 @@ class Session:
             parts.gates.open_all()  # before the record says so: a death in between must not leave it mute unnoticed
             open_taps(parts.domain.pid)
         # Wanted from here on: if this worker dies in the copy, another one begins anew.
-        self.save(role="seeding", term=term, owner=self.order.host, peer=self.order.peer.name, armed=False, wanted=True)
+        pair = {"owner": self.order.host, "peer": self.order.peer.name, "uuid": parts.domain.uuid}
+        self.save(role="seeding", term=term, armed=False, wanted=True, **pair)
         self.pipeline.begin(term)
         self.handover.undo_old()
         self._bases = bases = Bases(greeting.welcome, [disk.size for disk in parts.replicas])
@@ -250,9 +251,8 @@ class Session:
             greeting = greet_anew(self)
         except Fenced as exc:
             if not self.was_armed:  # nobody can have taken over from here: that is another VM's past, or hearsay
-                hint = (
-                    f"if the VM was moved here by hand, remove vms/{self.order.vm}.json from the agent's state folder"
-                )
+                peer, vm = self.order.peer.name, self.order.vm
+                hint = f"if {vm} was moved here by hand and is not on {peer} any more, on {peer}: remusdb forget {vm}"
                 raise PeerRefused(str(exc), hint=hint) from exc
             self.on_fenced(exc.term, str(exc))
             raise

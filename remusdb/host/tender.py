@@ -24,7 +24,7 @@ from remusdb.host.keeper import Keeper
 from remusdb.host.order import read_order
 from remusdb.host.record import VmRecord
 from remusdb.host.tapwatch import shut_taps
-from remusdb.host.tending import Action, next_action, superseded
+from remusdb.host.tending import Action, disputed, hearsay, next_action, says_it_is_there, superseded
 from remusdb.quietly import NOISY
 from remusdb.state import VmState
 from remusdb.threads import spawn, vital
@@ -167,12 +167,20 @@ class Tender:
         state = record.state
         if state.peer not in self._config.peers:
             raise CannotProtect(f"peer `{state.peer}` is not in host.toml")
-        standing, silent = self._standing(record)
+        standing, silent = self._standing(record, state.peer)
         other = superseded(self._config.host.name, state, standing, self._record(record.vm))
+        if other is None and (named := hearsay(self._config.host.name, state, standing)):
+            other = self._confirmed(record, named)
+            if other is None:
+                why = f"{state.peer} says that host {named} owns the VM, and {named} did not confirm it"
+                return self._in_doubt(record, f"{why} (is it in host.toml, and this host in its agent.toml?)")
         if other is not None:
             reason = f"host {other.owner} owns the VM since term {other.term}"
             self._keeper.fence(record, other.owner, other.term, reason)
             self.put_away(record)
+        elif standing is not None and disputed(state, standing):
+            why = f"{state.peer} says that it owns the VM in term {standing.term}, and had no right to take it over"
+            self._in_doubt(record, f"{why}; where it is not needed, on {state.peer}: remusdb forget {record.vm}")
         elif not self._keeper.inspection.vms().get(record.vm, False):
             self._off(record, standing)
         elif silent is not None:
@@ -200,8 +208,23 @@ class Tender:
             self._refusals[record.vm] = reason
             self._keeper.tell(record, "failed", was, reason)
 
-    def _standing(self, record: VmRecord) -> tuple[Standing | None, PeerUnreachable | None]:
-        order = read_order(self._keeper.workers.order(record, record.state.peer))
+    def _confirmed(self, record: VmRecord, named: str) -> Ownership | None:
+        """Host `named` was said to own the VM: does it say so itself?"""
+        state = record.state
+        if not state.armed or named not in self._config.peers:
+            return None
+        standing, _silent = self._standing(record, named)
+        if standing is None or standing.term <= state.term or not says_it_is_there(standing, named, state):
+            return None
+        return Ownership(named, standing.term)
+
+    def _in_doubt(self, record: VmRecord, why: str) -> bool:
+        """Nothing is begun, started or destroyed: an operator decides."""
+        record.settle("held" if record.state.armed else "solo", why)
+        return False
+
+    def _standing(self, record: VmRecord, host: str) -> tuple[Standing | None, PeerUnreachable | None]:
+        order = read_order(self._keeper.workers.order(record, host))
         try:
             return ask_standing(order, record.state.term), None
         except PeerUnreachable as exc:

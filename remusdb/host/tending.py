@@ -40,13 +40,35 @@ def next_action(state: VmState, working: bool, auto_reprotect: bool) -> Action:
 
 
 def superseded(host: str, state: VmState, standing: Standing | None, record: Ownership | None) -> Ownership | None:
-    """Who else owns the VM, in a newer term than this host knows, by the peer's word or the arbiter's; or None.
+    """Who else owns the VM, in a newer term than this host knows, so that what is here is to be put away; or None.
 
-    The arbiter's record of the very next term may be a takeover that was never followed up, and is given back then:
-    only the peer's word counts. A later one stands for a session that was begun since.
+    Two words count: that of the host which has it, and the arbiter's record. Its record of the very next term may be a
+    takeover that was never followed up, and is given back then; a later one stands for a session that was begun since.
+    The VM of a host that is not armed cannot have been taken over: what its peer says then is of another VM.
     """
     if record is not None and record.owner not in ("", host) and record.term > state.term + 1:
         return record
-    if standing is not None and standing.owner not in ("", host) and standing.term > state.term:
-        return Ownership(standing.owner, standing.term)
+    if state.armed and standing is not None and says_it_is_there(standing, state.peer, state):
+        return Ownership(standing.owner, standing.term) if standing.term > state.term else None
     return None
+
+
+def says_it_is_there(standing: Standing, by: str, state: VmState) -> bool:
+    """Whether host `by`, whose word it is, says that it owns this VM itself."""
+    return standing.owner == by and not _another_vm(state, standing)
+
+
+def hearsay(host: str, state: VmState, standing: Standing | None) -> str:
+    """The host that the peer names as owner, being neither of the two: it is to be asked itself. Empty: none."""
+    if standing is None or _another_vm(state, standing) or standing.term <= state.term:
+        return ""
+    return "" if standing.owner in ("", host, state.peer) else standing.owner
+
+
+def disputed(state: VmState, standing: Standing) -> bool:
+    """Whether the peer says that it owns the VM, not in an older term, and yet this host was not superseded."""
+    return says_it_is_there(standing, state.peer, state) and standing.term >= state.term
+
+
+def _another_vm(state: VmState, standing: Standing) -> bool:
+    return bool(standing.uuid and state.uuid and standing.uuid != state.uuid)

@@ -6,7 +6,9 @@ from __future__ import annotations
 from ownership_takeover import Replica
 from ownership_world import Connection, Message
 
+from remusdb.core.ownership import Verdict
 from remusdb.core.standby import Refusal, StandbyState
+from remusdb.core.succession import Known, Succession, begins, resumes
 from remusdb.errors import BadFrame
 from remusdb.state import OWNING
 
@@ -39,7 +41,11 @@ class Agent(Replica):
             store = self.host.store
             owner = self.standby.owner or store.owner
             return self.answer(connection, Message("STANDING", self.standby.term, owner=owner))
-        self._supersede(message)
+        verdict = self._succession(message)
+        if verdict is None or verdict in (Succession.UNDECIDED, Succession.STRANGER):
+            return self.answer(connection, Message("REFUSE", self.standby.term, owner=self.standby.owner))
+        if not message.resume and verdict is not Succession.RUNS_HERE:
+            self._supersede(message, verdict)
         answer = self.standby.hello(message.owner, message.term, message.resume)
         if isinstance(answer, Refusal):
             return self._refuse(connection, answer)
@@ -72,7 +78,7 @@ class Agent(Replica):
             except BadFrame:
                 self.lost()
         elif message.kind == "BYE":
-            self.give_up()
+            self.give_up(forget=True)
         elif message.kind == "TAKEOVER":
             if core.promotable() is not None:
                 return self.answer(stream, Message("DECLINE", message.term))
@@ -90,13 +96,26 @@ class Agent(Replica):
         if empty and not self.promoting and not self.returning:
             self.start()
 
-    def _supersede(self, hello: Message) -> None:
-        """This host ran the VM, and a host with a newer term protects it to here: the old one is put away first."""
+    def _succession(self, hello: Message) -> Succession | None:
+        """Whether the asking host may be the owner; None while the arbiter does not say."""
+        store, arbiter = self.host.store, self.host.world.arbiter
+        owns = store.role in OWNING
+        ran = owns and store.role != "promoting"
+        owner = self.standby.owner or store.owner
+        known = Known(self.host.name, self.standby.term, owner, store.peer, owns, ran, store.armed)
+        if hello.resume:
+            return resumes(known, hello.owner)
+        if arbiter is None:
+            return begins(known, hello.owner, hello.term, None)
+        record = arbiter.look(self.host.name)
+        return begins(known, hello.owner, hello.term, record.record) if record.verdict is Verdict.WON else None
+
+    def _supersede(self, hello: Message, verdict: Succession) -> None:
+        """This host ran the VM, and its new owner protects it to here: the old one is put away first."""
         store = self.host.store
         unfinished = store.role == "fenced" and not self.host.put_away_done
-        superseded = store.role in OWNING and hello.term > store.term
-        if not hello.resume and (superseded or unfinished):
-            self.host.fence()
+        if verdict is Succession.PUT_AWAY or unfinished:
+            self.host.fence(hello.owner, hello.term)
             self.start()
 
     def _refuse(self, connection: Connection, answer: Refusal) -> None:

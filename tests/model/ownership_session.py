@@ -128,16 +128,29 @@ class Host(Machine):
     def _hello(self, resume: bool) -> None:
         self._connect(Message("HELLO", self.live.pipeline.term, resume=resume, owner=self.name))
 
-    def _connect(self, message: Message) -> None:
-        connection = self.live.connection = Connection(self.name, self.peer)
-        self.world.hellos.append((self.name, self.peer, message))
-        self.world.hosts[self.peer].agent.accept(connection)
+    def _ask(self, owner: str) -> None:
+        """A third host was named as the owner: does it say so itself?"""
+        self.session = Session("ask")
+        self.session.pipeline.term = self.store.term
+        self._connect(Message("ASK", self.store.term), owner)
+
+    def _connect(self, message: Message, agent: str = "") -> None:
+        agent = agent or self.peer
+        connection = self.live.connection = Connection(self.name, agent)
+        self.world.hellos.append((self.name, agent, message))
+        self.world.hosts[agent].agent.accept(connection)
         self.world.send(connection.to_agent, connection, message)
 
     def _standing(self, standing: Message) -> None:
         """Before anything else after a restart: has somebody taken the VM over?"""
         if standing.term > self.store.term and standing.owner != self.name:
-            return self.fence(standing.owner, standing.term) if standing.owner else self._end()
+            asked = self.live.connection.agent if self.live.connection is not None else ""
+            if standing.owner == asked:  # the host that has it: no other word destroys anything
+                return self.fence(standing.owner, standing.term)
+            self._end()
+            if standing.owner and asked == self.peer:
+                self._ask(standing.owner)
+            return None
         if self.world.arbiter is not None:
             found = self.world.arbiter.look(self.name)
             if found.verdict is not Verdict.WON:
@@ -167,19 +180,12 @@ class Host(Machine):
             self._run_on()
 
     def _refused(self, refuse: Message) -> None:
-        if refuse.fenced and self.is_hearsay(refuse.owner):
-            self.store.save(term=max(self.store.term, refuse.term + 1))
-            self.lost()
-        elif refuse.fenced:
+        if refuse.fenced and self.store.armed:
             self.fence(refuse.owner, refuse.term)
         elif refuse.renounced:
             self.renounced()
         else:
             self.lost()
-
-    def is_hearsay(self, owner: str) -> bool:
-        """Nobody can take over from a host that is not armed: it only needs a newer term than a third host knows."""
-        return not self.store.armed and owner != self.peer
 
     def renounced(self) -> None:
         """The agent cannot take over any more."""

@@ -149,11 +149,13 @@ class Replica:
         self.promoting = True
         self.drop_stream()
 
-    def give_up(self) -> None:
-        """Durable before the primary is told."""
+    def give_up(self, *, forget: bool = False) -> None:
+        """Durable before the primary is told. `forget`: by its will, so whoever protects the VM to here next may."""
         self.standby.renounce()
         self.asked = self.broken = False
-        self.host.store.save(role="none")
+        self.host.store.save(role="none", **({"owner": "", "peer": ""} if forget else {}))
+        if forget:
+            self.standby.owner = ""
         if self.stream is not None:
             self.answer(self.stream, Message("RENOUNCE", self.standby.term))
         self.drop_stream()

@@ -354,3 +354,15 @@ def test_rehearse_on_the_wrong_host_names_the_right_one(daemons: FakeDaemons, ag
 def test_rehearse_where_nobody_knows(daemons: FakeDaemons) -> None:
     daemons.start("agent", rehearse=NotProtected("no replica", hint="ask the agent of the backup host"))
     assert "hint: ask the agent of the backup host" in run(daemons, "rehearse", "db9", exit_code=3).stderr
+
+
+def test_forget(daemons: FakeDaemons) -> None:
+    daemons.start("agent", forget={"vm": "db1", "kept": ["/kept/vda.raw"], "moved": ["/i/db1/forgotten-term7/vda.raw"]})
+    assert "say --yes" in run(daemons, "forget", "db1", exit_code=2).stderr
+    out = run(daemons, "forget", "db1", "--yes").stdout
+    assert out.startswith("db1 is forgotten here") and "not deleted: /kept/vda.raw\nnot deleted: /i/db1/" in out
+    run(daemons, "forget", "db1", "--yes", "--lose-the-replica", "--json")
+    assert [asked[2] for asked in daemons.asked] == [
+        {"vm": "db1", "lose_replica": False},
+        {"vm": "db1", "lose_replica": True},
+    ]

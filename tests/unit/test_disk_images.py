@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -143,3 +144,34 @@ def test_remove_leaves_what_is_not_ours(images: ReplicaImages) -> None:
     (images.folder / "notes").touch()
     images.remove()
     assert [path.name for path in images.folder.iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize("sizes", [[4096, 1 << 63], [4096, (1 << 63) - 1], [4096, -1], [1 << 64, 4096]])
+def test_disks_that_cannot_be_made_leave_nothing(tmp_path: Path, sizes: list[int]) -> None:
+    """No descriptor, no file, no folder; and what an earlier session left stays a base."""
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(DiskError):
+            ReplicaImages(tmp_path / "vm", sizes, ["vda", "vdb"])
+    assert not (tmp_path / "vm").exists() and len(os.listdir("/proc/self/fd")) == before
+    (tmp_path / "vm").mkdir()
+    for name, size in zip(("vda", "vdb"), sizes, strict=True):
+        (tmp_path / "vm" / f"{name}.raw").write_bytes(b"x" * (4096 if size == 4096 else 9999))
+    with pytest.raises(DiskError):
+        ReplicaImages(tmp_path / "vm", sizes, ["vda", "vdb"])
+    assert {path.read_bytes()[:1] for path in (tmp_path / "vm").iterdir()} == {b"x"}
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_whatever_fails_in_the_middle_closes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, opened = len(os.listdir("/proc/self/fd")), []
+
+    def truncate(fd: int, size: int) -> None:
+        opened.append(fd)
+        if len(opened) > 4:
+            raise OverflowError("size")
+
+    monkeypatch.setattr(os, "ftruncate", truncate)
+    with pytest.raises(OverflowError):
+        ReplicaImages(tmp_path / "vm", [4096] * 3, ["vda", "vdb", "vdc"])
+    assert not (tmp_path / "vm").exists() and len(os.listdir("/proc/self/fd")) == before

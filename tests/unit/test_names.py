@@ -14,7 +14,7 @@ from remusdb.names import file_stem, name_of, require_name, socket_stem
 from remusdb.state import StateStore
 from remusdb.vm import process
 from remusdb.vm.prepare import qmp_socket
-from remusdb_agents.daemon import AgentDaemon
+from remusdb_agents.registry import Registry
 from tests.unit.test_libvirt_hook import ask
 
 LONG = "openshift-cnv_" + "x" * 59
@@ -121,8 +121,10 @@ def test_libvirts_folder_of_a_vm_is_told_by_libvirt_alone(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a\nb", ""])
 def test_a_peer_names_no_path(name: str) -> None:
-    daemon = AgentDaemon.__new__(AgentDaemon)
+    registry = Registry.__new__(Registry)
+    with pytest.raises(UsageError), registry.using(name):
+        pytest.fail("made")
     with pytest.raises(UsageError):
-        daemon._replica(name)
+        registry.standing(name)
     with pytest.raises(VmError, match="UUID"):
         qmp_socket("../x")

@@ -51,7 +51,7 @@ def serve(folder: Path, stream: Stream, **primaries: Primary) -> None:
         primaries=primaries,
     )
     untyped: Any = stream
-    AgentDaemon(config)._serve(untyped)
+    AgentDaemon(config)._sessions.serve(untyped)
 
 
 def refusal(stream: Stream) -> Refuse:

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`remusdb forget`: have this machine's agent forget whose a VM was."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from remusdb.cli.asking import ask, json_option, run_dir_option
+from remusdb.cli.say import print_json, say
+from remusdb.errors import UsageError
+
+FORGET_TIMEOUT_S = 60.0
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--lose-the-replica",
+    is_flag=True,
+    help="Also where this host holds a whole replica whose primary is not heard: it may be the only copy of VM.",
+)
+@json_option
+@run_dir_option
+def forget(vm: str, yes: bool, lose_the_replica: bool, as_json: bool) -> None:
+    """Let another host, or another VM of that name, be protected to this machine.
+
+    The agent keeps a VM for one owner and one UUID. For a VM that was made anew, or moved by hand, say here that what
+    it knows does not hold any more. No disk is deleted. Be sure that the VM runs only where it is to be protected.
+    """
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("forget wants to be confirmed, and there is no terminal", hint="say --yes")
+        click.confirm(f"Forget who owns {vm}? An old primary of it must not come back.", abort=True, err=True)
+    done = ask("agent", "forget", timeout_s=FORGET_TIMEOUT_S, vm=vm, lose_replica=lose_the_replica)
+    if as_json:
+        print_json(done)
+        return
+    say(f"{vm} is forgotten here: whoever protects a VM of that name to this machine next may.")
+    for path in [*done["kept"], *done["moved"]]:
+        say(f"not deleted: {path}")
