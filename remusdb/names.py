@@ -43,6 +43,7 @@ DiskTarget = Annotated[str, Meta(pattern=_TARGET)]
 BlockName = Annotated[str, Meta(pattern=r"^[\x20-\x7e]{1,255}\Z")]  # QEMU's RAMBlock.idstr has 256 bytes, with its zero
 
 Uuid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]  # as libvirt writes one
+UuidOrNone = Annotated[str, Meta(pattern=r"^(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})?\Z")]
 
 
 def require_name(name: object) -> VmName:

@@ -18,7 +18,7 @@ from remusdb.core.bounds import Label, Number, fits, for_people
 from remusdb.core.probe import XML_MAX_BYTES, Answer
 from remusdb.core.terms import Term
 from remusdb.errors import BadFrame, CannotProtect, RemusError
-from remusdb.names import BlockName, DiskTarget, HostName, HostOrNobody, Uuid, VmName, require_name
+from remusdb.names import BlockName, DiskTarget, HostName, HostOrNobody, Uuid, UuidOrNone, VmName, require_name
 from remusdb.printable import printable
 
 DISKS_MAX: Final = (
@@ -215,7 +215,7 @@ class Standing(msgspec.Struct, frozen=True):
     owner: HostOrNobody
     role: Label
     reason: str
-    uuid: str = ""
+    uuid: UuidOrNone = ""
 
     def __post_init__(self) -> None:
         require_name(self.vm)
