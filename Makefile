@@ -8,6 +8,7 @@ ALONE := tests/vm/test_faults.py tests/vm/test_matrix.py
 ALONE_HOST := tests/host/test_faults.py
 SEED ?= 1
 RUNS ?= 1
+UV ?= uv
 KILL ?= host
 ROUNDS ?= 10
 BY ?= kill
@@ -16,7 +17,7 @@ CELLS ?= all
 FUZZ_S ?= 3600
 FUZZ_RUNS ?=
 
-.PHONY: help setup demo soak matrix test check lint bench fuzz clean
+.PHONY: help setup venv demo soak matrix test check lint lock bench fuzz clean
 
 help:
 	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link]'
@@ -25,16 +26,21 @@ help:
 	@echo '             fail over (or move), rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
 	@echo 'make matrix [CELLS=all|ci|FAULT/PHASE,...] [KEEP=1]'
 	@echo '             every fault in every phase (about 40 minutes); writes docs/fault-matrix.md'
-	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root)'
-	@echo 'make check   ruff, mypy, and the tests that need nothing'
+	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root; installs Debian packages)'
+	@echo 'make check   linters, mypy, and the tests that need nothing but this folder (no root)'
+	@echo 'make lock    pin the newest releases of all that .venv holds (needs uv)'
 	@echo 'make bench   what is timed, apart from the tests: figures of a shared machine prove nothing'
 	@echo 'make fuzz [FUZZ_S=seconds|FUZZ_RUNS=n]'
 	@echo '             feed every parser with mutations: so long in all, or n inputs each; test does it for 60 s'
-	@echo 'make setup   system packages and .venv (root); the others do it first'
+	@echo 'make venv    .venv alone; check does it first'
+	@echo 'make setup   system packages and .venv (root); demo, soak, matrix, test and bench do it first'
 	@echo 'make clean   remove what was built, and labs that were left behind'
 
 setup:
 	@tools/setup.sh
+
+venv:
+	@tools/venv.sh
 
 demo: setup
 	@$(PYTHON) -m tools.demo --seed $(SEED) --runs $(RUNS) --kill $(KILL)
@@ -45,7 +51,7 @@ soak: setup
 matrix: setup
 	@$(PYTHON) -m tools.matrix --cells '$(CELLS)' $(if $(KEEP),--keep)
 
-test: check
+test: setup check
 	$(PYTHON) -m tests.fuzz --seconds 60
 	$(PYTEST) $(BY_FILE) tests/host $(ALONE_HOST:%=--ignore=%)
 	$(PYTEST) $(ALONE_HOST)
@@ -56,12 +62,18 @@ test: check
 check: lint
 	$(PYTEST) -n 2 tests/unit tests/model
 
-lint: setup
+lint: venv
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	MYPYPATH=build/typing $(PYTHON) -m mypy -p remusdb -p remusdb_agents -p tools
+	.venv/bin/shellcheck $$(git grep -lI '^#!.*sh$$')
+	.venv/bin/codespell $$(git ls-files ':!*.zst' ':!requirements.lock')
 
-fuzz: setup
+lock:
+	UV_CUSTOM_COMPILE_COMMAND='make lock' $(UV) pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
+		--extra lab --group dev -o requirements.lock pyproject.toml
+
+fuzz: venv
 	$(PYTHON) -m tests.fuzz $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS),--seconds $(FUZZ_S))
 
 bench: setup
@@ -69,4 +81,4 @@ bench: setup
 
 clean:
 	@[ ! -x $(PYTHON) ] || $(PYTHON) -c 'from tools.lab.sweep import sweep; sweep()'
-	rm -rf build .mypy_cache .ruff_cache .hypothesis
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -98,7 +98,7 @@ class Proving:
                 stream.send(FrameType.PROOF, self._replica.session_term, last.epoch, pack(last))
 
     def status(self) -> dict[str, Any]:
-        """The part of StandbyStatus that is about it."""
+        """The part of `Replica.status` that is about it."""
         mine = self._of is self._replica.machine
         last, proven = (self._last, self._proven) if mine else (None, None)
         return {

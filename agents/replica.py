@@ -407,7 +407,7 @@ class Replica:
         return {"vm": self.vm, "term": term, **result}
 
     def status(self) -> dict[str, Any]:
-        """StandbyStatus, see docs/architecture.md."""
+        """What `remusdb status` is told of this standby."""
         self.refresh()
         with self.lock:
             core, state, heard = self.core, self.state, self.heard()

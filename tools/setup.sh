@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Installs what remusdb's lab and tests need on Debian 12 or 13: system packages, and a virtual environment in .venv.
-# Needs root, and nothing but a shell. Safe to run again: under a second when nothing is to do. Talks on stderr only.
+# Installs what remusdb's lab and the tests with QEMU and namespaces need on Debian 12 or 13: system packages, and then
+# .venv (tools/venv.sh). Needs root. Safe to run again: under a second when nothing is to do. Talks on stderr only.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -23,6 +23,7 @@ installed() {
 }
 
 # Debian 12 gets QEMU and libvirt from its backports suite, on the mirror that apt uses already.
+# shellcheck disable=SC2016 # apt's own words
 add_backports() {
     [ -z "$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Codename: bookworm-backports')" ] || return 0
     uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
@@ -40,6 +41,7 @@ SOURCE
 
 # The lab runs an etcd of its own. Debian's package starts one for the machine too; with systemd that may be (it listens
 # on loopback only), but without systemd its init script can fail, and the package with it: there it is not started.
+# shellcheck disable=SC2016 # what is written is a script
 without_machines_etcd() {
     policy=/usr/sbin/policy-rc.d
     if [ -d /run/systemd/system ] || [ -e "$policy" ]; then
@@ -68,22 +70,8 @@ install_packages() {
     installed || fail "some of these are still missing, or QEMU is older than $least_qemu: $packages"
 }
 
-make_venv() {
-    stamp=.venv/remusdb-stamp
-    wanted="$(sha256sum < pyproject.toml) $(/usr/bin/python3 --version)"
-    [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ] || return 0
-    say "making the virtual environment .venv"
-    [ -x .venv/bin/pip ] || /usr/bin/python3 -m venv .venv >&2
-    # Debian 12's pip does not know dependency groups yet.
-    dev=$(mktemp)
-    .venv/bin/python -c 'import tomllib
-print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' > "$dev"
-    .venv/bin/pip install -q --disable-pip-version-check -e '.[lab]' -r "$dev" >&2
-    rm -f "$dev"
-    echo "$wanted" > "$stamp"
-}
-
-[ "$(id -u)" = 0 ] || fail "needs root"
+[ "$(id -u)" = 0 ] || fail "this installs system packages and needs root; \`make check\` does not"
+# shellcheck source=/dev/null
 . /etc/os-release
 case ${VERSION_CODENAME-} in
     bookworm | trixie) ;;
@@ -91,8 +79,6 @@ case ${VERSION_CODENAME-} in
 esac
 installed || install_packages
 # The VM's image is built from apt's own sources; apt knows their codenames only from lists that it fetched.
+# shellcheck disable=SC2016
 [ -n "$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' "Codename: $VERSION_CODENAME")" ] || apt-get update -qq >&2
-make_venv
-# The repository's agents/ under its import name, for mypy.
-mkdir -p build/typing
-ln -sfn ../../agents build/typing/remusdb_agents
+tools/venv.sh

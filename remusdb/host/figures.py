@@ -120,7 +120,7 @@ class Figures:
 def vm_status(
     order: Order, pipeline: Pipeline, parts: Parts | None, figures: Figures, held: GateFigures
 ) -> dict[str, Any]:
-    """VmStatus, see docs/architecture.md."""
+    """What is known of the VM, by the keys of VmStatus (remusdb/host/status.py)."""
     status = {
         "vm": order.vm,
         "role": "primary",

@@ -13,7 +13,7 @@ case "$2 $3" in
 esac
 
 # The file's name as remusdb writes it (remusdb/names.py): all but a few characters as %XX.
-quoted= rest=$1
+quoted='' rest=$1
 while [ -n "$rest" ]; do
     after=${rest#?}
     char=${rest%"$after"}
@@ -28,7 +28,7 @@ case $quoted in .*) quoted=%2E${quoted#.} ;; esac
 file=$STATE_DIR/vms/$quoted.json
 [ -e "$file" ] || exit 0
 
-role= armed= owner= peer=
+role='' armed='' owner='' peer=''
 while IFS= read -r line; do
     value=${line#*\": }
     value=${value%,}

@@ -139,7 +139,7 @@ class Session:
             )
 
     def status(self) -> dict[str, Any]:
-        """VmStatus, see docs/architecture.md."""
+        """What is known of the VM, by the keys of VmStatus (remusdb/host/status.py)."""
         return vm_status(self.order, self.pipeline, self.parts, self.figures, self.gate_figures())
 
     # --- what is remembered and told ---

@@ -13,7 +13,7 @@ TEXT_MAX_BYTES = 2048  # a reason made of a few others; a control line has room 
 
 
 class VmStatus(msgspec.Struct, kw_only=True):
-    """See docs/architecture.md, control sockets. Figures are None until there are any."""
+    """One VM of this host. Figures are None until there are any."""
 
     vm: str
     role: str = "primary"

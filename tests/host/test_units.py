@@ -177,3 +177,13 @@ assert os.umask(0) == 0o077
 def test_what_is_not_left(daemon: str) -> None:
     """So that the lab's runs do prove something: the rig takes away what the unit does."""
     confined(daemon, NOT_LEFT)
+
+
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    """`systemd-analyze verify` knows every key and value in them."""
+    units = sorted(UNITS.glob("*.service"))
+    for unit in units:
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/remusdb/bin/remusdb", "/bin/true"))
+    names = [str(tmp_path / unit.name) for unit in units]
+    told = subprocess.run(["systemd-analyze", "verify", *names], capture_output=True, text=True, check=False)
+    assert [line for line in told.stderr.splitlines() if "remusdb-" in line] == []

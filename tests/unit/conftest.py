@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +17,21 @@ from remusdb.host import tender as tender_module
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostConfig:
+def run_dir() -> Iterator[Path]:
+    """A folder for sockets, whose paths may have 107 bytes: `tmp_path` has the test's and the user's names in it."""
+    with tempfile.TemporaryDirectory(prefix="remusdb-", dir="/tmp") as name:
+        yield Path(name) / "run"
+
+
+@pytest.fixture
+def config(tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> HostConfig:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setattr(tender_module, "RETRY_S", (0.05,))
     monkeypatch.setattr(tender_module, "ASK_S", (0.05,))
     monkeypatch.setattr(tender_module, "LOOK_S", 0.02)
     monkeypatch.setattr(tender_module, "ask_standing", ask_standing)
     return HostConfig(
-        host=Host(name="alpha", run_dir=tmp_path / "run", state_dir=tmp_path / "state"),
+        host=Host(name="alpha", run_dir=run_dir, state_dir=tmp_path / "state"),
         peers={"beta": Peer(address="192.0.2.2"), "gamma": Peer(address="192.0.2.3")},
         vms={"db1": Protection(epoch_ms=25)},
     )

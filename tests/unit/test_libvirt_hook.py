@@ -15,7 +15,7 @@ from remusdb.state import StateStore
 
 
 def ask(
-    tmp_path: Path, vm: str, operation: str = "prepare", sub: str = "begin", shell: str = "dash"
+    tmp_path: Path, vm: str, operation: str = "prepare", sub: str = "begin", shell: str = "sh"
 ) -> subprocess.CompletedProcess[str]:
     """What the hook answers."""
     hook = tmp_path / "hook"
@@ -70,7 +70,7 @@ def test_a_state_that_cannot_be_read_refuses(tmp_path: Path) -> None:
     assert ask(tmp_path, "pg").returncode == 1
 
 
-@pytest.mark.parametrize("shell", ["dash", "bash"])
+@pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize("vm", ["a b", "pg,1", "é%ü", "-n", "*", "it's", 'say "hi"', "$(touch x)", "日本", "a~b._-"])
 def test_any_name_finds_its_file(tmp_path: Path, vm: str, shell: str) -> None:
     StateStore(tmp_path).update(vm, role="fenced")

@@ -45,7 +45,7 @@ def test_a_name_has_its_own_files(tmp_path: Path, name: str) -> None:
     store.update(name, role="fenced", owner="hostb", term=3)
     assert store.names() == [name] and store.load(name).term == 3
     assert hook_text(tmp_path)
-    for shell in ("dash", "bash"):
+    for shell in ("sh", "bash"):
         assert "hostb owns this VM" in ask(tmp_path, name, shell=shell).stderr
 
 
