@@ -102,6 +102,7 @@ class Channel:
     def close(self) -> None:
         """Nobody can find this worker any more."""
         self._path.unlink(missing_ok=True)
+        self._listener.close()
 
 
 class Worker:

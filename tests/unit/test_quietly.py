@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from subprocess import PIPE
 
 import pytest
 
@@ -125,17 +126,17 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("form", ["json", ""])
 def test_a_real_log_says_the_count_by_itself_when_the_flood_is_over(form: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={"REMUSDB_LOG": form}, text=True,
-    )  # fmt: skip
-    assert process.stdin and process.stdout and process.stderr
-    assert process.stdout.readline() == "flooded\n"
-    said, until = "", time.monotonic() + 30
-    while "failed 4999 (the last of " not in said:
-        assert time.monotonic() < until
-        said += process.stderr.readline()
-    process.stdin.close()
-    said += process.stderr.read()
-    assert process.wait(30) == 0
+    command = [sys.executable, "-c", SCRIPT]
+    with subprocess.Popen(
+        command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env={"REMUSDB_LOG": form}, text=True
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        assert process.stdout.readline() == "flooded\n"
+        said, until = "", time.monotonic() + 30
+        while "failed 4999 (the last of " not in said:
+            assert time.monotonic() < until
+            said += process.stderr.readline()
+        process.stdin.close()
+        said += process.stderr.read()
+        assert process.wait(30) == 0
     assert len(said) < 10_000 and said.count("Traceback") <= 2 * BURST_NOISY

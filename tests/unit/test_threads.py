@@ -120,13 +120,17 @@ def test_a_control_socket_without_a_thread_to_accept_is_none(tmp_path: Path, no_
 
 def test_a_worker_answers_the_order_and_goes_on(tmp_path: Path, no_threads: NoThreads) -> None:
     ours, theirs = socket.socketpair()
-    worker = Worker(Channel(theirs, tmp_path / "worker.sock"))
+    channel = Channel(theirs, tmp_path / "worker.sock")
+    worker = Worker(channel)
     with no_threads():
         assert worker._order({"op": "unprotect", "args": {"peer_is_dead": True}})
     ours.settimeout(WITHIN_S)
     told = json.loads(ours.recv(65536))
     assert told["op"] == "unprotect" and told["error"]["id"] == "E-THREADS"
     assert worker._idle()
+    channel.close()
+    ours.close()
+    theirs.close()
 
 
 def test_a_vm_is_tended_again_later(config: HostConfig, no_threads: NoThreads, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,11 @@ def test_an_answer_goes_to_the_daemon_that_asked(tmp_path: Path) -> None:
     channel.read(lambda _message: True)
     second = socket.socket(socket.AF_UNIX)
     second.connect(str(tmp_path / "worker.sock"))
-    assert channel.next_daemon(5)
+    assert channel.next_daemon(20)
     channel.tell(only_to=asker, op="start", result={})
     channel.tell(status={"state": "protected"})
     channel.tell(only_to=channel.daemon, op="b", result={})
     assert lines(second) == [{"status": {"state": "protected"}}, {"op": "b", "result": {}}]
     second.close()
+    channel.read(lambda _message: True)
     channel.close()
