@@ -26,6 +26,7 @@ def run_dir() -> Iterator[Path]:
 @pytest.fixture
 def config(tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> HostConfig:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("REMUSDB_TESTER", str(os.getpid()))  # a fake worker that was left behind ends with it
     monkeypatch.setattr(tender_module, "RETRY_S", (0.05,))
     monkeypatch.setattr(tender_module, "ASK_S", (0.05,))
     monkeypatch.setattr(tender_module, "LOOK_S", 0.02)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import sys
 from pathlib import Path
@@ -82,7 +83,7 @@ def serve(channel: LineChannel, vm: str) -> bool:
 
 def main() -> None:
     """Serve the daemon that made this process, then the one after it, but no test that has ended."""
-    tester = os.getppid()
+    tester = os.pidfd_open(int(os.environ["REMUSDB_TESTER"]))
     listener = socket.socket(socket.AF_UNIX)
     Path(sys.argv[2]).unlink(missing_ok=True)
     listener.bind(sys.argv[2])
@@ -90,7 +91,7 @@ def main() -> None:
     listener.settimeout(0.2)
     if not serve(LineChannel(socket.socket(fileno=int(sys.argv[1]))), ""):
         return
-    while os.getppid() == tester:
+    while not select.select([tester], [], [], 0)[0]:
         try:
             sock = listener.accept()[0]
         except TimeoutError:

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import msgspec
@@ -107,14 +107,17 @@ def test_a_worker_that_cannot_be_started(config: HostConfig) -> None:
     running.daemon.stop()
 
 
-def test_workers_outlive_the_thread_that_asked_and_die_with_the_daemon(config: HostConfig, tmp_path: Path) -> None:
+def test_a_worker_outlives_the_thread_that_asked_and_a_daemon_that_is_killed(
+    config: HostConfig, tmp_path: Path
+) -> None:
     script = tmp_path / "daemon.py"
     script.write_text(
-        "import sys, time, msgspec, test_control_daemon as t\n"
+        "import time, msgspec\n"
+        "from host_daemon_rig import Running\n"
         "from remusdb.config import HostConfig\n"
         f"config = msgspec.convert({msgspec.to_builtins(config, enc_hook=str)!r}, HostConfig,"
         " dec_hook=lambda kind, value: kind(value))\n"
-        "running = t.Running(config)\n"
+        "running = Running(config)\n"
         "running.ask('protect', vm='db1', to='beta')\n"
         "print(running.worker_pid('db1'), flush=True)\n"
         "time.sleep(60)\n"
@@ -122,11 +125,15 @@ def test_workers_outlive_the_thread_that_asked_and_die_with_the_daemon(config: H
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
-        worker = int(process.stdout.readline())
-        time.sleep(0.2)  # the control connection's thread has ended
-        assert not gone(worker)
+        worker = os.pidfd_open(int(process.stdout.readline()))
+        assert not select.select([worker], [], [], 0.2)[0], "it ended with the control connection's thread"
         process.kill()
-    wait_for(lambda: gone(worker) or "Z (zombie)" in Path(f"/proc/{worker}/status").read_text())
+    again = Running(config)
+    wait_for(lambda: again.status("db1")["reason"] == "it went on", 20)
+    assert not select.select([worker], [], [], 0)[0]
+    again.daemon.stop()
+    signal.pidfd_send_signal(worker, signal.SIGKILL)
+    os.close(worker)
 
 
 def test_unprotect_after_the_worker_died_takes_the_wiring_out(daemon: Running, config: HostConfig) -> None:
