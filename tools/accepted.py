@@ -53,7 +53,8 @@ The backup's agent goes by the same list, and by what such a VM could do to *its
   in agent.toml: {dirs}. Firmware that packages describe may be elsewhere.
 - **`qemu:commandline`** has only what remusdb itself writes; **`qemu:override`** only numbers and switches.
 - **Numbers**: {vcpus} vCPUs, or {per_cpu} for each of the backup's CPUs; {devices} devices; {threads} I/O threads;
-  no real-time priority; displays on ports from {port} on, at an address in numbers.
+  no real-time priority; displays on ports from {port} on (websockets
+  from {websocket}), at an address in numbers.
 - Its name does not end in `{rehearsal}`.
 
 QEMU's program, security labels, cgroups, caches and sockets are the backup's own choice, whatever the VM has at home.
@@ -66,6 +67,7 @@ BACKUP = {
     "devices": limits.DEVICES,
     "threads": limits.THREADS,
     "port": limits.PORTS["port"][0],
+    "websocket": limits.PORTS["websocket"][0],
     "rehearsal": REHEARSAL,
 }
 FATES = {
