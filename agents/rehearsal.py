@@ -136,7 +136,8 @@ class Rehearsals:
             frozen.require()
             if self._applier.crowded:
                 raise RemusError(
-                    f"the rehearsal was ended before the copy ran: {self._full()}", hint="give it more: agent.toml"
+                    f"the rehearsal was ended before the copy ran: {self._full()}",
+                    hint="raise that limit in agent.toml, or rehearse when the VM writes less",
                 )
             if done - shown >= TOLD_BYTES or done == ram:
                 shown = done

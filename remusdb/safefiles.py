@@ -138,7 +138,10 @@ def require_peer(sock: socket.socket, pid: int) -> None:
     """VmError unless it is this process that listens at the other end of a unix socket."""
     found = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))[0]
     if found != pid:
-        raise VmError(f"process {found} listens on the socket of QEMU's process {pid}", hint="who put it there?")
+        raise VmError(
+            f"process {found} listens on the socket of QEMU's process {pid}",
+            hint=f"see what took the place of QEMU's own: ps -fp {found}",
+        )
 
 
 def make_folder(path: Path, mode: int = PASS_THROUGH) -> None:

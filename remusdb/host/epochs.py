@@ -213,4 +213,5 @@ class EpochLoop:
         jobs = self._parts.domain.qmp_patiently("query-block-jobs", self._parts.patience_s, self._over.is_set)
         gone = unsynced(objects_in("query-block-jobs", jobs), [mirror.target for mirror in mirrors])
         if gone:
-            raise DiskError(f"the mirror of disk {', '.join(gone)} ended", hint="see QEMU's log of this VM")
+            log_file = f"/var/log/libvirt/qemu/{self._parts.domain.name}.log"
+            raise DiskError(f"the mirror of disk {', '.join(gone)} ended", hint=f"see what QEMU said: {log_file}")

@@ -57,7 +57,7 @@ def judge(name: str, status: str) -> RunState:
         "shutdown": f"its guest has shut down, QEMU is kept{after}",
         "guest-panicked": f"its guest has crashed, QEMU is kept{after}; to start it anew: virsh reset {name}",
         "watchdog": f"its watchdog has stopped it{after}; to let it run: virsh resume {name}",
-        "internal-error": f"QEMU has stopped it for an internal error{after}; see QEMU's log of this VM",
+        "internal-error": f"an internal error of QEMU{after}; see /var/log/libvirt/qemu/{name}.log",
     }
     return RunState(status, known.get(status, f"QEMU does not run it ({status}){after}"), stays)
 

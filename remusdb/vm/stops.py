@@ -16,6 +16,7 @@ away: a failure after that ends protection.
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -142,7 +143,10 @@ class Stops:
             raise VmError("the stop was called off")
         if away_s > self._patience_s:
             hung = LibvirtAway if self._domain.monitor == "libvirt" else VmError
-            raise hung(f"{self._domain.monitor} monitor: no answer for {self._patience_s:g} s", hint="is it hung?")
+            raise hung(
+                f"{self._domain.monitor} monitor: no answer for {self._patience_s:g} s",
+                hint=f"see whether libvirtd and QEMU answer: virsh domblklist {shlex.quote(self._domain.name)}",
+            )
 
     def _look_at_answer(self, save: _Save) -> None:
         """What the ended call means for this stop. VmError when QEMU refused.
