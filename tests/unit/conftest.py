@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the host daemon start from."""
+"""What all unit tests start from, and those of the host daemon."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ from host_daemon_rig import Running, ask_standing
 
 from remusdb.config import Host, HostConfig, Peer, Protection
 from remusdb.host import tender as tender_module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def umask() -> Iterator[None]:
+    """root's: with that of a user on Debian, 002, folders are writable for a group, and no daemon works in such."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture
