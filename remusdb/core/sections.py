@@ -19,7 +19,11 @@ EOF, FULL, FOOTER = b"\x00", b"\x04", b"\x7e"
 FIXED = struct.Struct(">BIB")  # 0x04, the section's id, the name's length
 AFTER = struct.Struct(">II")  # instance, version
 VERSION_MAX = 1 << 16  # QEMU's own are below 200
-SECTIONS_MAX = 1 << 14  # looked at before giving up: a state that a guest made up must not cost more
+# Looked at before giving up: a state that a guest made up must not cost more. Some 0.1 s each (docs/facts.md); what is
+# searched counts in bytes, a place that may be a footer as LOOK_BYTES.
+SECTIONS_MAX = 1 << 14
+SEARCH_MAX_BYTES = 256 << 20
+LOOK_BYTES = 8 << 10
 
 
 @dataclass(frozen=True, order=True)
@@ -45,10 +49,11 @@ def sections_of(state: bytes) -> list[Section] | None:
     first = _header(state, len(HEAD)) if state.startswith(HEAD) else None
     if first is None:
         return None
-    path: list[tuple[_Header, Iterator[_Header | None]]] = [(first, _followers(state, first))]
+    search = _Search(state)
+    path: list[tuple[_Header, Iterator[_Header | None]]] = [(first, search.followers(first))]
     dead: set[int] = set()  # where no way leads to the end
     for _ in range(SECTIONS_MAX):
-        if not path:
+        if not path or search.left < 0:
             return None
         header, followers = path[-1]
         follower = next(followers, header)
@@ -58,7 +63,7 @@ def sections_of(state: bytes) -> list[Section] | None:
             dead.add(header.body)
             path.pop()
         elif follower.body not in dead:
-            path.append((follower, _followers(state, follower)))
+            path.append((follower, search.followers(follower)))
     return None
 
 
@@ -68,17 +73,26 @@ def differences(before: Iterable[Section], after: Iterable[Section]) -> tuple[li
     return sorted((new - old).elements()), sorted((old - new).elements())
 
 
-def _followers(state: bytes, header: _Header) -> Iterator[_Header | None]:
-    """What may come behind this section, the nearest first; None: it is the last one."""
-    footer = FOOTER + header.number.to_bytes(4, "big")
-    at = header.body
-    while (at := state.find(footer + FULL, at)) >= 0:
-        follower = _header(state, at + len(footer))
-        if follower is not None and follower.number != header.number:
-            yield follower
-        at += 1
-    if state.endswith(footer + EOF) and len(state) - len(footer) - 1 >= header.body:
-        yield None
+class _Search:
+    """One state, and how much of it may still be searched: less than nothing when that was all."""
+
+    def __init__(self, state: bytes) -> None:
+        self._state = state
+        self.left = SEARCH_MAX_BYTES
+
+    def followers(self, header: _Header) -> Iterator[_Header | None]:
+        """What may come behind this section, the nearest first; None: it is the last one."""
+        state, footer = self._state, FOOTER + header.number.to_bytes(4, "big")
+        at = header.body
+        while self.left >= 0 and (found := state.find(footer + FULL, at)) >= 0:
+            self.left -= LOOK_BYTES + found - at
+            follower = _header(state, found + len(footer))
+            if follower is not None and follower.number != header.number:
+                yield follower
+            at = found + 1
+        self.left -= LOOK_BYTES + max(0, len(state) - at)
+        if state.endswith(footer + EOF) and len(state) - len(footer) - 1 >= header.body:
+            yield None
 
 
 def _header(state: bytes, at: int) -> _Header | None:

@@ -78,3 +78,20 @@ def test_differences_name_what_came_and_went(after: list[str], came: list[str], 
 
     found = differences(read(["cpu 0", "net 0"]), read(after))
     assert [[str(one) for one in some] for some in found] == [came, went]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        2_000_000 * (b"\x7e" + struct.pack(">I", 7) + b"\x04\0"),  # each might be a footer, none has a header behind it
+        b"".join(  # thousands of headers, for each of which the rest is searched to its end
+            b"\x7e" + struct.pack(">I", 7) + struct.pack(">BIB", 4, 1000 + at, 3) + b"nic" + bytes(8)
+            for at in range(20_000)
+        )
+        + bytes(40 << 20),
+    ],
+)
+def test_a_large_state_that_a_guest_made_up_costs_little_as_well(body: bytes) -> None:
+    began = time.process_time()
+    assert sections_of(state(("timer", 0, 7, body)) + b"no end") is None
+    assert time.process_time() - began < 10
