@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from remusdb.printable import printable
 log = logging.getLogger(__name__)
 
 FORMAT = 2
+FILE_MAX_BYTES = 1 << 20  # one of 64 disks that were kept aside, each in a long folder, has 0.3 MiB
 
 Role = Literal["none", "seeding", "protected", "solo", "fenced", "standby", "promoting", "promoted"]
 PROMOTED = ("promoting", "promoted")
@@ -73,7 +75,7 @@ class StateStore:
         """The VM's state; that of a VM nothing is known of is `none` in term 0."""
         path = self._path(vm)
         try:
-            data = msgspec.json.decode(path.read_bytes())
+            data = msgspec.json.decode(_read(path))
             if data.pop("format") != FORMAT:
                 raise ValueError("it is of another version")
             state = msgspec.convert(data, VmState)
@@ -141,12 +143,23 @@ class StateStore:
             os.close(fd)
 
 
+def _read(path: Path) -> bytes:
+    """The file. ValueError for what is none, or too large: nothing that stands there is waited for, or fills memory."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is not a file")
+        if found.st_size > FILE_MAX_BYTES:
+            raise ValueError(f"it has more than {FILE_MAX_BYTES} bytes")
+        return file.read(FILE_MAX_BYTES)
+
+
 def _name_in(path: Path) -> str:
     """The VM whose file this is; empty where the name was too long to be the file's, and the file cannot be read."""
     stem = path.name.removesuffix(".json")
     try:
         name = name_of(stem)
-        name = require_name(msgspec.json.decode(path.read_bytes())["vm"] if name is None else name)
+        name = require_name(msgspec.json.decode(_read(path))["vm"] if name is None else name)
         if file_stem(name) != stem:
             raise UsageError(f"that of VM {name} is called {file_stem(name)}.json")
         return name
