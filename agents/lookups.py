@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from remusdb.core.probe import Bridge
+from remusdb.names import file_stem
 from remusdb.net.bridges import Bridges
 from remusdb.vm import needs
 from remusdb_agents.standby_judge import Here, allowed
@@ -53,13 +54,11 @@ def other_hooks() -> bool:
 
 def images(folder: Path, tree: ET.Element) -> dict[str, int]:
     """Disk target -> bytes that its image of an earlier session takes, in the VM's own folder below `folder`."""
-    name = tree.findtext("name") or ""
-    if "/" in name or name in ("", ".", ".."):
-        return {}
+    own = folder / file_stem(tree.findtext("name") or "-")
     targets = [target.get("dev", "") for target in tree.iterfind("./devices/disk/target")]
     found = {}
     for target in targets[: needs.MAX_PATHS]:
-        path = folder / name / f"{target}.raw"
+        path = own / f"{target}.raw"
         if "/" not in target and path.is_file():
             found[target] = path.stat().st_blocks * 512
     return found

@@ -95,6 +95,10 @@ def test_images_of_an_earlier_session(tmp_path: Path) -> None:
     (tmp_path / "vdb.raw").write_bytes(b"x" * 8192)
     assert lookups.images(tmp_path, safexml.parse(domain(disks))) == {"vda": 8192}
     assert lookups.images(tmp_path / "db", safexml.parse(domain(disks).replace("<name>db", "<name>.."))) == {}
+    (tmp_path / "%2Edb%26").mkdir()  # the folder of a VM whose name is not plain: where its session would look for it
+    (tmp_path / "%2Edb%26" / "vda.raw").write_bytes(b"x" * 8192)
+    odd = domain(disks).replace("<name>db", "<name>.db&amp;")
+    assert lookups.images(tmp_path, safexml.parse(odd)) == {"vda": 8192}
     assert lookups.room(tmp_path / "not" / "yet") > 0
 
 
