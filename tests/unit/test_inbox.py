@@ -55,3 +55,14 @@ def test_the_window_is_the_largest_that_a_primary_may_be_told_to_use() -> None:
     assert msgspec.convert({"window": WINDOW_MAX}, Protection).window == WINDOW_MAX
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"window": WINDOW_MAX + 1}, Protection)
+
+
+def test_an_epoch_has_one_device_state_at_most() -> None:
+    """A few bytes of it may be 64 MiB here."""
+    inbox = Inbox(MOST)
+    for epoch in (1, 2):
+        inbox.add(Frame(FrameType.DEVICES, 1, epoch, b"state"))
+        inbox.add(Frame(FrameType.PAGES, 1, epoch, b"pages"))
+        with pytest.raises(BadFrame, match="device states"):
+            inbox.add(Frame(FrameType.DEVICES, 1, epoch, b"state"))
+        inbox.clear()
