@@ -31,8 +31,23 @@ def refusal(replica: Replica, stream: FrameStream, hello: Hello) -> Refuse | Non
         refused = _other_arbiter(replica, hello)
         record = _record(replica, hello) if refused is None else None
     except PeerUnreachable as exc:
-        return Refuse(reason=f"the arbiter does not answer: {exc}", hint="bring the arbiter back")
+        return _arbiter_away(exc)
     return refused or _judged(replica, hello, record, begins(known(replica), hello.primary, hello.term, record))
+
+
+def refusal_at_the_door(replica: Replica, hello: Hello) -> Refuse | None:
+    """A stranger's HELLO for a VM that another host owns, or None: the arbiter, which may take long to answer, is asked
+    before the replica is locked, or whoever says HELLO again and again would keep its owner from taking its session up.
+    """
+    state = known(replica)
+    if state.owns or state.owner in ("", hello.primary):
+        return None
+    try:
+        record = _record(replica, hello)
+    except PeerUnreachable as exc:
+        return _arbiter_away(exc)
+    found = begins(state, hello.primary, hello.term, record)
+    return _stranger(replica, hello, record) if found is Succession.STRANGER else None
 
 
 def known(replica: Replica) -> Known:
@@ -52,6 +67,10 @@ def known(replica: Replica) -> Known:
 def _record(replica: Replica, hello: Hello) -> Ownership | None:
     arbiter = replica.context.arbiter
     return arbiter.read(hello.vm) if arbiter is not None else None
+
+
+def _arbiter_away(exc: PeerUnreachable) -> Refuse:
+    return Refuse(reason=f"the arbiter does not answer: {exc}", hint="bring the arbiter back")
 
 
 def _undecided(replica: Replica) -> Refuse | None:

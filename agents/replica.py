@@ -17,7 +17,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,18 @@ from remusdb import __version__
 from remusdb.core.messages import Hello, Notice, Refuse, Standing, Taken, Welcome, pack, unpack
 from remusdb.core.standby import Offer, Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import NoThread, NotProtected, PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety, RemusError
 from remusdb.history import Author, Event, EventName
 from remusdb.names import require_name
+from remusdb.quietly import NOISY
 from remusdb.state import NOBODYS, OWNING, Role, VmState
-from remusdb.threads import apart, spawn
+from remusdb.threads import apart
 from remusdb.transport.stream import FrameStream
 from remusdb.troubles import Trouble, Troubles
 from remusdb_agents.agreement import examine
 from remusdb_agents.catch_up import now_ns
 from remusdb_agents.context import Context
-from remusdb_agents.greeting import refusal
+from remusdb_agents.greeting import refusal, refusal_at_the_door
 from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
 from remusdb_agents.kept import Kept
 from remusdb_agents.machine import Machine, remove_leftover
@@ -85,7 +86,7 @@ class Replica:
         self.stays = False  # the VM stood still at the last epoch, and is to stand still after a takeover
         self.proving = Proving(self)
         self.takeover = Takeover(self)
-        self._recovering = 0
+        self._at_work = 0  # what is being done to it in threads of which nobody else knows
 
     @property
     def unfinished(self) -> bool:
@@ -98,7 +99,7 @@ class Replica:
     @property
     def idle(self) -> bool:
         """Whether all that there is of it is in the state file. A promoted VM's figures are not."""
-        if self.machine is not None or self.stream is not None or self._recovering or self.takeover.busy:
+        if self.machine is not None or self.stream is not None or self._at_work or self.takeover.busy:
             return False
         return self.core.state is StandbyState.EMPTY
 
@@ -114,15 +115,25 @@ class Replica:
         """In a thread of its own; until it ends, this replica is not forgotten."""
 
         def run() -> None:
-            try:
+            with self._working():
+                begun.set()
                 work()
-            finally:
-                with self.lock:
-                    self._recovering -= 1
 
+        begun = threading.Event()
+        with self._working():  # until the thread itself has said so
+            apart(run, name=f"{name}-{self.vm}")
+            begun.wait()
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        """Until its end this replica is not forgotten: another one of the VM would be made beside it."""
         with self.lock:
-            self._recovering += 1
-        apart(run, name=f"{name}-{self.vm}")
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._at_work -= 1
 
     def _remembered(self) -> Standby:
         state = self.state
@@ -163,12 +174,19 @@ class Replica:
 
         Task boundary: whatever happens, it is an answer, and what had been begun is given up.
         """
+        try:  # what takes long and is no business of the replica's does not hold up the HELLO of its owner
+            if not hello.resume:
+                hello = fitted(hello, self._config)
+                self.refresh()
+                refused = refusal_at_the_door(self, hello)
+                if refused is not None:
+                    return refused
+        except Exception as exc:
+            return self._failed(exc)
         with self.greeting:
             before = None
             try:
                 self.refresh()
-                if not hello.resume:
-                    hello = fitted(hello, self._config)
                 answer = refusal(self, stream, hello) or self._agreed(hello)
                 if isinstance(answer, Refuse):
                     return answer
@@ -180,8 +198,6 @@ class Replica:
             except Overtaken as exc:  # it may yet fail: nobody is fenced for it, the primary asks again
                 return Refuse(str(exc), term=self.core.term, code="deciding")
             except Exception as exc:
-                if not isinstance(exc, RemusError):
-                    log.exception("%s: the HELLO of host %s failed", self.vm, stream.peer_name)
                 if before is not None:
                     self.give_up(str(exc), before=before)
                 return self._failed(exc)
@@ -197,16 +213,17 @@ class Replica:
             examine(self.context, hello)
         with self.lock:
             answer = self.core.hello(hello.primary, hello.term, hello.resume)
-            if isinstance(answer, Refusal):
-                return self._refuse(answer)
-            if answer.resumed:
-                self.drop_stream()
-                self._inbox.clear()
-            return answer
+            if isinstance(answer, Offer):
+                if answer.resumed:
+                    self.drop_stream()
+                    self._inbox.clear()
+                return answer
+        return self._refuse(answer)
 
     def _failed(self, exc: Exception) -> Refuse:
         if isinstance(exc, RemusError):
             return Refuse(reason=str(exc), hint=exc.hint, term=self.core.term, code="preflight")
+        log.error("%s: a HELLO failed", self.vm, exc_info=exc, extra=NOISY)
         hint = f"its log tells what: journalctl -u remusdb-agent, on {self.context.name}"
         return Refuse("internal error of the agent", hint, term=self.core.term)
 
@@ -239,7 +256,7 @@ class Replica:
             self.proving.tell(stream)
 
     def _refuse(self, answer: Refusal) -> Refuse:
-        """Say no; a replica that the core renounced with it goes."""
+        """Say no; a replica that the core renounced with it goes, without the lock: see `give_up`."""
         if self.core.state is StandbyState.EMPTY and self.machine is not None:
             self.give_up(answer.reason)
         if answer.learned:
@@ -250,9 +267,11 @@ class Replica:
     def take(self, stream: FrameStream, frame: Frame) -> bool:
         """One frame of the session; False when the session is over."""
         with self.lock:
-            if stream is not self.stream or not self.core.accepts(frame.term):
-                return False
+            current = stream is self.stream and self.core.accepts(frame.term)
             machine = self.machine
+        if not current:
+            with self.greeting:  # who gives the replica up tells the primary so, before the connection is closed
+                return False
         assert machine is not None
         if frame.type in BULK and frame.epoch == 0:
             taken = self._seeding.take(frame, lambda: stream is self.stream, machine.applier.apply)
@@ -267,11 +286,7 @@ class Replica:
             self._bye(stream, frame)
             return False
         elif frame.type is FrameType.TAKEOVER:
-            reason = unpack(Notice, frame.payload).reason
-            try:
-                spawn(self.takeover.switch, stream, reason, name=f"switchover-{self.vm}")
-            except NoThread as exc:
-                stream.send(FrameType.DECLINE, frame.term, 0, pack(Notice(str(exc))))
+            self.takeover.ask(stream, unpack(Notice, frame.payload).reason)
         return True
 
     def lost(self, stream: FrameStream, reason: str, hopeless: bool = False) -> None:
@@ -450,13 +465,14 @@ class Replica:
     ) -> None:
         """This side can no longer take over: that is durable before the primary is told, then the replica goes.
 
-        The replica goes without the lock, for the applier, which is waited for, takes it; a new session waits.
+        The primary is told, and the replica goes, without the lock: a primary may not read, and the applier, which is
+        waited for, takes it. A new session waits.
         A replica that was promoted is the VM and stays; with `of`, only that machine's session is given up. With
         `forget`, its images go too, and so does who owned it: who protects a VM of that name next may. While the
         arbiter decides, only its no ends the replica (`overruled`). `before`: of a session that came to nothing, what
         this host knew: a HELLO that failed makes nobody the owner.
         """
-        with self.greeting:
+        with self._working(), self.greeting:
             with self.lock:
                 if self.core.state is StandbyState.PROMOTED or (of is not None and of is not self.machine):
                     return
@@ -470,10 +486,10 @@ class Replica:
                     self.save(*_left(reason, before), **(NOBODYS if forget else _owned(before)))
                 if forget or before is not None:
                     self.core.owner = self.state.owner
-                if stream is not None:
-                    with contextlib.suppress(PeerUnreachable):
-                        stream.send(FrameType.RENOUNCE, self.core.term, 0, pack(Notice(reason)))
-                self.stream = None
+                term, self.stream = self.core.term, None
+            if stream is not None:
+                with contextlib.suppress(PeerUnreachable):
+                    stream.send(FrameType.RENOUNCE, term, 0, pack(Notice(reason)))
             if machine is not None:
                 machine.close(keep_images=not forget)
             self.context.admission.release(self.vm)

@@ -102,7 +102,7 @@ class Sessions:
         """Task boundary: what a peer sent does not end in a traceback that it does not hear of."""
         if isinstance(exc, RemusError):
             return Refuse(str(exc), exc.hint)
-        log.error("what host %s sent could not be answered", stream.peer_name, exc_info=exc)
+        log.error("what host %s sent could not be answered", stream.peer_name, exc_info=exc, extra=NOISY)
         return Refuse("internal error of the agent", f"see the log of remusdb-agent on {self._context.name}")
 
     def _refuse(self, stream: FrameStream, answer: Refuse, vm: str = "-") -> None:
@@ -115,7 +115,7 @@ class Sessions:
             stream.send(FrameType.WELCOME, welcome.term, 0, pack(welcome))
             replica.welcomed(stream, welcome, told)
             stream.allowed = FROM_PRIMARY
-            log.info("%s: session of term %d with %s", replica.vm, welcome.term, stream.peer_name)
+            log.info("%s: session of term %d with %s", replica.vm, welcome.term, stream.peer_name, extra=NOISY)
             while True:
                 frame = stream.receive(0.5)
                 if frame is not None and not replica.take(stream, frame):

@@ -27,6 +27,7 @@ from remusdb.core.terms import following
 from remusdb.core.wire import FrameType
 from remusdb.errors import NoThread, PeerUnreachable, RefusedForSafety, RemusError, VmError
 from remusdb.history import Author
+from remusdb.quietly import NOISY
 from remusdb.threads import apart, spawn
 from remusdb.transport.stream import FrameStream
 from remusdb.vm.deadline import Deadline
@@ -65,6 +66,7 @@ class Takeover:
         self._watch = SilenceWatch(failover.silence_ms / 1000)
         self._copy_watch = SilenceWatch(failover.copy_patience_ms / 1000)
         self._trying = threading.Event()  # a thread does what a silence asked for
+        self._asked: tuple[FrameStream] | None = None  # who waits for the answer to a switchover, a new one each time
         self.under_way = threading.Event()
 
     def promote(
@@ -188,20 +190,40 @@ class Takeover:
             # A claim of that agent may have been won after its end.
             hand_back(context, replica.vm, state.peer, state.term + 1)
 
-    def switch(self, stream: FrameStream, reason: str) -> None:
-        """The primary stopped its VM and asks this side to go on; without a yes it goes on itself."""
-        replica = self._replica
+    def ask(self, stream: FrameStream, reason: str) -> None:
+        """The primary stopped its VM and asks this side to go on; without a yes it goes on itself.
+
+        That is done in a thread, of which there is one: who asks again meanwhile gets the same answer.
+        """
+        with self._replica.lock:
+            first, self._asked = self._asked is None, (stream,)
+        if first:
+            try:
+                spawn(self._switch, reason, name=f"switchover-{self._replica.vm}")
+            except NoThread as exc:
+                self._decline(str(exc))
+
+    def _switch(self, reason: str) -> None:
         try:
             self.promote(f"switchover: {reason}", by="operator")
+            self._asked = None
         except Exception as exc:  # task boundary
-            log.exception("%s: switchover declined", replica.vm)
+            trace = not isinstance(exc, RemusError)
+            log.warning("%s: switchover declined: %s", self._replica.vm, exc, exc_info=trace, extra=NOISY)
+            self._decline(str(exc))
+
+    def _decline(self, why: str) -> None:
+        asked = self._asked
+        while asked is not None:
             with contextlib.suppress(PeerUnreachable):
-                stream.send(FrameType.DECLINE, replica.session_term, 0, pack(Notice(str(exc))))
+                asked[0].send(FrameType.DECLINE, self._replica.session_term, 0, pack(Notice(why)))
+            with self._replica.lock:
+                self._asked = asked = None if self._asked is asked else self._asked
 
     @property
     def busy(self) -> bool:
         """Whether a takeover is under way, or tried."""
-        return self._trying.is_set() or self.under_way.is_set()
+        return self._trying.is_set() or self.under_way.is_set() or self._asked is not None
 
     def look(self) -> None:
         """Whether the primary is silent for too long; what follows from it is done in a thread of its own."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -242,9 +243,33 @@ def test_a_failure_before_a_session_begins_costs_the_replica_nothing(
         raise ZeroDivisionError
 
     monkeypatch.setattr(module, "refusal", fails)
-    answer = told(replica, hello("alpha", 9))
+    answer = told(replica, hello("a", 9))
     assert isinstance(answer, Refuse) and "internal error" in answer.reason and "log" in answer.hint
     assert replica.status()["state"] == "ready" and not FakeMachine.made[0].closed
+
+
+def test_a_stranger_for_whom_the_arbiter_is_asked_does_not_hold_up_the_owner(replica: Replica) -> None:
+    """It takes its session up again within a fraction of the silence that it is allowed."""
+    asked, may = threading.Event(), threading.Event()
+
+    class Slow(Etcd):
+        def read(self, vm: str) -> Ownership | None:
+            asked.set()
+            assert may.wait(20)
+            return super().read(vm)
+
+    replica.lost(ready(replica), "reset")  # type: ignore[arg-type]
+    with_arbiter(replica, Slow(Ownership("a", 1)))
+    strange = threading.Thread(target=told, args=(replica, hello("alpha", 9)), daemon=True)
+    strange.start()
+    assert asked.wait(20)
+    answers: list[Refuse | Welcome] = []
+    owner = threading.Thread(target=lambda: answers.append(told(replica, hello("a", 1, resume=True))), daemon=True)
+    owner.start()
+    owner.join(10)
+    waited, _ = owner.is_alive(), may.set()
+    strange.join(20)
+    assert not waited and isinstance(answers[0], Welcome) and answers[0].resumed
 
 
 def test_a_superseded_vm_stays_so_when_a_session_comes_to_nothing(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -148,6 +149,9 @@ def test_a_takeover_that_died_is_told_as_undecided(context: Context) -> None:
         lambda file: file.write_text('{"format": 2, "vm": "bad", "kept": ["vda"]}'),
         lambda file: file.write_bytes(b'{"format": 2, "vm": "bad", "reason": "\xff"}'),
         lambda file: (file.unlink(), file.mkdir()),
+        lambda file: (file.unlink(), os.mkfifo(file)),  # nobody writes: whoever opens it to read waits for ever
+        lambda file: (file.unlink(), file.symlink_to("/dev/zero")),
+        lambda file: os.truncate(file, 1 << 40),
     ],
 )
 def test_a_state_file_that_cannot_be_read_costs_its_vm_alone(
@@ -199,3 +203,27 @@ def test_one_thread_beats_for_all_and_sees_who_is_silent(context: Context) -> No
         stream.last_heard = time.monotonic() - 60
         wait_for(lambda: context.store.load("vm").role == "promoted")
         ticker.stop()
+
+
+def test_a_replica_that_is_still_being_taken_away_is_not_forgotten(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one would make a standby while the first takes its own away: the same domain, the same images."""
+    closing, may = threading.Event(), threading.Event()
+
+    def slow(_machine: FakeMachine, *, keep_images: bool) -> None:
+        closing.set()
+        assert may.wait(20)
+
+    registry = Registry(context)
+    stream: Any = Stream()
+    with registry.using("vm") as replica:
+        assert isinstance(replica.greet(stream, hello()), Welcome)
+        monkeypatch.setattr(FakeMachine, "close", slow)
+        threading.Thread(target=FakeMachine.made[0].broken, args=(OSError("torn"),), daemon=True).start()
+        assert closing.wait(20)
+    assert registry.live() == [replica]
+    with registry.using("vm") as same:
+        assert same is replica
+    may.set()
+    wait_for(lambda: registry.live() == [])

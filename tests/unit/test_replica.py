@@ -510,3 +510,76 @@ def test_a_primary_that_is_far_ahead_is_welcomed_after_a_few_tries(replica: Repl
     answers = [replica.greet(stream, hello(term)) for _ in range(3)]
     assert [type(answer) for answer in answers] == [Refuse, Refuse, Welcome]
     assert isinstance(answers[-1], Welcome) and answers[-1].term == term + 1
+
+
+class Deaf(FakeStream):
+    """A primary that does not read: what it is told stays on the way until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.telling, self.may = threading.Event(), threading.Event()
+
+    def send(self, kind: FrameType, term: int, epoch: int, payload: bytes = b"") -> None:
+        if kind in (FrameType.RENOUNCE, FrameType.DECLINE):
+            self.telling.set()
+            assert self.may.wait(20)
+        super().send(kind, term, epoch, payload)
+
+
+def test_a_primary_that_does_not_read_holds_up_nobody_who_asks(replica: Replica) -> None:
+    stream: Any = Deaf()
+    assert isinstance(replica.greet(stream, hello()), Welcome)
+    bye = Frame(FrameType.BYE, 1, 0, pack(Notice("bye")))
+    thread = threading.Thread(target=replica.take, args=(stream, bye), daemon=True)
+    thread.start()
+    assert stream.telling.wait(20)
+    asked = threading.Thread(target=lambda: (replica.status(), replica.standing()), daemon=True)
+    asked.start()
+    asked.join(10)
+    waits, _ = asked.is_alive(), stream.may.set()
+    thread.join(20)
+    assert not waits and stream.sent[-1] is FrameType.RENOUNCE and FakeMachine.made[0].closed
+
+
+def test_a_primary_that_asks_for_a_switchover_again_and_again_costs_one_thread(replica: Replica) -> None:
+    stream: Any = Deaf()
+    assert isinstance(replica.greet(stream, hello()), Welcome)  # nothing is here that could take over
+    takeover_asked = Frame(FrameType.TAKEOVER, 1, 0, pack(Notice("again")))
+    before = threading.active_count()
+    try:
+        for _ in range(50):
+            assert replica.take(stream, takeover_asked)
+        assert stream.telling.wait(20)
+        assert threading.active_count() - before <= 2
+    finally:
+        stream.may.set()
+    end = time.monotonic() + 20
+    while replica.takeover.busy:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert replica.take(stream, takeover_asked)  # and once that is answered, it may ask again
+    while stream.sent.count(FrameType.DECLINE) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_replica_that_a_hello_renounces_is_taken_away_without_the_lock(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The applier, which is waited for, needs it."""
+    free: list[bool] = []
+
+    def try_lock() -> None:
+        free.append(replica.lock.acquire(timeout=5))
+        if free[-1]:
+            replica.lock.release()
+
+    def close(_machine: FakeMachine, *, keep_images: bool) -> None:
+        thread = threading.Thread(target=try_lock, daemon=True)
+        thread.start()
+        thread.join(20)
+
+    ready(replica)
+    monkeypatch.setattr(FakeMachine, "close", close)
+    answer = replica.greet(FakeStream(), hello(2, resume=True))  # type: ignore[arg-type]
+    assert isinstance(answer, Refuse) and answer.renounced and free == [True]
