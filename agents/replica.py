@@ -25,7 +25,7 @@ from remusdb import __version__
 from remusdb.core.messages import Hello, Notice, Refuse, Standing, Taken, Welcome, pack, unpack
 from remusdb.core.standby import Offer, Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety, RemusError
+from remusdb.errors import BadFrame, NotProtected, PeerUnreachable, RefusedForSafety, RemusError
 from remusdb.history import Author, Event, EventName
 from remusdb.names import require_name
 from remusdb.quietly import NOISY
@@ -274,6 +274,8 @@ class Replica:
                 return False
         assert machine is not None
         if frame.type in BULK and frame.epoch == 0:
+            if self.core.committed:  # memory is exactly a committed epoch by now, and is only moved by the next
+                raise BadFrame("a frame of the initial copy came after its end")
             taken = self._seeding.take(frame, lambda: stream is self.stream, machine.applier.apply)
             if taken is None:
                 return False

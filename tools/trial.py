@@ -19,7 +19,7 @@ from tools.load import CLIENTS, Load, accepts, wait_for
 from tools.show import say, step
 
 VM = "pg"
-_BOOT_S = 90.0
+_BOOT_S = 240.0
 _UNPROTECTED_S = 8.0
 _KILL_S = (6.0, 12.0)  # after the VM is protected: long enough for figures that mean something
 _RECOVER_S = 30.0  # how long the clients are given until the trial counts as failed

@@ -16,7 +16,7 @@ from remusdb.config import Agent, AgentConfig, Failover, Limits
 from remusdb.core.messages import Commit, Hello, Notice, Proof, Refuse, Welcome, pack
 from remusdb.core.ownership import Claim, Ownership, Rule, Verdict
 from remusdb.core.wire import Frame, FrameType
-from remusdb.errors import RefusedForSafety, VmError
+from remusdb.errors import BadFrame, RefusedForSafety, VmError
 from remusdb.history import History, read
 from remusdb.state import StateStore
 from remusdb_agents import proving, takeover
@@ -338,6 +338,13 @@ def test_a_lost_copy_is_taken_up_where_it_was(replica: Replica) -> None:
     replica.lost(other, "reset")
     welcome = replica.greet(other, hello(2, resume=True))
     assert isinstance(welcome, Welcome) and welcome.taken == 1
+
+
+def test_a_whole_replica_is_moved_by_epochs_alone(replica: Replica) -> None:
+    """A frame of the initial copy that comes late would change memory between two epochs, or in a takeover."""
+    stream = ready(replica)
+    with pytest.raises(BadFrame, match="after its end"):
+        replica.take(stream, Frame(FrameType.PAGES, 1, 0, b""))
 
 
 def test_a_copy_that_cannot_be_applied_is_not_taken_up(replica: Replica) -> None:
