@@ -65,7 +65,7 @@ check: lint
 lint: venv
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	MYPYPATH=build/typing $(PYTHON) -m mypy -p remusdb -p remusdb_agents -p tools
+	$(PYTHON) -m mypy -p remusdb -p remusdb_agents -p tools
 	.venv/bin/shellcheck $$(git grep -lI '^#!.*sh$$')
 	.venv/bin/codespell $$(git ls-files ':!*.zst' ':!requirements.lock')
 

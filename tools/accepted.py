@@ -5,19 +5,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from remusdb.allow.characters import LOG_FOLDER, UNHEARD
+from remusdb.allow.commandline import HARMLESS
+from remusdb.allow.judge import Row, table
 from remusdb.config import READABLE_DIRS
-from remusdb.vm.allow import Row, table
-from remusdb.vm.allow_characters import LOG_FOLDER, UNHEARD
-from remusdb.vm.allow_commandline import HARMLESS
-from remusdb_agents import standby_limits as limits
-from remusdb_agents.standby_judge import REHEARSAL
+from remusdb_agents.backup.standby import limits
+from remusdb_agents.backup.standby.judge import REHEARSAL
 
 PAGE = Path(__file__).parent.parent / "docs" / "accepted.md"
 HEAD = """\
 # What a protected VM may have
 
 Written by `python -m tools.accepted` from the table that `protect`, `check` and `rehearse` go by
-(`remusdb/vm/allow.py`). It lists what is let through. **Whatever is not on it is refused by its name**, with what to
+(`remusdb/allow/judge.py`). It lists what is let through. **Whatever is not on it is refused by its name**, with what to
 do: an element or a value that nobody has looked at could be a way out that no gate holds, or a state that no copy has.
 
 Paths are those of libvirt's domain XML. `a=x|y`: of attribute `a` only these values; a name without `=` is let through

@@ -60,6 +60,3 @@ if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
     pip install -q --no-deps --no-build-isolation -e .
     echo "$wanted" > "$stamp"
 fi
-# The repository's agents/ under its import name, for mypy.
-mkdir -p build/typing
-ln -sfn ../../agents build/typing/remusdb_agents

@@ -51,6 +51,6 @@ def agent(ctx: click.Context, file: Path) -> None:
     config = load_agent(file)
     log.setup(debug=fill(ctx).debug)
     _folders(config.agent)
-    from remusdb_agents.daemon import AgentDaemon
+    from remusdb_agents.backup.daemon import AgentDaemon
 
     AgentDaemon(config).run()

@@ -21,11 +21,11 @@ from remusdb.errors import RefusedForSafety, RemusError, UsageError, VmError
 from remusdb.history import History
 from remusdb.hooks import Hooks
 from remusdb.host.evacuation import evacuate
-from remusdb.host.inspection import Inspection, LibvirtInspection
-from remusdb.host.keeper import Keeper
+from remusdb.host.libvirt_view import Inspection, LibvirtInspection
+from remusdb.host.reconciler import Tender
 from remusdb.host.shutdown import host_is_stopping, mark_stopping, unmark
 from remusdb.host.status import VmStatus
-from remusdb.host.tender import Tender
+from remusdb.host.supervisor import Keeper
 from remusdb.host.workers import WORKER_ARGV
 from remusdb.names import require_name
 

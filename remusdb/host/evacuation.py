@@ -14,7 +14,7 @@ from typing import Any
 
 from remusdb.control import ProgressFn
 from remusdb.errors import RemusError, VmError
-from remusdb.host.keeper import Keeper
+from remusdb.host.supervisor import Keeper
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import msgspec
 
 from remusdb.config import HostConfig
 from remusdb.errors import RemusError
-from remusdb.host.record import VmRecord
-from remusdb.host.worker_link import WorkerLink
+from remusdb.host.managed_vm import VmRecord
+from remusdb.host.worker_process import WorkerLink
 from remusdb.names import socket_stem
 
-WORKER_ARGV = (sys.executable, "-P", "-m", "remusdb.host.worker")  # -P: no module of the folder we are in
+WORKER_ARGV = (sys.executable, "-P", "-m", "remusdb.worker")  # -P: no module of the folder we are in
 
 
 class Workers:

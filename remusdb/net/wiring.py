@@ -31,7 +31,7 @@ def refuse_unless_plain(tc: Tc, link: Link) -> None:
 def add_clsact(tc: Tc, link: Link, noted: Link | None) -> str:
     """Make sure of clsact; the alias that says whose it is. `noted` is the device that carries it from before.
 
-    A tap that was shut when it appeared (remusdb/host/tapwatch.py) had none before that.
+    A tap that was shut when it appeared (remusdb/worker/tapwatch.py) had none before that.
     """
     added = tc.add_clsact(link.index) or tc.is_shut(link.index)
     return CLSACT_OURS if added or (noted is not None and noted.alias == CLSACT_OURS) else ""

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from remusdb import safexml
 from remusdb.errors import VmError
-from remusdb.vm import apparmor
+from remusdb.preflight import apparmor
 
 QEMU_NS = "http://libvirt.org/schemas/domain/qemu/1.0"
 CHARDEV = "remusdb-qmp"

@@ -13,7 +13,7 @@ from remusdb.core.probe import (
     Namesake,
     Uplink,
 )
-from remusdb.vm.here import Here
+from remusdb.preflight.here import Here
 
 DOMAIN = """<domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>db1</name>
 <uuid>0b1c8f5e-7d0e-4c57-9c0b-3d7f0a1b2c3d</uuid><memory unit='KiB'>1048576</memory>

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from remusdb import safexml
+from remusdb.allow.judge import judge as judge_xml
 from remusdb.arbiter.answers import Changed, Found, Status
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.arbiter.health import judge
@@ -33,19 +34,18 @@ from remusdb.net.gatewire import Status as GateStatus
 from remusdb.net.linknews import parse_news
 from remusdb.net.netlink import Netlink, attribute, text
 from remusdb.net.tc import _TCMSG
+from remusdb.preflight import needs
 from remusdb.printable import printable
 from remusdb.state import StateStore
 from remusdb.tomlstruct import read_toml
 from remusdb.transport.certs import _load_authority, make_ca_and_hosts
-from remusdb.vm import needs
-from remusdb.vm.allow import judge as judge_xml
 from remusdb.vm.endwatch import reason_in
 from remusdb.vm.inventory import inventory
 from remusdb.vm.monitor import field_of, objects_in, reply_in, returned
 from remusdb.vm.process import is_qemu_of, socket_of
 from remusdb.vm.ramblocks import parse_ramblocks
-from remusdb_agents.qemu_log import complaints
-from remusdb_agents.standby_xml import standby_xml
+from remusdb_agents.backup.standby.qemu_log import complaints
+from remusdb_agents.backup.standby.xml import standby_xml
 from tests.fuzz.samples import DOMAIN
 from tests.fuzz.target import Target
 

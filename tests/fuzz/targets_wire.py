@@ -19,8 +19,8 @@ from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import RECORD, Kind, decode_writes, encode_writes, iter_records
 from remusdb.errors import BadFrame
 from remusdb.net.announce import frames as announcements
-from remusdb_agents.facts import question
-from remusdb_agents.inbox import Inbox
+from remusdb_agents.backup.capabilities import question
+from remusdb_agents.backup.inbox import Inbox
 from tests.fuzz.samples import DOMAIN, GOOD, HERE
 from tests.fuzz.target import Target
 
@@ -174,7 +174,7 @@ def probe(data: bytes) -> None:
 
 def answer(data: bytes) -> None:
     from remusdb import safexml
-    from remusdb.vm.preflight_peer import decide
+    from remusdb.preflight.peer import decide
 
     facts = messages.unpack(messages.AgentFacts, data)
     decide("beta", facts.answer, HERE, safexml.parse(DOMAIN))

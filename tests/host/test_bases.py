@@ -18,10 +18,10 @@ from remusdb.core.messages import Base, unpack
 from remusdb.core.wire import FrameType
 from remusdb.core.writes import RECORD, Kind
 from remusdb.errors import DiskError, PeerUnreachable
-from remusdb_agents import bases as bases_module
-from remusdb_agents.bases import FRAME_BLOCKS, Bases
-from remusdb_agents.images import ReplicaImages
-from remusdb_agents.kept import Kept, fill, fits
+from remusdb_agents.backup.disks import block_hashes as bases_module
+from remusdb_agents.backup.disks.base_copy import Kept, fill, fits
+from remusdb_agents.backup.disks.block_hashes import FRAME_BLOCKS, Bases
+from remusdb_agents.backup.disks.images import ReplicaImages
 
 SIZE = 40 << 20
 PLENTY = 1 << 40

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from remusdb.vm.memory import ProcessMemory
+from remusdb.capture.memory import ProcessMemory
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
-from remusdb_agents.borrowed_memory import BorrowedMemory
+from remusdb_agents.backup.standby.borrowed_memory import BorrowedMemory
 
 SMALL, LARGE = 16, 3000  # pages
 NOBODY = 65534

@@ -17,8 +17,8 @@ import pytest
 from remusdb.core.blocks import hash_table
 from remusdb.core.writes import RECORD, Kind
 from remusdb.errors import DiskError
-from remusdb_agents.devices import Device
-from remusdb_agents.images import ReplicaImages
+from remusdb_agents.backup.disks.images import ReplicaImages
+from remusdb_agents.backup.standby.devices import Device
 from tests.host.test_bases import Wire, told
 from tools.lab import loops, sweep
 

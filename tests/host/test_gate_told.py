@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from netlab import frame, lab
 
-from remusdb.host.lookout import CALM_S, Lookout
 from remusdb.net.factory import make_gate
 from remusdb.troubles import Troubles
+from remusdb.worker.lookout import CALM_S, Lookout
 
 HELD_MAX_BYTES = 1 << 20
 

@@ -11,11 +11,11 @@ from xml.sax.saxutils import escape
 import libvirt
 import pytest
 
-from remusdb.vm import facts as facts_module
-from remusdb.vm.allow import judge
-from remusdb.vm.allow_problem import Vm, edit, joined
-from remusdb.vm.facts import Facts, HostFacts, VmFacts
-from remusdb.vm.preflight import decide
+from remusdb.allow.judge import judge
+from remusdb.allow.problem import Vm, edit, joined
+from remusdb.preflight import gather as facts_module
+from remusdb.preflight.decide import decide
+from remusdb.preflight.gather import Facts, HostFacts, VmFacts
 from remusdb.vm.states import state_of
 
 NAMES = ("db1", "it's odd & old", 'a "b" <c>', "x;y $HOME `z` \\")

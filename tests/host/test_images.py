@@ -13,7 +13,7 @@ import pytest
 
 from remusdb.core.writes import RECORD, Kind
 from remusdb.errors import DiskError
-from remusdb_agents.images import ReplicaImages
+from remusdb_agents.backup.disks.images import ReplicaImages
 
 SIZE = 4 << 20
 

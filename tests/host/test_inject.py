@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from remusdb.capture import inject
+from remusdb.capture.inject import userfaultfd_of
 from remusdb.errors import VmError
-from remusdb.vm import inject
-from remusdb.vm.inject import userfaultfd_of
 
 CALLS = 300
 # Waits like QEMU's main loop; a second thread works; each SIGUSR1 is counted in the file that it was given.

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from remusdb import safefiles
+from remusdb.capture import fifo as fifo_module
+from remusdb.capture.fifo import NAME, StateFifo
 from remusdb.errors import ConfigError, DiskError, VmError
-from remusdb.vm import fifo as fifo_module
-from remusdb.vm.fifo import NAME, StateFifo
-from remusdb_agents.images import ReplicaImages
+from remusdb_agents.backup.disks.images import ReplicaImages
 
 OTHER = 65534
 RACE_S = 8.0

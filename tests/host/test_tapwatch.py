@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import pytest
 from netlab import QUIET_S, Lab, Port, frame, index_of, lab, sh, silence
 
-from remusdb.host.tapwatch import TapWatch, open_taps, shut_taps
 from remusdb.net.tapgate import TapGate
 from remusdb.net.tc import Tc
+from remusdb.worker.tapwatch import TapWatch, open_taps, shut_taps
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from remusdb.vm.memory import ProcessMemory
+from remusdb.capture.memory import ProcessMemory
+from remusdb.capture.tracker import SPAN_BYTES, Span, Tracker
 from remusdb.vm.ramblocks import Block
-from remusdb.vm.tracker import SPAN_BYTES, Span, Tracker
 
 READ_MS = 1000
 PINNED_S = 0.3  # a read that began so long ago has pinned its pages and has no data yet

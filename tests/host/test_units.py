@@ -78,9 +78,9 @@ def qemu() -> Iterator[subprocess.Popen[bytes]]:
 
 INTO_QEMU = """
 import os, signal, sys
-from remusdb.vm.inject import userfaultfd_of
-from remusdb.vm.memory import ProcessMemory
-from remusdb.vm.pagemap import PageMap
+from remusdb.capture.inject import userfaultfd_of
+from remusdb.capture.memory import ProcessMemory
+from remusdb.capture.pagemap import PageMap
 pid = int(sys.argv[1])
 userfaultfd_of(pid)
 PageMap(pid).close()
@@ -103,7 +103,7 @@ MAKES = """
 import os, socket, sys, time
 from pathlib import Path
 from remusdb.disk.writelog import WriteLog
-from remusdb.vm.fifo import StateFifo
+from remusdb.capture.fifo import StateFifo
 folder = Path(sys.argv[1])
 fifo = StateFifo(folder, 65534, 65534)
 os.close(fifo.open())
@@ -127,8 +127,8 @@ IMAGES = """
 import json, os, struct, sys
 from pathlib import Path
 from remusdb.core.writes import RECORD, Kind
-from remusdb_agents.images import ReplicaImages
-from remusdb_agents.nvram import Nvram
+from remusdb_agents.backup.disks.images import ReplicaImages
+from remusdb_agents.backup.standby.nvram import Nvram
 folder = Path(sys.argv[1])
 images = ReplicaImages(folder, [1 << 20], ["vda"])
 if not images.reused[0]:

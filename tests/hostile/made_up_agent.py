@@ -21,14 +21,14 @@ from remusdb.config import load_agent
 from remusdb.core.messages import Hello, Proof
 from remusdb.core.pages import PagesDecoded
 from remusdb.names import file_stem
-from remusdb_agents import replica
-from remusdb_agents.applier import Applier
-from remusdb_agents.bases import Bases
-from remusdb_agents.context import Context
-from remusdb_agents.daemon import AgentDaemon
-from remusdb_agents.images import ReplicaImages
-from remusdb_agents.inbox import WholeEpoch
-from remusdb_agents.kept import Kept
+from remusdb_agents.backup import replica
+from remusdb_agents.backup.applier import Applier
+from remusdb_agents.backup.context import Context
+from remusdb_agents.backup.daemon import AgentDaemon
+from remusdb_agents.backup.disks.base_copy import Kept
+from remusdb_agents.backup.disks.block_hashes import Bases
+from remusdb_agents.backup.disks.images import ReplicaImages
+from remusdb_agents.backup.inbox import WholeEpoch
 
 SLOW_S = float(os.environ.get("SLOW_MS", "0")) / 1000
 
@@ -50,7 +50,7 @@ class MadeUpProver:
 
 
 class MadeUpMachine:
-    """As `remusdb_agents.machine.Machine`, without a QEMU."""
+    """As `remusdb_agents.backup.standby.machine.Machine`, without a QEMU."""
 
     def __init__(
         self,

@@ -21,8 +21,8 @@ from remusdb.config import Protection, Tls
 from remusdb.core.messages import Hello
 from remusdb.core.wire import HEADER_BYTES, FrameType
 from remusdb.errors import RemusError
-from remusdb.host.greeting import ask_standing, greet
-from remusdb.host.order import Order, PeerAddress
+from remusdb.worker.greeting import ask_standing, greet
+from remusdb.worker.spec import Order, PeerAddress
 from tests.hostile.rig import AGENT, eventually
 from tests.hostile.sayings import frame, hello, packed
 

@@ -13,8 +13,8 @@ from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, PeerUnreachable
 from remusdb.state import OWNING
-from remusdb_agents.inbox import BULK, Inbox, WholeEpoch
-from remusdb_agents.seeding import Seeding
+from remusdb_agents.backup.inbox import BULK, Inbox, WholeEpoch
+from remusdb_agents.backup.seeding import Seeding
 
 
 class Agent:

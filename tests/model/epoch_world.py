@@ -2,7 +2,7 @@
 """A small world to run the epoch protocol in: a guest, its gate, two hosts with a disk each, a network.
 
 The decisions are made by the real `Pipeline`, `Standby`, `Outbox` and `Inbox`; `Primary` (epoch_primary) and `Agent`
-(epoch_agent) are what is left of `remusdb/host/session.py` and `remusdb_agents/replica.py` when threads, QEMU and
+(epoch_agent) are what is left of `remusdb/worker/session.py` and `remusdb_agents/replica.py` when threads, QEMU and
 sockets are taken away: every method is one step, and between any two the other side may act, or a process may die.
 
 A guest's memory is a few cells. Every write stores the next number of one clock, and every packet carries the

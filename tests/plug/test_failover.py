@@ -67,7 +67,7 @@ def _waits_for_its_epoch(pair: Pair, vm: str, speakers: Speakers) -> None:
     flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
     libvirt_qemu.qemuMonitorCommand(domain, "announce_self", flags)
     eventually(lambda: {frame.host for frame in speakers.frames()} == {"a"}, SLOW_S, "nothing came out")
-    (worker,) = pair.pids(pair.a, "remusdb.host.worker")
+    (worker,) = pair.pids(pair.a, "remusdb.worker")
     os.kill(worker, signal.SIGSTOP)
     time.sleep(HELD_S / 2)  # QEMU's announcements go on for a while; what was released before is out by then
     speakers.begin()

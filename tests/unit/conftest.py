@@ -13,7 +13,7 @@ import pytest
 from host_daemon_rig import Running, ask_standing
 
 from remusdb.config import Host, HostConfig, Peer, Protection
-from remusdb.host import tender as tender_module
+from remusdb.host import reconciler as tender_module
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from remusdb.vm.allow_problem import Path as ElementPath
+from remusdb.allow.problem import Path as ElementPath
 
 FOLDER = Path("/usr/share/libvirt/schemas")  # of libvirt-common, without which there is no libvirt.so either
 RNG = "{http://relaxng.org/ns/structure/1.0}"

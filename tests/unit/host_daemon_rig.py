@@ -18,8 +18,8 @@ from remusdb.errors import (
 )
 from remusdb.history import read as read_history
 from remusdb.host.daemon import HostDaemon
-from remusdb.host.order import Order
 from remusdb.state import StateStore
+from remusdb.worker.spec import Order
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 

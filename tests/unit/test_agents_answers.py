@@ -16,11 +16,11 @@ from remusdb.config import Protection, Tls
 from remusdb.core.messages import Hello, Notice, Refuse, Standing, Welcome, pack
 from remusdb.core.wire import ANSWERS, FROM_AGENT, Frame, FrameType
 from remusdb.errors import BadFrame, CannotProtect, ConfigError, Fenced, NoStandby, PeerRefused, PeerUnreachable
-from remusdb.host import greeting as module
-from remusdb.host import peer as peer_module
-from remusdb.host.greeting import AgentBehind, Greeting, ask_standing, greet
-from remusdb.host.order import Order, PeerAddress
-from remusdb.host.peer import Peer
+from remusdb.worker import agent_link as peer_module
+from remusdb.worker import greeting as module
+from remusdb.worker.agent_link import Peer
+from remusdb.worker.greeting import AgentBehind, Greeting, ask_standing, greet
+from remusdb.worker.spec import Order, PeerAddress
 
 UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
 HERE = Path()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remusdb.vm.allow import judge
+from remusdb.allow.judge import judge
 from remusdb.vm.prepare import QEMU_NS, prepare
 
 CASES = Path(__file__).parent / "cases"

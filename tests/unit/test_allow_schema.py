@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from remusdb.vm.allow import FATES, judge, row_of, table
-from remusdb.vm.allow_problem import Path
+from remusdb.allow.judge import FATES, judge, row_of, table
+from remusdb.allow.problem import Path
 from remusdb.vm.prepare import QEMU_NS
 from tests.unit.domain_schema import ANY, Schema
 from tools.accepted import PAGE, page

@@ -12,9 +12,9 @@ import pytest
 
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RefusedForSafety
-from remusdb_agents.applier import BACKLOG_EPOCHS, Applier, Frozen
-from remusdb_agents.images import ReplicaImages
-from remusdb_agents.inbox import FRAME_COST_BYTES, WholeEpoch
+from remusdb_agents.backup.applier import BACKLOG_EPOCHS, Applier, Frozen
+from remusdb_agents.backup.disks.images import ReplicaImages
+from remusdb_agents.backup.inbox import FRAME_COST_BYTES, WholeEpoch
 
 LIMIT = 10 * (2 * FRAME_COST_BYTES + 100)  # ten epochs of a frame of 100 bytes
 
@@ -71,7 +71,7 @@ def wait(what: Callable[[], object]) -> None:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setattr("remusdb_agents.applier.decode_writes", lambda payload: payload)
+    monkeypatch.setattr("remusdb_agents.backup.applier.decode_writes", lambda payload: payload)
     made = Bench()
     yield made
     made.images.may.release(1000)
@@ -108,7 +108,7 @@ def test_whoever_breaks_a_freeze_does_what_was_asked_for_at_once(bench: Bench) -
 
 
 def test_before_the_first_epoch_there_is_nothing_to_freeze(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remusdb_agents.applier.FREEZE_S", 0.05)
+    monkeypatch.setattr("remusdb_agents.backup.applier.FREEZE_S", 0.05)
     with pytest.raises(RefusedForSafety), bench.applier.freeze(LIMIT):
         pass
     bench.put(1)
@@ -121,7 +121,7 @@ def test_an_epoch_that_takes_too_long_is_no_freeze(bench: Bench, monkeypatch: py
     bench.put(1, 2)
     bench.allow(1, 1)
     wait(lambda: bench.images.begun == 2)
-    monkeypatch.setattr("remusdb_agents.applier.FREEZE_S", 0.05)
+    monkeypatch.setattr("remusdb_agents.backup.applier.FREEZE_S", 0.05)
     with pytest.raises(RefusedForSafety, match="did not come to the end"), bench.applier.freeze(LIMIT):
         pass
     bench.put(3)

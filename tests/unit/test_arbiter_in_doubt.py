@@ -19,9 +19,9 @@ from remusdb.core.pipeline import PrimaryState
 from remusdb.core.standby import StandbyState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RemusError
-from remusdb.host import solo
-from remusdb.host.solo import Solo
-from remusdb_agents.replica import Replica
+from remusdb.worker import solo
+from remusdb.worker.solo import Solo
+from remusdb_agents.backup.replica import Replica
 
 __all__ = ["replica"]  # the fixture
 

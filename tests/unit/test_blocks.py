@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from remusdb.core.blocks import BLOCK_BYTES, HASH_BYTES, block_count, block_hash, hash_table, zero_table
-from remusdb_agents.bases import STEP_BLOCKS, table
-from remusdb_agents.sparse import opened
+from remusdb_agents.backup.disks.block_hashes import STEP_BLOCKS, table
+from remusdb_agents.backup.disks.sparse import opened
 
 SIZES = [512, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 512, 5 * BLOCK_BYTES, 7 * BLOCK_BYTES + 1]
 

@@ -11,11 +11,12 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from remusdb.capture import clock_search, program
+from remusdb.capture.clock_fields import Fields
 from remusdb.core.clock_stream import Clocks
 from remusdb.errors import VmError
-from remusdb.vm import clock_search, preflight_clock, program
-from remusdb.vm.clock_fields import Fields
-from remusdb.vm.facts import Facts, HostFacts, VmFacts
+from remusdb.preflight import clock as preflight_clock
+from remusdb.preflight.gather import Facts, HostFacts, VmFacts
 
 
 def told(xml: str, *, named: bool = True) -> tuple[bool, str, str]:

@@ -14,8 +14,8 @@ import zstandard
 from remusdb.core import clock_stream
 from remusdb.core.clock_stream import CPU, CPU_TSC, Clocks
 from remusdb.errors import VmError
-from remusdb_agents import catch_up
-from remusdb_agents.catch_up import CatchUp
+from remusdb_agents.backup import catch_up
+from remusdb_agents.backup.catch_up import CatchUp
 
 DATA = Path(__file__).parent / "data"
 SECOND = 1_000_000_000

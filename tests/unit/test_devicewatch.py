@@ -15,11 +15,11 @@ import pytest
 
 from remusdb.core.sections import EOF, HEAD
 from remusdb.errors import DevicesChanged, GateError, VmError
-from remusdb.host import devicewatch
-from remusdb.host.devicewatch import GROWTH_BYTES, DeviceWatch
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain
 from remusdb.vm.ramblocks import Block
+from remusdb.worker import devicewatch
+from remusdb.worker.devicewatch import GROWTH_BYTES, DeviceWatch
 
 RAM = Block("pc.ram", 1 << 28, 1 << 40)
 LIVE = "<domain id='1'><vcpu>1</vcpu><devices>{}</devices></domain>"

@@ -31,7 +31,7 @@ def write(offset: int, data: bytes) -> bytes:
 
 
 def applied(image: bytearray, raw: bytes) -> None:
-    """As agents/images.py does it."""
+    """As agents/remusdb_agents/backup/disks/images.py does it."""
     for one in iter_records(raw):
         assert one.offset + one.length <= len(image)
         image[one.offset : one.offset + one.length] = one.data if one.kind is Kind.WRITE else bytes(one.length)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from remusdb.core.writes import RECORD, Kind
 from remusdb.errors import BadFrame, DiskError
-from remusdb_agents.images import ReplicaImages
+from remusdb_agents.backup.disks.images import ReplicaImages
 
 SIZES = [64 << 10, 12 << 10]
 

@@ -17,8 +17,8 @@ from remusdb.control import ControlServer, ProgressFn
 from remusdb.errors import NotProtected, RefusedForSafety, UsageError, VmError
 from remusdb.host import daemon as daemon_module
 from remusdb.host.evacuation import evacuate
-from remusdb.host.keeper import Keeper
 from remusdb.host.shutdown import host_is_stopping, is_marked
+from remusdb.host.supervisor import Keeper
 
 
 class FakeKeeper:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from remusdb.errors import DiskError
-from remusdb.host.fence import put_away
-from remusdb.host.kept import Papers, remove_older, set_aside
+from remusdb.host.quarantine.files import Papers, remove_older, set_aside
+from remusdb.host.quarantine.retire import put_away
 from remusdb.state import VmState
 from remusdb.vm.process import is_qemu_of
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from remusdb.capture import fifo as fifo_module
+from remusdb.capture.fifo import StateFifo, drain, wait_any
 from remusdb.errors import VmError
-from remusdb.vm import fifo as fifo_module
-from remusdb.vm.fifo import StateFifo, drain, wait_any
 
 STATE_BYTES = 150_000
 WRITER = "import sys; f = open(sys.argv[1], 'wb', buffering=32768); f.write(bytes(int(sys.argv[2]))); f.close()"
@@ -89,7 +89,7 @@ def test_a_save_that_comes_after_it_was_given_up(fifo: StateFifo) -> None:
 
 def test_guard_frees_a_writer_when_the_worker_is_killed(tmp_path: Path) -> None:
     script = (
-        "import os,sys,time; from pathlib import Path; from remusdb.vm.fifo import StateFifo;"
+        "import os,sys,time; from pathlib import Path; from remusdb.capture.fifo import StateFifo;"
         "f = StateFifo(Path(sys.argv[1]), os.getuid(), os.getgid()); print('ready', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as worker:

@@ -14,8 +14,8 @@ from test_replica import UUID, FakeMachine, ready, replica
 from remusdb.core.messages import Refuse, Welcome
 from remusdb.errors import RefusedForSafety
 from remusdb.state import StateStore
-from remusdb_agents.forgetting import forget
-from remusdb_agents.replica import Replica
+from remusdb_agents.backup.forgetting import forget
+from remusdb_agents.backup.replica import Replica
 
 __all__ = ["replica"]  # the fixture
 

@@ -16,9 +16,9 @@ from remusdb.core.ownership import Ownership
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import CannotProtect
 from remusdb.state import StateStore, VmState
-from remusdb_agents import replica as module
-from remusdb_agents.context import Context
-from remusdb_agents.replica import Replica
+from remusdb_agents.backup import replica as module
+from remusdb_agents.backup.context import Context
+from remusdb_agents.backup.replica import Replica
 
 __all__ = ["replica"]  # the fixture
 OTHER = UUID.replace("5a", "66")

@@ -12,12 +12,12 @@ from collections.abc import Callable
 import pytest
 from test_clock_stream import state
 
+from remusdb.capture import clock as clock_module
+from remusdb.capture.clock import GuestClock
+from remusdb.capture.clock_fields import Fields
 from remusdb.core import clock_stream
 from remusdb.core.clock_stream import TICKS, Clocks
 from remusdb.errors import VmError
-from remusdb.vm import clock as clock_module
-from remusdb.vm.clock import GuestClock
-from remusdb.vm.clock_fields import Fields
 
 RATE = 2.5
 MS = 1_000_000

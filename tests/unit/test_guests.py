@@ -14,8 +14,8 @@ from remusdb.core.messages import Refuse, unpack
 from remusdb.core.wire import FrameType
 from remusdb.errors import BadFrame
 from remusdb.transport.stream import FrameStream
-from remusdb_agents import guests as module
-from remusdb_agents.guests import SPARE, Guests
+from remusdb_agents.backup import guests as module
+from remusdb_agents.backup.guests import SPARE, Guests
 
 WITHIN_S = 30.0
 

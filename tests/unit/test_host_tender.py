@@ -19,9 +19,9 @@ from remusdb.errors import (
     RefusedForSafety,
     RemusError,
 )
-from remusdb.host import tender as tender_module
-from remusdb.host import worker_link
-from remusdb.host.fence import PutAway
+from remusdb.host import reconciler as tender_module
+from remusdb.host import worker_process as worker_link
+from remusdb.host.quarantine.retire import PutAway
 from remusdb.state import StateStore, VmState
 
 

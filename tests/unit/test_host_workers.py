@@ -20,9 +20,10 @@ from remusdb.config import HostConfig
 from remusdb.errors import (
     RemusError,
 )
-from remusdb.host import worker_link, worker_lock
+from remusdb.host import worker_lock
+from remusdb.host import worker_process as worker_link
 from remusdb.host.daemon import HostDaemon
-from remusdb.host.record import VmRecord
+from remusdb.host.managed_vm import VmRecord
 from remusdb.state import StateStore
 
 

@@ -8,8 +8,8 @@ import pytest
 from remusdb.core.messages import Commit, pack
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame
-from remusdb_agents.inbox import FRAME_COST_BYTES, EpochTooLarge, Inbox, Unbridled
-from remusdb_agents.owed import WINDOW_MAX, Owed
+from remusdb_agents.backup.inbox import FRAME_COST_BYTES, EpochTooLarge, Inbox, Unbridled
+from remusdb_agents.backup.owed import WINDOW_MAX, Owed
 
 MOST = 1 << 20
 

@@ -18,13 +18,13 @@ from remusdb.core.wire import Frame, FrameType
 from remusdb.disk.base import Bases
 from remusdb.disk.stream import LogStream
 from remusdb.errors import BadFrame, DiskError, NoStandby, PeerUnreachable, RemusError
-from remusdb.host import peer
-from remusdb.host.brake import FULL_SPEED, GUEST_WAITS_S, SLOW_BYTES_S, Brake, BrakeThread
-from remusdb.host.encoder import EpochFrames
-from remusdb.host.order import Order, PeerAddress
-from remusdb.host.outbox import COPY_MAX_BYTES, Outbox
-from remusdb.host.peer import Greeting, Peer
-from remusdb_agents.seeding import Seeding, TornCopy
+from remusdb.worker import agent_link as peer
+from remusdb.worker.agent_link import Greeting, Peer
+from remusdb.worker.brake import FULL_SPEED, GUEST_WAITS_S, SLOW_BYTES_S, Brake, BrakeThread
+from remusdb.worker.encoder import EpochFrames
+from remusdb.worker.outbox import COPY_MAX_BYTES, Outbox
+from remusdb.worker.spec import Order, PeerAddress
+from remusdb_agents.backup.seeding import Seeding, TornCopy
 
 
 class Wire:

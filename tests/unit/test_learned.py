@@ -14,11 +14,11 @@ from remusdb.core.pipeline import Pipeline, PrimaryState
 from remusdb.core.standby import Offer, Standby
 from remusdb.core.terms import JUMP_MAX, TERM_MAX
 from remusdb.errors import PeerRefused
-from remusdb.host import learned
-from remusdb.host.greeting import AgentBehind
-from remusdb.host.learned import agree_on, greet_anew
-from remusdb.host.solo import Solo, claim_session
 from remusdb.state import StateStore, VmState
+from remusdb.worker import learned
+from remusdb.worker.greeting import AgentBehind
+from remusdb.worker.learned import agree_on, greet_anew
+from remusdb.worker.solo import Solo, claim_session
 
 FAR = TERM_MAX - 1
 

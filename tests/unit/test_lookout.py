@@ -10,11 +10,11 @@ import libvirt
 import pytest
 
 from remusdb.errors import VmError
-from remusdb.host.lookout import CALM_S, SHUT_S, Lookout
 from remusdb.net.gate import GateFigures
 from remusdb.troubles import Troubles
 from remusdb.vm.endwatch import CAUSES, NOT_TOLD, EndWatch
 from remusdb.vm.runstate import LIVES_ON, RunState, judge, run_state
+from remusdb.worker.lookout import CALM_S, SHUT_S, Lookout
 
 MIB = 1 << 20
 

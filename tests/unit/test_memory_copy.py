@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remusdb.capture.cut import DirtyBlock
+from remusdb.capture.tracker import Span
 from remusdb.errors import VmError
-from remusdb.host.memory_copy import FEW_PAGES, MAX_ROUNDS, STEP_PAGES, MemoryCopy
-from remusdb.vm.capture import DirtyBlock
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
-from remusdb.vm.tracker import Span
+from remusdb.worker.memory_copy import FEW_PAGES, MAX_ROUNDS, STEP_PAGES, MemoryCopy
 
 PAGES = 3 * STEP_PAGES
 

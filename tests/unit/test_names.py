@@ -9,12 +9,12 @@ import pytest
 
 from remusdb.errors import UsageError, VmError
 from remusdb.host.libvirt_hook import hook_text
-from remusdb.host.order import LONGEST_FILE
 from remusdb.names import file_stem, name_of, require_name, socket_stem
 from remusdb.state import StateStore
 from remusdb.vm import process
 from remusdb.vm.prepare import qmp_socket
-from remusdb_agents.registry import Registry
+from remusdb.worker.spec import LONGEST_FILE
+from remusdb_agents.backup.registry import Registry
 from tests.unit.test_libvirt_hook import ask
 
 LONG = "openshift-cnv_" + "x" * 59

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from remusdb import safexml
-from remusdb.vm import needs
+from remusdb.preflight import needs
 
 SCHEMA = Path("/usr/share/libvirt/schemas")
 RNG = "{http://relaxng.org/ns/structure/1.0}"

@@ -10,7 +10,7 @@ import pytest
 
 from remusdb.core.messages import RamBlock
 from remusdb.errors import CannotProtect, DiskError
-from remusdb_agents.nvram import FLASH, MAX_BYTES, Nvram, flash_bytes
+from remusdb_agents.backup.standby.nvram import FLASH, MAX_BYTES, Nvram, flash_bytes
 
 BLOCKS = [RamBlock("pc.ram", 1 << 28), RamBlock("system.flash0", 3653632), RamBlock(FLASH, 540672)]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from remusdb.core.messages import Commit
 from remusdb.errors import PeerUnreachable
-from remusdb.host.encoder import EpochFrames
-from remusdb.host.outbox import Outbox
+from remusdb.worker.encoder import EpochFrames
+from remusdb.worker.outbox import Outbox
 
 
 class BlockedStream:

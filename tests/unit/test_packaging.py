@@ -39,7 +39,7 @@ IN_NBDKIT = {"nbdkit"}  # the module that nbdkit gives its plugins
 def folders() -> set[str]:
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "remusdb").rglob("__init__.py")}
     agents = {path.parent.relative_to(ROOT).parts for path in (ROOT / "agents").rglob("__init__.py")}
-    return found | {".".join(("remusdb_agents", *parts[1:])) for parts in agents}
+    return found | {".".join(parts[1:]) for parts in agents}
 
 
 def imported() -> dict[str, str]:
@@ -105,4 +105,4 @@ def test_the_lock_has_all_that_is_declared_each_with_a_hash() -> None:
 def test_the_whole_licence_and_the_types_are_shipped() -> None:
     assert "END OF TERMS AND CONDITIONS" in (ROOT / "LICENSE").read_text()
     assert PROJECT["project"]["license-files"] == ["LICENSE"]
-    assert (ROOT / "remusdb/py.typed").exists() and (ROOT / "agents/py.typed").exists()
+    assert (ROOT / "remusdb/py.typed").exists() and (ROOT / "agents/remusdb_agents/py.typed").exists()

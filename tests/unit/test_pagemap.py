@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from remusdb.capture import kernel
+from remusdb.capture.pagemap import PageMap
+from remusdb.capture.tracker import MERGE_GAP_BYTES, SPAN_BYTES, pieces
+from remusdb.capture.trying import try_tracking
 from remusdb.errors import VmError
-from remusdb.vm import kernel
-from remusdb.vm.pagemap import PageMap
-from remusdb.vm.tracker import MERGE_GAP_BYTES, SPAN_BYTES, pieces
-from remusdb.vm.trying import try_tracking
 
 GIB = 1 << 30
 

@@ -21,10 +21,10 @@ from remusdb.control.lines import LineChannel
 from remusdb.control.server import ControlServer
 from remusdb.errors import BadFrame, ConfigError, NoThread, UsageError
 from remusdb.history import Event, History, append, read
-from remusdb.host.order import read_order
-from remusdb.host.worker import Channel, Worker
 from remusdb.tomlstruct import read_toml
-from remusdb_agents.kept import Kept, fits
+from remusdb.worker.orders import Channel, Worker
+from remusdb.worker.spec import read_order
+from remusdb_agents.backup.disks.base_copy import Kept, fits
 
 # --- control lines ---
 

@@ -20,12 +20,12 @@ from remusdb.core.probe import XML_MAX_BYTES, HugePages, Probe
 from remusdb.errors import BadFrame, CannotProtect, GateError, VmError
 from remusdb.net import bridges, forwarding
 from remusdb.net.netlink import NESTED, attribute, text
-from remusdb.vm import apparmor, cpus, needs, resources
-from remusdb.vm.looks import look_at
-from remusdb_agents import lookups
-from remusdb_agents.admission import MIB, QEMU_OVERHEAD_BYTES, Admission
-from remusdb_agents.facts import question
-from remusdb_agents.standby_judge import Here
+from remusdb.preflight import apparmor, cpus, needs, resources
+from remusdb.preflight.looks import look_at
+from remusdb_agents.backup import lookups
+from remusdb_agents.backup.admission import MIB, QEMU_OVERHEAD_BYTES, Admission
+from remusdb_agents.backup.capabilities import question
+from remusdb_agents.backup.standby.judge import Here
 
 AF_BRIDGE = 7  # linux/socket.h
 

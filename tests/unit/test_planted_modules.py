@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from remusdb.capture.fifo import StateFifo
 from remusdb.errors import GateError
 from remusdb.host.workers import WORKER_ARGV
 from remusdb.net.gatechild import GateChild
-from remusdb.vm.fifo import StateFifo
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("remusdb/__init__", "contextlib", "select", "socket", "mmap", "struct", "msgspec", "argparse", "logging")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from remusdb.capture import kernel, trying
 from remusdb.errors import CannotProtect
-from remusdb.vm import facts as facts_module
-from remusdb.vm import kernel, trying
-from remusdb.vm.checks import Check
-from remusdb.vm.facts import Facts, HostFacts, PeerFacts, VmFacts
-from remusdb.vm.preflight import decide, require
+from remusdb.preflight import gather as facts_module
+from remusdb.preflight.checks import Check
+from remusdb.preflight.decide import decide, require
+from remusdb.preflight.gather import Facts, HostFacts, PeerFacts, VmFacts
 from remusdb.vm.prepare import QEMU_NS, prepare, qmp_socket
 
 DISK = """<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/images/db1.qcow2'/>

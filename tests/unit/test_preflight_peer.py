@@ -22,10 +22,10 @@ from remusdb.core.probe import (
     Uplink,
 )
 from remusdb.net import offloads
-from remusdb.vm import needs
-from remusdb.vm.checks import Check
-from remusdb.vm.here import Here
-from remusdb.vm.preflight_peer import decide
+from remusdb.preflight import needs
+from remusdb.preflight.checks import Check
+from remusdb.preflight.here import Here
+from remusdb.preflight.peer import decide
 
 NIC = """<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/><target dev='vnet3'/>
 <model type='virtio'/></interface>"""

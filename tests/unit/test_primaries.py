@@ -12,7 +12,7 @@ from remusdb.config import Agent, AgentConfig, Primary, load_agent
 from remusdb.core.messages import Hello, Question, Refuse, Standing, pack, unpack
 from remusdb.core.probe import Probe
 from remusdb.core.wire import Frame, FrameType
-from remusdb_agents.daemon import AgentDaemon
+from remusdb_agents.backup.daemon import AgentDaemon
 
 UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
 

@@ -17,14 +17,14 @@ from remusdb.core.messages import Hello, Proof, RamBlock
 from remusdb.errors import LibvirtAway, RefusedForSafety, VmError
 from remusdb.history import History
 from remusdb.state import StateStore
-from remusdb_agents import proof as module
-from remusdb_agents.admission import QEMU_OVERHEAD_BYTES, Admission
-from remusdb_agents.applier import Frozen
-from remusdb_agents.catch_up import CatchUp
-from remusdb_agents.context import Context
-from remusdb_agents.proof import Prover
-from remusdb_agents.rehearsal import Rehearsals
-from remusdb_agents.standby_vm import StateRefused
+from remusdb_agents.backup.admission import QEMU_OVERHEAD_BYTES, Admission
+from remusdb_agents.backup.applier import Frozen
+from remusdb_agents.backup.catch_up import CatchUp
+from remusdb_agents.backup.context import Context
+from remusdb_agents.backup.rehearsal.run import Rehearsals
+from remusdb_agents.backup.standby import proof as module
+from remusdb_agents.backup.standby.proof import Prover
+from remusdb_agents.backup.standby.qemu import StateRefused
 
 RAM = 64 << 30
 MiB = 1 << 20

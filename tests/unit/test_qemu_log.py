@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from remusdb_agents.proof import HINT, hint_of
-from remusdb_agents.qemu_log import MOST_BYTES_TOLD, QemuLog, complaints
+from remusdb_agents.backup.standby.proof import HINT, hint_of
+from remusdb_agents.backup.standby.qemu_log import MOST_BYTES_TOLD, QemuLog, complaints
 
 START = """2026-11-27 09:33:06.300+0000: starting up libvirt version: 11.3.0, qemu version: 10.0.2
 LC_ALL=C \\

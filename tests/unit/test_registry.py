@@ -20,12 +20,12 @@ from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import NotProtected, PeerUnreachable, UnreadableState
 from remusdb.history import History
 from remusdb.state import StateStore
-from remusdb_agents import replica as module
-from remusdb_agents.admission import Admission
-from remusdb_agents.context import Context
-from remusdb_agents.registry import Registry
-from remusdb_agents.sessions import Sessions
-from remusdb_agents.ticker import Ticker
+from remusdb_agents.backup import replica as module
+from remusdb_agents.backup.admission import Admission
+from remusdb_agents.backup.context import Context
+from remusdb_agents.backup.registry import Registry
+from remusdb_agents.backup.sessions import Sessions
+from remusdb_agents.backup.ticker import Ticker
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from remusdb.errors import CannotProtect
 from remusdb.net.island import neighbour_of
 from remusdb.vm.prepare import prepare
-from remusdb_agents.rehearsal_xml import MARKER_NS, rehearsal_xml
-from remusdb_agents.standby_xml import QEMU_NS
+from remusdb_agents.backup.rehearsal.xml import MARKER_NS, rehearsal_xml
+from remusdb_agents.backup.standby.xml import QEMU_NS
 
 LIVE = """
 <domain type='kvm' id='7'>

@@ -19,13 +19,13 @@ from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, RefusedForSafety, VmError
 from remusdb.history import History, read
 from remusdb.state import StateStore
-from remusdb_agents import proving, takeover
-from remusdb_agents import replica as module
-from remusdb_agents.admission import Admission
-from remusdb_agents.context import Context
-from remusdb_agents.inbox import EpochTooLarge, WholeEpoch
-from remusdb_agents.replica import Replica
-from remusdb_agents.seeding import TornCopy
+from remusdb_agents.backup import proving, takeover
+from remusdb_agents.backup import replica as module
+from remusdb_agents.backup.admission import Admission
+from remusdb_agents.backup.context import Context
+from remusdb_agents.backup.inbox import EpochTooLarge, WholeEpoch
+from remusdb_agents.backup.replica import Replica
+from remusdb_agents.backup.seeding import TornCopy
 
 
 class FakeApplier:

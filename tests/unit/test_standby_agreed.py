@@ -14,10 +14,10 @@ from remusdb.config import Agent, AgentConfig, Failover, Limits
 from remusdb.core.messages import Hello, Refuse, Welcome
 from remusdb.history import History
 from remusdb.state import StateStore
-from remusdb_agents import replica as module
-from remusdb_agents.admission import Admission
-from remusdb_agents.context import Context
-from remusdb_agents.replica import Replica
+from remusdb_agents.backup import replica as module
+from remusdb_agents.backup.admission import Admission
+from remusdb_agents.backup.context import Context
+from remusdb_agents.backup.replica import Replica
 from tests.unit.test_replica import XML, FakeMachine, FakeStream, hello
 
 

@@ -15,11 +15,11 @@ from remusdb.config import AgentConfig, load_agent
 from remusdb.core.messages import Disk, Hello
 from remusdb.errors import CannotProtect, RemusError
 from remusdb.vm.prepare import QEMU_NS, prepare, qmp_socket
-from remusdb_agents.host_side import choose_emulator, strip
-from remusdb_agents.standby_here import fitted, look
-from remusdb_agents.standby_judge import judge
-from remusdb_agents.standby_limits import memory_bytes
-from remusdb_agents.standby_xml import COMMAND_LINE, standby_xml, survivor_xml
+from remusdb_agents.backup.standby.here import fitted, look
+from remusdb_agents.backup.standby.host_side import choose_emulator, strip
+from remusdb_agents.backup.standby.judge import judge
+from remusdb_agents.backup.standby.limits import memory_bytes
+from remusdb_agents.backup.standby.xml import COMMAND_LINE, standby_xml, survivor_xml
 from tests.unit.domain_schema import ANY, Schema
 
 UUID = "2c1f1d0e-6d8f-4c7a-9b63-0f5b6a1f9e11"

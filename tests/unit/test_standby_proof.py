@@ -13,10 +13,10 @@ import pytest
 from remusdb.core.messages import Proof
 from remusdb.core.pipeline import PrimaryState
 from remusdb.errors import CannotProtect, RefusedForSafety
-from remusdb.host import proof as module
-from remusdb.host.figures import Figures
-from remusdb.host.proof import StandbyProof
 from remusdb.troubles import Troubles
+from remusdb.worker import proof as module
+from remusdb.worker.metrics import Figures
+from remusdb.worker.proof import StandbyProof
 
 PROVEN = Proof("proven", 5, 3, 80.0)
 REFUSED = Proof("refused", 6, 3, reason="Unknown savevm section", hint="the same QEMU")

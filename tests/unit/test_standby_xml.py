@@ -10,8 +10,8 @@ import pytest
 
 from remusdb.errors import CannotProtect
 from remusdb.vm.prepare import CHARDEV, QEMU_NS, prepare, qmp_socket
-from remusdb_agents.devices import Device
-from remusdb_agents.standby_xml import Images, standby_xml, survivor_xml
+from remusdb_agents.backup.standby.devices import Device
+from remusdb_agents.backup.standby.xml import Images, standby_xml, survivor_xml
 
 UUID = "2c1f1d0e-6d8f-4c7a-9b63-0f5b6a1f9e11"
 IMAGES = {"vda": Path("/var/lib/remusdb/images/pg/vda.raw")}

@@ -9,7 +9,7 @@ import pytest
 
 from remusdb.core.messages import Standing
 from remusdb.core.ownership import Ownership
-from remusdb.host.tending import disputed, hearsay, superseded
+from remusdb.host.reconcile import disputed, hearsay, superseded
 from remusdb.state import VmState
 
 ARMED = VmState(vm="vm", uuid="u", role="protected", term=5, owner="a", peer="b", armed=True, wanted=True)

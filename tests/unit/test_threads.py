@@ -22,18 +22,18 @@ from host_daemon_rig import Running, wait_for
 
 from remusdb import hooks as hooks_module
 from remusdb import threads
+from remusdb.capture import pauses
 from remusdb.config import HostConfig
 from remusdb.control import ControlServer, call
 from remusdb.control import server as server_module
 from remusdb.disk.writelog import WriteLog
 from remusdb.errors import DiskError, NoThread
 from remusdb.hooks import Hooks
-from remusdb.host import tender as tender_module
-from remusdb.host.solo import Solo
-from remusdb.host.worker import Channel, Worker
-from remusdb.vm import pauses
+from remusdb.host import reconciler as tender_module
 from remusdb.vm.deadline import Deadline
-from remusdb_agents.definition import Definition
+from remusdb.worker.orders import Channel, Worker
+from remusdb.worker.solo import Solo
+from remusdb_agents.backup.standby.definition import Definition
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 30.0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from remusdb.vm import kernel
+from remusdb.capture import kernel
 from remusdb.vm.ramblocks import PAGE_BYTES
 
 PAGES, ROUNDS, WRITES = 1024, 40, 25

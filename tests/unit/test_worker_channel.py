@@ -7,7 +7,7 @@ import json
 import socket
 from pathlib import Path
 
-from remusdb.host.worker import Channel
+from remusdb.worker.orders import Channel
 
 
 def lines(sock: socket.socket) -> list[object]:

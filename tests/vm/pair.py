@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from remusdb.vm.memory import ProcessMemory
+from remusdb.capture.memory import ProcessMemory
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 from tools.lab import Lab, domains
 from tools.lab.etcd import Etcd

@@ -17,16 +17,16 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from remusdb.host.memory_copy import MemoryCopy
-from remusdb.vm.capture import Capture, DirtyBlock
-from remusdb.vm.clock import GuestClock
+from remusdb.capture.clock import GuestClock
+from remusdb.capture.cut import Capture, DirtyBlock
+from remusdb.capture.fifo import StateFifo
+from remusdb.capture.memory import ProcessMemory
+from remusdb.capture.pauses import PauseMeter, start_event_loop
+from remusdb.capture.tracker import Pages, Span, Tracker
 from remusdb.vm.deadline import Deadline
 from remusdb.vm.domain import Domain
-from remusdb.vm.fifo import StateFifo
 from remusdb.vm.libvirt_link import LibvirtLink
-from remusdb.vm.memory import ProcessMemory
-from remusdb.vm.pauses import PauseMeter, start_event_loop
-from remusdb.vm.tracker import Pages, Span, Tracker
+from remusdb.worker.memory_copy import MemoryCopy
 
 CHECK_EVERY = 5  # rounds: a page that is read into once more heals what was lost before
 QUIET_S = 0.1  # longer than any read takes

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from remusdb.vm.program import mappings, symbol_address
+from remusdb.capture.program import mappings, symbol_address
 from tests.vm.pair import Pair, eventually
 from tools.lab import domains, image
 from tools.lab.clocks import Clocks, Shown, lost_ms

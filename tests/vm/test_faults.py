@@ -35,12 +35,12 @@ def test_unprotect_leaves_everything_as_found(pair: Pair) -> None:
     assert pair.a.run(["virsh", "dumpxml", vm.name]).stdout == xml
     assert "No current block job" in pair.a.run(["virsh", "blockjob", vm.name, "vda"]).stdout
     eventually(lambda: vm.name not in pair.b.run(["virsh", "list", "--all", "--name"]).stdout)
-    assert pair.pids(pair.a, "nbdkit") == [] and pair.pids(pair.a, "remusdb.vm.guard") == []
+    assert pair.pids(pair.a, "nbdkit") == [] and pair.pids(pair.a, "remusdb.capture.guard") == []
     assert pair.runs(vm)
     ends_well(pair, vm.name)
 
 
-@pytest.mark.parametrize("part", ["remusdb.net.tapgate_process", "nbdkit", "remusdb.vm.guard"])
+@pytest.mark.parametrize("part", ["remusdb.net.tapgate_process", "nbdkit", "remusdb.capture.guard"])
 def test_part_of_the_primary_dies(pair: Pair, part: str) -> None:
     """Gate process, disk mirror or guard: the VM goes on alone, visibly, and is protected again by itself."""
     vm = pair.bare()
@@ -126,7 +126,7 @@ def test_worker_dies_at_any_moment(pair: Pair) -> None:
         vm = pair.bare()
         pair.protect(vm.name)
         time.sleep(chance.uniform(0.1, 0.5))
-        pair.kill(pair.a, "remusdb.host.worker")
+        pair.kill(pair.a, "remusdb.worker")
         assert pair.runs(vm), "the VM stands still after its worker died"
         pair.await_event(vm.name, "resync")
         if pair.await_state(vm.name, "fenced", "protected", within_s=30)["state"] == "fenced":
@@ -146,7 +146,7 @@ def test_worker_dies_in_any_step_of_protect(pair: Pair) -> None:
     for delay_s in (0.4, 0.7, 1.0, 1.3, 1.6):
         with pair.a.popen(["remusdb", "protect", vm.name, "--to", "b"]) as protect:
             time.sleep(delay_s)
-            for pid in pair.pids(pair.a, "remusdb.host.worker"):
+            for pid in pair.pids(pair.a, "remusdb.worker"):
                 os.kill(pid, signal.SIGKILL)
             protect.wait(60)
         # Killed before the copy began it is for the operator to ask again; after that it goes on by itself.

@@ -29,7 +29,7 @@ PUT_AWAY = f"""
 import json, os, sys, traceback
 from pathlib import Path
 from remusdb.errors import RemusError
-from remusdb.host.fence import put_away
+from remusdb.host.quarantine.retire import put_away
 from remusdb.state import StateStore
 vm, policy = sys.argv[1:]
 try:

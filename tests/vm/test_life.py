@@ -194,7 +194,7 @@ def test_host_daemon_dies_and_protection_goes_on(pair: Pair) -> None:
     """Its worker is not its own: epochs go on without it, and the next daemon adopts it."""
     vm = pair.bare()
     pair.protect(vm.name)
-    worker = pair.pids(pair.a, "remusdb.host.worker", vm.name)
+    worker = pair.pids(pair.a, "remusdb.worker", vm.name)
     daemon = pair.product.daemons["host", "a"]
     daemon.kill()
     daemon.wait(10)
@@ -202,10 +202,10 @@ def test_host_daemon_dies_and_protection_goes_on(pair: Pair) -> None:
     eventually(lambda: pair.product.standby(vm.name)["committed"] > before + 10, 10, "epochs do not go on")
     pair.product.start_host("a")
     pair.await_event(vm.name, "adopted")
-    assert pair.pids(pair.a, "remusdb.host.worker", vm.name) == worker
+    assert pair.pids(pair.a, "remusdb.worker", vm.name) == worker
     pair.await_state(vm.name, "protected")
     pair.unprotect(vm.name)
-    eventually(lambda: not pair.pids(pair.a, "remusdb.host.worker", vm.name), 10, "the worker does not end")
+    eventually(lambda: not pair.pids(pair.a, "remusdb.worker", vm.name), 10, "the worker does not end")
 
 
 def test_rebooted_primary_rejoins(pair: Pair) -> None:

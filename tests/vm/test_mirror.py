@@ -31,7 +31,7 @@ from remusdb.core.writes import Kind, Record, iter_records
 from remusdb.disk.mirror import DiskSpec, Mirror, disks_of, query_block_jobs, unsynced
 from remusdb.disk.writelog import WriteLog
 from remusdb.errors import DiskError
-from remusdb_agents.images import ReplicaImages
+from remusdb_agents.backup.disks.images import ReplicaImages
 from tools.lab import domains
 from tools.lab.guest import Mode
 from tools.lab.host import Host

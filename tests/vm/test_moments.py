@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from remusdb.vm.memory import ProcessMemory
+from remusdb.capture.memory import ProcessMemory
 from remusdb.vm.ramblocks import PAGE_BYTES
 from tests.vm.pair import Pair, eventually, running_pair
 from tests.vm.test_replica import same_bytes

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from remusdb.vm.memory import ProcessMemory
-from remusdb_agents.nvram import FLASH
-from remusdb_agents.takeover import WARM
+from remusdb.capture.memory import ProcessMemory
+from remusdb_agents.backup.standby.nvram import FLASH
+from remusdb_agents.backup.takeover import WARM
 from tests.vm.pair import Pair, eventually, running_pair
 from tools.lab import domains, loops, rich, uefi
 from tools.lab.domains import BARE_MAC

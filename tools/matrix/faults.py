@@ -83,7 +83,7 @@ def _pids(scene: Scene, what: str) -> list[int]:
         case "host daemon":
             return find(primary, "remusdb", " host ", "--config")
         case "worker":
-            return find(primary, "remusdb.host.worker")
+            return find(primary, "remusdb.worker")
         case "agent":
             return find(backup, "remusdb", " agent ", "--config")
         case "etcd":

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which acknowledgements are owed: those that wait for the applier, and how many a primary may have outstanding.
+
+Invariant: a primary that waits for its acknowledgements never has more than `WINDOW_MAX` epochs outstanding, since it
+cuts none before (`core/pipeline.py`); one that sends more ignores the protocol, and would fill this host's memory.
+Guarded by the replica's lock.
+"""
+
+from __future__ import annotations
+
+from remusdb_agents.backup.inbox import Unbridled
+
+WINDOW_MAX = 16  # the largest protection.window of host.toml
+
+
+class Owed:
+    """The acknowledgements of one session."""
+
+    def __init__(self) -> None:
+        self._acked = 0  # the newest epoch that the primary was told is here
+        self._waits: int | None = None  # the newest whose ACK waits for the applier
+
+    def told(self, committed: int) -> None:
+        """A WELCOME tells the primary, or told it, what is here: nothing is owed."""
+        self._acked, self._waits = committed, None
+
+    def came(self, epoch: int) -> None:
+        """An epoch is here, whole. Unbridled when it should not have been sent yet."""
+        if epoch > self._acked + WINDOW_MAX:
+            raise Unbridled(
+                f"epoch {epoch} came, with {self._acked} acknowledged: a primary has {WINDOW_MAX} outstanding at most"
+            )
+
+    def wait(self, epoch: int) -> None:
+        """Its ACK waits for the applier."""
+        self._waits = epoch
+
+    def waiting(self) -> int | None:
+        """The newest epoch whose ACK waits, if one does."""
+        return self._waits

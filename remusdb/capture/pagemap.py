@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages of a process were written since they were last protected: the kernel's PAGEMAP_SCAN.
+
+For memory that a userfaultfd watches (write-protect, async). A page that is there and was never protected counts as
+written. One that was never touched does on Linux 6.18 and does not on 6.12 (docs/facts.md, "Capture").
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remusdb.capture import kernel
+from remusdb.errors import VmError
+
+VECTOR_RUNS = 1 << 16  # page_region entries a scan may return at once: 24 bytes each
+
+Runs = NDArray[np.uint64]  # rows (first address, end address), ascending
+
+
+class PageMap:
+    """`/proc/PID/pagemap`. For one thread."""
+
+    def __init__(self, pid: int) -> None:
+        """OSError when it cannot be opened."""
+        self._regions = np.zeros((VECTOR_RUNS, 3), dtype=np.uint64)
+        self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def written(self, start: int, end: int) -> Runs:
+        """The written runs in [start, end)."""
+        return self._walk(start, end, kernel.PM_SCAN_CHECK_WPASYNC, kernel.PAGE_IS_WRITTEN)
+
+    def protect(self, start: int, end: int, *, whole: bool = False) -> Runs:
+        """The same, and each page that is named is protected in the same step. Drops KVM's mappings of the range.
+
+        `whole`: every page there is named and protected, also one that was never touched.
+        """
+        wanted = 0 if whole else kernel.PAGE_IS_WRITTEN
+        return self._walk(start, end, kernel.PM_SCAN_CHECK_WPASYNC | kernel.PM_SCAN_WP_MATCHING, wanted)
+
+    def _walk(self, start: int, end: int, flags: int, wanted: int) -> Runs:
+        """A walk ends early when the vector is full. OSError when the kernel refuses; VmError when it gets nowhere,
+        as in huge pages of 1 GiB, which this ioctl does not protect (fs/proc/task_mmu.c, "Partial HugeTLB page")."""
+        parts = []
+        while start < end:
+            arg = kernel.ScanArg(
+                ctypes.sizeof(kernel.ScanArg), flags, start, end, 0, self._regions.ctypes.data, VECTOR_RUNS,
+                0, 0, wanted, 0, kernel.PAGE_IS_WRITTEN,
+            )  # fmt: skip
+            count = kernel.check(kernel.libc.ioctl(self._fd, kernel.PAGEMAP_SCAN, ctypes.byref(arg)), "PAGEMAP_SCAN")
+            if arg.walk_end <= start:
+                hint = "huge pages of 1 GiB are not: give the VM those of 2 MiB, or ordinary ones"
+                raise VmError(f"the memory at {start:#x} cannot be tracked: PAGEMAP_SCAN does not advance", hint=hint)
+            parts.append(self._regions[:count, :2].copy())
+            start = arg.walk_end
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon asks of libvirt itself, outside any worker: the list of VMs, `check` and `prepare`.
+
+Every question has a deadline: a hung libvirtd must not hang status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol
+
+import libvirt
+import msgspec
+
+from remusdb import safexml
+from remusdb.arbiter.arbiter import Arbiter
+from remusdb.config import HostConfig
+from remusdb.core.messages import AgentFacts, Refuse, pack, unpack
+from remusdb.core.probe import Probe
+from remusdb.core.wire import FrameType
+from remusdb.errors import CannotProtect, PeerUnreachable, RemusError, VmError
+from remusdb.host import libvirt_hook
+from remusdb.preflight import apparmor
+from remusdb.preflight import peer as preflight_peer
+from remusdb.preflight.checks import Check, advice, required
+from remusdb.preflight.cpus import host_cpu
+from remusdb.preflight.decide import decide
+from remusdb.preflight.gather import Facts, PeerFacts, VmFacts, gather_host, gather_vm
+from remusdb.preflight.here import gather
+from remusdb.transport.tls import client_context
+from remusdb.transport.tls import connect as connect_peer
+from remusdb.vm.deadline import Deadline
+from remusdb.vm.domain import connect
+from remusdb.vm.prepare import confined_without_rule, prepare
+
+LIST_TIMEOUT_S = 2.0
+LOOK_TIMEOUT_S = 15.0
+
+
+class Inspection(Protocol):
+    """A look at this host's VMs."""
+
+    def vms(self) -> dict[str, bool]:
+        """Name -> running, of every VM libvirt knows."""
+
+    def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
+        """The preflight's checks, as the control socket carries them."""
+
+    def prepare(self, vm: str) -> list[str]:
+        """Edit the VM's persistent definition; what was changed."""
+
+    def start(self, vm: str) -> None:
+        """Boot a VM that is off. VmError when libvirt does not."""
+
+    def guard_starts(self, state_dir: Path) -> bool:
+        """Have libvirt refuse to start what another host owns; whether libvirt must be restarted to know of it."""
+
+
+class LibvirtInspection:
+    """The real one."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self._config = config
+        self._uri = config.host.libvirt_uri
+        self._deadline = Deadline(LIST_TIMEOUT_S, threads=2)  # one for the question, one for connect() inside it
+        self._lock = threading.Lock()
+        self._pending: Future[dict[str, bool]] | None = None
+        self._connection: libvirt.virConnect | None = None
+
+    def vms(self) -> dict[str, bool]:
+        """Name -> running. VmError when libvirt is not there, or does not answer in time."""
+        with self._lock:  # a question that hangs is waited for again, not asked again
+            if self._pending is None or self._pending.done():
+                self._pending = self._deadline.start(self._ask)
+            pending = self._pending
+        return self._deadline.finish(pending, "list of VMs")
+
+    def _ask(self) -> dict[str, bool]:
+        try:
+            if self._connection is None or not self._connection.isAlive():
+                self._connection = connect(self._uri, self._deadline)
+            return {domain.name(): bool(domain.isActive()) for domain in self._connection.listAllDomains()}
+        except (libvirt.libvirtError, VmError):
+            self._connection = None
+            raise
+
+    def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
+        """Gather and decide."""
+        protection = self._config.for_vm(vm)
+        deadline = Deadline(LOOK_TIMEOUT_S, threads=1)  # of its own: a look may take longer than a list
+        try:
+            vm_facts, capabilities = deadline.call(f"VM {vm}", self._gather_vm, vm)
+            facts = Facts(
+                vm=vm_facts,
+                host=gather_host(capabilities, try_plug=protection.gate != "tap"),
+                gate=protection.gate,
+                encoding=protection.encoding,
+                run_dir=self._config.host.run_dir,
+                peer=self._look_at(peer, Probe(vm_facts.xml, host_cpu(capabilities))) if peer else None,
+            )
+            peers = deadline.call(f"VM {vm}", self._compare, facts, facts.peer) if facts.peer else []
+        finally:
+            deadline.close()
+        checks = [*decide(facts), *peers, self._hook(), *self._arbiter()]
+        return [msgspec.to_builtins(check) for check in checks]
+
+    def _hook(self) -> Check:
+        asked = libvirt_hook.hook_active(self._uri)
+        return advice(
+            "libvirt hook",
+            "libvirt was started before remusdb's hook was there, and does not ask it" if asked is False else "",
+            "libvirt does not start what another host owns" if asked else "not to be told from here",
+            "restart libvirtd once: VMs run on",
+        )
+
+    def _arbiter(self) -> list[Check]:
+        """Without a change of its record no session begins."""
+        if self._config.arbiter is None:
+            return []
+        arbiter = Arbiter(self._config.arbiter)
+        health = arbiter.health()
+        good = "" if health.problem else f"etcd cluster {arbiter.cluster()} takes changes"
+        return [
+            required("arbiter", [health.problem] if health.problem else [], good, health.hint),
+            advice(
+                "arbiter members",
+                "; ".join(health.weak),
+                "every endpoint answers",
+                "bring them back: if one more is lost, nobody can decide who goes on",
+            ),
+        ]
+
+    def prepare(self, vm: str) -> list[str]:
+        """Edit the persistent definition."""
+        deadline = Deadline(LOOK_TIMEOUT_S, threads=1)
+        try:
+            return deadline.call(f"VM {vm}", self._prepare, vm)
+        finally:
+            deadline.close()
+
+    def start(self, vm: str) -> None:
+        """Boot it."""
+        deadline = Deadline(LOOK_TIMEOUT_S, threads=1)
+        try:
+            deadline.call(f"start VM {vm}", self._start, vm)
+        finally:
+            deadline.close()
+
+    def _start(self, vm: str) -> None:
+        with self._connected() as connection:
+            connection.lookupByName(vm).create()
+
+    def guard_starts(self, state_dir: Path) -> bool:
+        """By a hook of libvirt's."""
+        return libvirt_hook.install(state_dir=state_dir)
+
+    def _gather_vm(self, vm: str) -> tuple[VmFacts, str]:
+        with self._connected() as connection:
+            return gather_vm(connection, vm), connection.getCapabilities()
+
+    def _compare(self, facts: Facts, peer: PeerFacts) -> list[Check]:
+        """What the peer's agent says of this VM, beside what this host has."""
+        if peer.error or peer.refused:
+            return []
+        tree, heartbeat_ms = safexml.parse(facts.vm.xml), self._config.for_vm(facts.vm.name).heartbeat_ms
+        arbiter = Arbiter(self._config.arbiter) if self._config.arbiter else None
+        with self._connected() as connection:
+            here = gather(connection, tree, self._config.host.name, heartbeat_ms, arbiter)
+        return preflight_peer.decide(peer.name, peer.answer, here, tree)
+
+    def _prepare(self, vm: str) -> list[str]:
+        with self._connected() as connection:
+            _require_apparmor_rule(connection.getCapabilities())
+            domain = connection.lookupByName(vm)
+            if not domain.isPersistent():
+                raise VmError(f"VM {vm} has no persistent definition", hint=f"virsh dumpxml {vm}, then virsh define")
+            flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+            xml, changes = prepare(domain.XMLDesc(flags), domain.UUIDString())
+            if changes:
+                connection.defineXML(xml)
+            return changes
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[libvirt.virConnect]:
+        connection = libvirt.open(self._uri)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def _look_at(self, peer: str, probe: Probe) -> PeerFacts:
+        """Whether the peer's agent answers and accepts our certificate, and what it has for this VM."""
+        tls, address = self._config.tls, self._config.peers[peer]
+        timeout_s = self._config.protection.connect_timeout_ms / 1000
+        try:
+            context = client_context(tls.ca, tls.cert, tls.key)
+            stream = connect_peer(address.address, address.port, context, peer, timeout_s)
+            try:
+                stream.send(FrameType.PROBE, 0, 0, pack(probe))
+                frame = stream.receive(LOOK_TIMEOUT_S)
+            finally:
+                stream.close()
+            if frame is not None and frame.type is FrameType.REFUSE:
+                refuse = unpack(Refuse, frame.payload)
+                unwanted = refuse.code == "preflight"
+                return PeerFacts(
+                    peer,
+                    error="" if unwanted else refuse.reason,
+                    refused=refuse.reason if unwanted else "",
+                    hint=refuse.hint,
+                )
+            if frame is None or frame.type is not FrameType.PROBE:
+                raise PeerUnreachable(f"the agent of {peer} does not say what it can run")
+            facts = unpack(AgentFacts, frame.payload)
+        except RemusError as exc:
+            return PeerFacts(peer, error=str(exc), hint=exc.hint)
+        return PeerFacts(
+            peer,
+            version=facts.version,
+            qemu_version=facts.qemu_version,
+            libvirt_version=facts.libvirt_version,
+            machines=tuple(facts.machines),
+            answer=facts.answer,
+        )
+
+
+def _require_apparmor_rule(capabilities: str) -> None:
+    """AppArmor would not let QEMU make the socket, and the VM would not start any more."""
+    if not confined_without_rule(capabilities):
+        return
+    raise CannotProtect(
+        "AppArmor confines QEMU here: with a private QMP socket the VM would not start again",
+        hint=f"first {apparmor.hint(apparmor.MONITOR_RULE)}",
+    )

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon knows of one VM: its status, and its worker while there is one. What lasts is in its state file.
+
+Invariant: at most one worker a VM; when it ends without having been told to, the VM's state says so and why.
+
+    unprotected ──▶ seeding ──▶ protected ◀──▶ held               (told by the worker)
+                       └───────────┴──▶ solo | failed | fenced    (told by it, or seen from its end)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from remusdb.errors import Fenced, RemusError
+from remusdb.host.status import VmStatus
+from remusdb.host.worker_process import WorkerLink
+from remusdb.state import PROMOTED, StateStore, VmState
+
+ENDED = frozenset({"unprotected", "fenced", "failed", "solo"})  # states that a worker may end in by itself
+# How a state file's role reads in status while no worker says more.
+SHOWN = {
+    "none": "unprotected",
+    "seeding": "solo",
+    "protected": "held",
+    "solo": "solo",
+    "fenced": "fenced",
+    "promoting": "unprotected",
+    "promoted": "unprotected",
+    "standby": "unprotected",
+}
+
+
+class VmRecord:
+    """One VM, told of its worker's doings by the link (`WorkerEvents`). An earlier worker is not heard any more."""
+
+    def __init__(self, vm: str, store: StateStore) -> None:
+        self.vm = vm
+        self._store = store
+        self._lock = threading.Lock()
+        self._link: WorkerLink | None = None
+        self._read_at = -1
+        self._state = VmState(vm=vm)
+        self._status = VmStatus(vm=vm)
+        self._told_at = time.monotonic()
+        self._settled = False
+        self._over = False
+        self._leaving = 0
+        self._settled_at = 0  # the state file then: what changed it since knows better
+        self.work = threading.Lock()  # whoever starts or ends a worker, or puts the VM away
+
+    @property
+    def state(self) -> VmState:
+        """What this host durably knows of the VM, as it is now. RemusError when the file cannot be read."""
+        changed = self._store.changed(self.vm)
+        if changed != self._read_at:
+            self._state = self._store.load(self.vm)
+            self._read_at = changed
+        return self._state
+
+    @property
+    def link(self) -> WorkerLink | None:
+        """The worker, while there is one."""
+        return self._link
+
+    @property
+    def busy(self) -> bool:
+        """Whether a worker has the VM, and its session is not over."""
+        link = self._link
+        return link is not None and (not self.over or link.waited_for)
+
+    @property
+    def over(self) -> bool:
+        """Whether the worker told that its session ended by itself (it may linger until it is stopped)."""
+        return self._over
+
+    @property
+    def taken(self) -> bool:
+        """Whether somebody has the VM in hand: a worker, or an unprotect."""
+        return self.busy or self._leaving > 0
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """While an unprotect is under way nobody begins a worker but itself."""
+        with self._lock:
+            self._leaving += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._leaving -= 1
+
+    def claim(self, link: WorkerLink, peer: str, *, leaving: bool = False) -> None:
+        """Make `link` this VM's worker; refused while it has one, or an unprotect is under way (`leaving`: is this)."""
+        with self._lock:
+            if self._link is not None:
+                raise self._busy()
+            if self._leaving and not leaving:
+                raise RemusError(f"VM {self.vm} is being unprotected", hint=f"see: remusdb status {self.vm}")
+            self._link = link
+            self._settled = self._over = False
+            state = self.state
+            self._status = VmStatus(vm=self.vm, peer=peer, term=state.term)
+            self._status.state, self._status.reason = "seeding", "the worker starts"
+            if state.armed:
+                self._status.state, self._status.reason = "held", "protection is taken up again; output is held"
+            self._told_at = time.monotonic()
+
+    def drop_link(self, link: WorkerLink) -> None:
+        """The worker is done with, in good order or after an error that has been told."""
+        with self._lock:
+            if self._link is link:
+                self._link = None
+
+    def settle(self, state: str, reason: str) -> None:
+        """Enter a state that no worker tells, and hear nothing more of a worker that is ending."""
+        with self._lock:
+            self._settle()
+            self._status.state, self._status.reason = state, reason
+            self._status.in_flight = 0
+
+    def _settle(self) -> None:
+        self._settled, self._settled_at = True, self._store.changed(self.vm)
+
+    def status(self) -> dict[str, Any]:
+        """The VM's status now. The age of the last commit grows also while nobody tells it."""
+        with self._lock:
+            found = self._status.to_dict()
+            try:
+                state = self.state
+            except RemusError as exc:
+                return {**found, "state": "failed", "reason": str(exc)}
+            if not self.busy and self._settled_at != self._read_at:  # the file was changed by somebody else since
+                shown = "unprotected" if state.role == "seeding" and not state.wanted else SHOWN[state.role]
+                self._status = VmStatus(vm=self.vm, state=shown, reason=_reason(state), peer=state.peer)
+                found = self._status.to_dict()
+            if state.role == "fenced":
+                found |= {"state": "fenced", "reason": state.reason}
+            found |= {"owner": state.owner, "kept": state.kept, "term": max(state.term, found["term"])}
+            if found["committed_age_ms"] is not None:
+                found["committed_age_ms"] = round(
+                    found["committed_age_ms"] + 1000 * (time.monotonic() - self._told_at), 1
+                )
+            return found
+
+    def on_status(self, link: WorkerLink, status: dict[str, Any]) -> None:
+        """The worker tells its state."""
+        with self._lock:
+            if self._link is not link:
+                return
+            self._over = status.get("state") in ENDED
+            if self._over:
+                self._settled_at = self._store.changed(self.vm)
+            if not self._settled:
+                self._status.take(status)
+                self._told_at = time.monotonic()
+
+    def on_end(self, link: WorkerLink, how: str) -> None:
+        """The worker is gone. Its VM is left alone: running if it was, silent if its output was held."""
+        with self._lock:
+            if self._link is not link:
+                return
+            self._link = None
+            self._status.in_flight = 0
+            if self._status.state not in ENDED and not self._settled:
+                last = f" (last: {self._status.reason})" if self._status.reason else ""
+                held, wanted = self._left_behind()
+                self._status.state = "held" if held else "solo" if wanted else "failed"
+                self._status.reason = f"the worker {how}{last}{'; output stays held' if held else ''}"
+                self._settle()
+
+    def adopted(self, link: WorkerLink) -> None:
+        """`link` is the worker that an earlier daemon left behind."""
+        with self._lock:
+            self._link, self._settled, self._over = link, False, False
+
+    def refuse_fenced(self) -> None:
+        """Fenced when another host owns the VM."""
+        state = self.state
+        if state.role == "fenced":
+            raise Fenced(
+                f"host {state.owner or state.peer} owns VM {self.vm} since term {state.term}",
+                hint=f"to have it back here, run on that host: remusdb reprotect {self.vm} --to THIS-HOST",
+                term=state.term,
+            )
+
+    def _left_behind(self) -> tuple[bool, bool]:
+        """Of a worker that died: whether output is held, and whether another one begins anew."""
+        try:
+            return self.state.armed, self.state.wanted
+        except RemusError:
+            return True, False
+
+    def _busy(self) -> RemusError:
+        state = self._status.state
+        what = f"is protected to {self._status.peer}" if state == "protected" else f"is being protected ({state})"
+        return RemusError(f"VM {self.vm} {what}", hint=f"see: remusdb status {self.vm}")
+
+
+def _reason(state: VmState) -> str:
+    """Why the VM is in the state that its file tells, with what to do where that is the next step."""
+    if state.role in PROMOTED:
+        return f"taken over in term {state.term} ({state.reason}); protect it: remusdb reprotect {state.vm} --to HOST"
+    if state.role == "protected":
+        return f"no worker runs; output stays held: {state.reason}"
+    return state.reason

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does for every VM what is to be done without anybody asking (`reconcile.py` says what), each in a thread of its own.
+
+Invariant: before a VM that this host protected is touched, or its output let go, the other host and the arbiter
+were asked who owns it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from remusdb.arbiter.arbiter import Arbiter
+from remusdb.core.messages import Standing
+from remusdb.core.ownership import Ownership, Verdict, go_solo
+from remusdb.errors import CannotProtect, GateError, NoThread, PeerUnreachable, RemusError, VmError
+from remusdb.host.managed_vm import VmRecord
+from remusdb.host.quarantine.retire import put_away
+from remusdb.host.reconcile import Action, disputed, hearsay, next_action, says_it_is_there, superseded
+from remusdb.host.supervisor import Keeper
+from remusdb.quietly import NOISY
+from remusdb.state import VmState
+from remusdb.threads import spawn, vital
+from remusdb.vm.domain import pid_of
+from remusdb.worker.greeting import ask_standing
+from remusdb.worker.spec import read_order
+from remusdb.worker.tapwatch import shut_taps
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.25
+ASK_S = (0.25, 0.5, 1.0, 2.0)  # between questions for one VM; the last one repeats
+RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # between tries that cost something
+
+
+@dataclass
+class Patience:
+    """When to try again for one VM."""
+
+    tries: int = 0
+    due: float = 0.0
+    action: Action = Action.NOTHING
+
+    def ready(self, action: Action) -> bool:
+        """Whether this action may be tried now; another action than last time starts anew."""
+        if action is not self.action:
+            self.action, self.tries, self.due = action, 0, 0.0
+        return time.monotonic() >= self.due
+
+    def wait(self, costly: bool) -> None:
+        """It did not work: longer each time."""
+        delays = RETRY_S if costly else ASK_S
+        self.due = time.monotonic() + delays[min(self.tries, len(delays) - 1)]
+        self.tries += 1
+
+    def worked(self) -> None:
+        """The next time is a first one."""
+        self.action = Action.NOTHING
+
+
+class Tender:
+    """One thread that looks, and one a VM that works."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._config = keeper.config
+        self._arbiter = Arbiter(keeper.config.arbiter) if keeper.config.arbiter else None
+        self._patience: dict[str, Patience] = {}
+        self._refusals: dict[str, str] = {}  # what was told last of a VM that cannot be protected
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Adopt the workers that an earlier daemon left, then look after every VM."""
+        for record in self._keeper.records():
+            if self._keeper.workers.adopt(record):
+                log.info("its worker goes on", extra={"vm": record.vm})
+                self._keeper.tell(record, "adopted", "protected", "the host daemon was restarted; its worker goes on")
+        vital(self._look, name="tender")
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stop.set()
+
+    def put_away(self, record: VmRecord) -> None:
+        """Destroy a fenced VM here, its disks kept or not. With `record.work` held."""
+        state = record.state
+        policy = self._config.for_vm(record.vm).on_fenced
+        host = self._config.host
+        done = put_away(host.libvirt_uri, state, policy, host.image_dir, host.state_dir)
+        reason = f"{state.reason.split(';')[0]}; {done.note}"
+        self._keeper.store.update(
+            record.vm,
+            put_away=True,
+            armed=False,
+            gates=[],
+            kept=done.disks,
+            kept_formats=done.formats,
+            autostart=False,
+            reason=reason,
+        )
+        record.settle("fenced", reason)
+        self._keeper.tell(record, "kept", "fenced", reason)
+
+    def _look(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            try:
+                for record in self._keeper.records():
+                    self._consider(record)
+            except Exception:  # task boundary: this thread is the only one that looks
+                log.exception("looking after the VMs failed")
+
+    def _consider(self, record: VmRecord) -> None:
+        try:
+            state = record.state
+        except RemusError as exc:
+            return record.settle("failed", str(exc))
+        if record.link is not None and not record.busy and record.work.acquire(blocking=False):
+            try:  # its session is over, and it has said how
+                record.link.stop()
+                record.drop_link(record.link)
+            finally:
+                record.work.release()
+        action = self._next(record, state)
+        patience = self._patience.setdefault(record.vm, Patience())
+        if action is Action.NOTHING or not patience.ready(action) or not record.work.acquire(blocking=False):
+            return
+        try:
+            spawn(self._act, record, action, patience, name=f"tend-{record.vm}")
+        except NoThread as exc:
+            patience.wait(False)
+            record.work.release()
+            log.warning("%s: not yet: %s", action.value, exc, extra={"vm": record.vm, **NOISY})
+
+    def _next(self, record: VmRecord, state: VmState) -> Action:
+        return next_action(state, record.taken, self._config.for_vm(record.vm).auto_reprotect)
+
+    def _act(self, record: VmRecord, action: Action, patience: Patience) -> None:
+        """Task boundary; gives `record.work` back."""
+        costly = worked = False
+        try:
+            if self._next(record, record.state) is not action:
+                return  # since it was looked at, somebody else had `work`
+            if action is Action.PUT_AWAY:
+                self.put_away(record)
+            elif self._ours_to_protect(record):
+                costly = True
+                self._keeper.begin(record, record.state.peer, _unheard, asked=False)
+                worked = True
+                self._refusals.pop(record.vm, None)
+        except CannotProtect as exc:
+            costly = True
+            self._refused(record, exc)
+        except RemusError as exc:
+            log.warning("%s: not yet: %s", action.value, exc, extra={"vm": record.vm})
+        except Exception:
+            log.exception("%s failed", action.value, extra={"vm": record.vm})
+        finally:
+            patience.worked() if worked else patience.wait(costly)
+            record.work.release()
+
+    def _ours_to_protect(self, record: VmRecord) -> bool:
+        """Ask who owns the VM. False: there is nothing to protect, or not now; what could be done is done."""
+        state = record.state
+        if state.peer not in self._config.peers:
+            raise CannotProtect(f"peer `{state.peer}` is not in host.toml")
+        standing, silent = self._standing(record, state.peer)
+        other = superseded(self._config.host.name, state, standing, self._record(record.vm))
+        if other is None and (named := hearsay(self._config.host.name, state, standing)):
+            other = self._confirmed(record, named)
+            if other is None:
+                why = f"{state.peer} says that host {named} owns the VM, and {named} did not confirm it"
+                return self._in_doubt(record, f"{why} (is it in host.toml, and this host in its agent.toml?)")
+        if other is not None:
+            reason = f"host {other.owner} owns the VM since term {other.term}"
+            self._keeper.fence(record, other.owner, other.term, reason)
+            self.put_away(record)
+        elif standing is not None and disputed(state, standing):
+            why = f"{state.peer} says that it owns the VM in term {standing.term}, and had no right to take it over"
+            self._in_doubt(record, f"{why}; where it is not needed, on {state.peer}: remusdb forget {record.vm}")
+        elif not self._keeper.inspection.vms().get(record.vm, False):
+            self._off(record, standing)
+        elif silent is not None:
+            self._without_peer(record, silent)
+        elif standing is not None and not standing.owner and standing.term > state.term:
+            record.settle("held" if state.armed else "solo", f"{state.peer} is deciding whether it takes the VM over")
+        else:
+            if not state.armed:  # a VM with the gate still in has passed already
+                self._keeper.preflight(record.vm, state.peer)
+            self._keeper.tell(record, "resync", record.status()["state"], f"it is protected to {state.peer} again")
+            return True
+        return False
+
+    def _refused(self, record: VmRecord, exc: CannotProtect) -> None:
+        """The VM is not what can be protected any more: told once, tried again until it is, or an unprotect."""
+        log.warning("not yet: %s", exc, extra={"vm": record.vm})
+        state = record.state
+        why = f"{exc}; {exc.hint}" if exc.hint else str(exc)
+        reason = f"{state.reason}; {why}" if state.reason else why
+        if state.armed:
+            return
+        was = record.status()["state"]
+        record.settle("solo" if state.wanted else "failed", reason)
+        if self._refusals.get(record.vm) != reason:
+            self._refusals[record.vm] = reason
+            self._keeper.tell(record, "failed", was, reason)
+
+    def _confirmed(self, record: VmRecord, named: str) -> Ownership | None:
+        """Host `named` was said to own the VM: does it say so itself?"""
+        state = record.state
+        if not state.armed or named not in self._config.peers:
+            return None
+        standing, _silent = self._standing(record, named)
+        if standing is None or standing.term <= state.term or not says_it_is_there(standing, named, state):
+            return None
+        return Ownership(named, standing.term)
+
+    def _in_doubt(self, record: VmRecord, why: str) -> bool:
+        """Nothing is begun, started or destroyed: an operator decides."""
+        record.settle("held" if record.state.armed else "solo", why)
+        return False
+
+    def _standing(self, record: VmRecord, host: str) -> tuple[Standing | None, PeerUnreachable | None]:
+        order = read_order(self._keeper.workers.order(record, host))
+        try:
+            return ask_standing(order, record.state.term), None
+        except PeerUnreachable as exc:
+            return None, exc
+
+    def _record(self, vm: str) -> Ownership | None:
+        try:
+            return self._arbiter.read(vm) if self._arbiter else None
+        except PeerUnreachable as exc:
+            log.warning("the arbiter: %s", exc, extra={"vm": vm})
+            return None
+
+    def _off(self, record: VmRecord, standing: Standing | None) -> None:
+        """The VM does not run. Where the other host surely does not run it either, it is nobody's but ours."""
+        state = record.state
+        if standing is None or standing.role in ("standby", "promoting"):
+            shown = "held" if state.armed else "solo"
+            return record.settle(shown, f"the VM is off here; {state.peer} has not said that it took it over")
+        reason = f"the VM is off; {state.peer} does not run it: start it with virsh start {record.vm}"
+        self._keeper.store.update(record.vm, role="solo", armed=False, gates=[], reason=reason)
+        record.settle("solo", reason)
+        if state.autostart:  # it would have started with this host, had remusdb not taken that over
+            self._keeper.inspection.start(record.vm)
+
+    def _without_peer(self, record: VmRecord, silent: PeerUnreachable) -> None:
+        """The VM runs, its worker is gone, the backup is silent: only the arbiter can let it speak."""
+        state, vm = record.state, record.vm
+        if not state.armed:
+            return record.settle("solo", f"{silent}; the VM runs alone, it is tried again")
+        with contextlib.suppress(VmError, GateError):  # an interface that it was given meanwhile must not speak either
+            shut_taps(pid_of(vm), [gate["tap"] for gate in state.gates])
+        solo = self._arbiter is not None and self._config.for_vm(vm).on_backup_loss != "hold"
+        if not solo or self._arbiter is None:
+            return record.settle("held", f"{silent}; output is held until the agent answers, or `remusdb unprotect`")
+        claim = self._arbiter.claim(vm, go_solo(self._config.host.name, state.term))
+        if claim.verdict is Verdict.WON:
+            self._keeper.store.update(vm, term=state.term + 1)
+            self._keeper.free(record, f"the arbiter allows it to go on alone: {silent}")
+        else:
+            record.settle("held", f"{silent}; the arbiter does not allow it to go on alone ({claim.verdict.value})")
+
+
+def _unheard(_progress: dict[str, Any]) -> None:
+    """Progress that nobody asked for."""

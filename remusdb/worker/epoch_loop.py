@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The epoch loop: cut on time, encode and ship while the VM runs on.
+
+Owns two threads, `cut` and `ship`, and the queue between them. Invariant: epochs are cut, encoded and shipped in
+order, each with the disk writes and the gates' marks of its own instant. When the window is full, the next epoch
+waits and grows; nothing queues up.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+
+from remusdb.capture.cut import Cut
+from remusdb.core.pipeline import Pipeline
+from remusdb.disk.mirror import unsynced
+from remusdb.errors import DiskError, GateError, VmError
+from remusdb.threads import spawn
+from remusdb.vm.monitor import objects_in
+from remusdb.worker.encoder import EpochFrames
+from remusdb.worker.hurry import hurry
+from remusdb.worker.metrics import Figures
+from remusdb.worker.outbox import Outbox
+from remusdb.worker.resources import Parts
+
+log = logging.getLogger(__name__)
+
+WRITES_S = 5.0
+LEND_S = 0.05
+PRESSED_LOOK_S = 0.02  # how often a full disk log is looked for while an epoch is not yet due
+
+CutEpoch = tuple[int, Cut, list[int], bool]  # number, what was cut, positions of the disks' write logs, `stays`
+
+
+class _Turn:
+    """A turn at the gates, held for a while and lent out in between; not waited for once all is over."""
+
+    def __init__(self, turn: threading.RLock, over: threading.Event) -> None:
+        self._turn = turn
+        self._over = over
+        self._held = False
+
+    def __enter__(self) -> _Turn:
+        self.take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lend()
+
+    def take(self) -> None:
+        """Have it, if it was lent out."""
+        while not self._held:
+            self._held = self._turn.acquire(timeout=LEND_S)
+            if not self._held and self._over.is_set():
+                raise VmError("the cut was called off")  # whoever takes the parts down has it, and waits for the cut
+
+    def lend(self) -> None:
+        """Let others have it, if it is held."""
+        if self._held:
+            self._held = False
+            self._turn.release()
+
+
+class EpochLoop:
+    """Epochs of one session, from `start` until `stop` or a failure, which is told once."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        outbox: Outbox,
+        figures: Figures,
+        lock: threading.Condition,
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """`lock` guards the pipeline and is notified when it moves."""
+        self._pipeline = pipeline
+        self._outbox = outbox
+        self._figures = figures
+        self._lock = lock
+        self._failed = failed
+        self._cuts: queue.Queue[CutEpoch | None] = queue.Queue()
+        self._over = threading.Event()
+        self._last: Future[int] | None = None
+        self.stays = False  # the VM stands still, and is to do so after a takeover
+        self.addresses: tuple[str, ...] = ()  # the guest's, for the agent's announcement
+
+    def start(self, parts: Parts) -> None:
+        """Begin with the next epoch at once."""
+        self._parts = parts
+        for work in (self._cut_all, self._ship_all):
+            spawn(self._guarded, work, name=work.__name__)
+
+    def stop(self) -> None:
+        """Cut and ship no more. Does not wait."""
+        self._over.set()
+        self._cuts.put(None)
+        with self._lock:
+            self._lock.notify_all()
+
+    def cut_last(self, timeout_s: float) -> int:
+        """Stop the VM for good, cut one more epoch, and no other before `go_on`; that epoch's number."""
+        last: Future[int] = Future()
+        self._last = last
+        try:
+            return last.result(timeout_s)
+        except TimeoutError as exc:
+            raise VmError(f"the VM was not stopped and cut within {timeout_s:g} s") from exc
+
+    def go_on(self) -> None:
+        """After `cut_last`: the VM runs again, cut as before."""
+        self._last = None
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Task boundary: a failure of cutting or shipping ends protection, visibly."""
+        try:
+            work()
+        except Exception as exc:
+            if not self._over.is_set():
+                log.exception("%s failed", work.__name__)
+                devices = self._parts.devices
+                self._failed(devices.explained(exc) if devices and isinstance(exc, GateError) else exc)
+
+    def _cut_all(self) -> None:
+        interval = self._parts.order.protection.epoch_ms / 1000
+        hurry()
+        due = time.monotonic()
+        while not self._over.is_set():
+            epoch = self._wait_for_turn(due)
+            last = self._last
+            if epoch is not None and last is not None:
+                self._stop_and_cut(epoch, last)
+                due = time.monotonic()
+            elif epoch is not None:
+                due = max(due + interval, time.monotonic() + interval / 2)
+                self._cut(epoch, self.stays)
+
+    def _wait_for_turn(self, due: float) -> int | None:
+        """The epoch to cut now: when it is due, or sooner when a disk log is full, and the window has room."""
+        while not self._over.is_set():
+            left = due - time.monotonic()
+            if left <= 0 or self._last is not None or any(writes.pressed for writes in self._parts.logs):
+                break
+            self._over.wait(min(left, PRESSED_LOOK_S))
+        with self._lock:
+            self._lock.wait_for(lambda: self._over.is_set() or self._pipeline.next_epoch() is not None, 0.5)
+            return None if self._over.is_set() else self._pipeline.next_epoch()
+
+    def _stop_and_cut(self, epoch: int, last: Future[int]) -> None:
+        """The last epoch before a switchover; then nothing more is cut until it is called off."""
+        stays = self.stays  # as it was before it is stopped for this
+        try:
+            with self._parts.clock.halting():
+                self._parts.domain.qmp("stop")
+            self._cut(epoch, stays)
+        except Exception as exc:
+            last.set_exception(exc)
+            raise
+        last.set_result(epoch)
+        while self._last is last and not self._over.wait(PRESSED_LOOK_S / 4):
+            pass
+        self._parts.clock.held_until_now()
+
+    def _cut(self, epoch: int, stays: bool) -> None:
+        parts = self._parts
+        positions: list[int] = []
+        with ExitStack() as stack:
+            # Before the VM stops, so that it does not stand still for whoever has the lock.
+            gates = stack.enter_context(_Turn(parts.gates.turn, self._over))
+            for writes in parts.logs:
+                stack.enter_context(writes.cutting())
+
+            def at_stop() -> None:
+                gates.take()
+                parts.gates.mark_begin(epoch)
+                positions.extend(writes.position() for writes in parts.logs)
+
+            def waiting(seconds: float) -> None:
+                gates.lend()  # what was committed before must still go out
+                who = "libvirt" if parts.domain.monitor == "libvirt" else "QEMU"
+                self._figures.wait(f"{who} does not answer since {seconds:.1f} s; output waits")
+
+            cut = parts.capture.cut(at_stop, parts.gates.mark_wait, waiting)
+        self._figures.wait("")
+        with self._lock:
+            self._pipeline.cut(epoch)
+        self._figures.cut(epoch, cut.pages)
+        self._cuts.put((epoch, cut, positions, stays))
+
+    def _ship_all(self) -> None:
+        while (item := self._cuts.get()) is not None and not self._over.is_set():
+            frames = self._encode(*item)
+            self._figures.shipped(frames.payload_bytes)
+            self._outbox.ship(frames)
+
+    def _encode(self, epoch: int, cut: Cut, positions: list[int], stays: bool) -> EpochFrames:
+        logs = self._parts.logs
+        writes = [log.take(upto, WRITES_S) for log, upto in zip(logs, positions, strict=True)]
+        self._require_mirrors()
+        if self._parts.devices is not None:
+            self._parts.devices.require_same(cut.devices)
+        return self._parts.encoder.epoch(epoch, cut, writes, list(self.addresses), stays)
+
+    def _require_mirrors(self) -> None:
+        """A mirror that works after the cut worked at the cut: its job does not come back once it failed."""
+        mirrors = self._parts.mirrors
+        if not mirrors:
+            return
+        jobs = self._parts.domain.qmp_patiently("query-block-jobs", self._parts.patience_s, self._over.is_set)
+        gone = unsynced(objects_in("query-block-jobs", jobs), [mirror.target for mirror in mirrors])
+        if gone:
+            log_file = f"/var/log/libvirt/qemu/{self._parts.domain.name}.log"
+            raise DiskError(f"the mirror of disk {', '.join(gone)} ended", hint=f"see what QEMU said: {log_file}")

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The initial copy: disks through their mirrors, memory in rounds (memory_copy.py), both while the VM runs.
+
+What is sent here is epoch 0: the agent applies it as it comes, and can promote nothing before epoch 1 made the
+replica consistent. Of the disks, only what differs from the images that the agent has goes out (remusdb/disk/base.py).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from remusdb.capture.cut import DirtyBlock
+from remusdb.core.wire import FrameType
+from remusdb.core.writes import encode_writes
+from remusdb.disk.base import Bases
+from remusdb.disk.mirror import Mirror
+from remusdb.disk.writelog import WriteLog
+from remusdb.errors import DiskError
+from remusdb.vm.domain import Domain
+from remusdb.worker.encoder import Encoder
+from remusdb.worker.memory_copy import MemoryCopy, Progress
+from remusdb.worker.outbox import Outbox
+from remusdb.worker.resources import Parts
+
+PUMP_S = 0.02
+
+
+class DiskPump(threading.Thread):
+    """Sends the disks' write logs as epoch 0 until it is stopped; the rest then belongs to epoch 1."""
+
+    def __init__(self, logs: list[WriteLog], outbox: Outbox, bases: Bases) -> None:
+        super().__init__(name="disk-pump", daemon=True)
+        self._logs = logs
+        self._outbox = outbox
+        self._bases = bases
+        self.sent_bytes = 0  # payload
+        self._quit = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Move what came in until stopped."""
+        try:
+            while not self._quit.wait(PUMP_S):
+                for log in self._logs:
+                    self._move(log)
+        except Exception as exc:  # task boundary: the session asks for it
+            self.error = exc
+
+    def finish(self) -> None:
+        """Stop, and raise what went wrong; else the agent's images are now what the logs made so far."""
+        self._quit.set()
+        self.join()
+        if self.error is not None:
+            raise self.error
+        self._send(self._bases.rest())
+
+    def _move(self, log: WriteLog) -> None:
+        if log.failed is not None:
+            raise DiskError(f"disk {log.disk}: {log.failed}")
+        self._send(self._bases.reduce(log.disk, log.take(log.position(), 10.0)))
+
+    def _send(self, raw: bytes) -> None:
+        payloads = encode_writes(raw)
+        if payloads:
+            self.sent_bytes += sum(len(payload) for payload in payloads)
+            self._outbox.seed([(FrameType.WRITES, payload) for payload in payloads])
+
+
+def wait_for_disks(domain: Domain, mirrors: list[Mirror], pump: DiskPump, progress: Progress) -> None:
+    """Until every mirror is ready: from then on each guest write reaches its log before the guest sees it done."""
+    waiting = list(mirrors)
+    while waiting:
+        if pump.error is not None:
+            raise pump.error
+        waiting = [mirror for mirror in waiting if not domain.deadline.call("block job", mirror.ready)]
+        totals = [domain.deadline.call("block job", mirror.progress) for mirror in mirrors]
+        progress("copy disks", sum(done for done, _ in totals), sum(total for _, total in totals), "bytes")
+        time.sleep(0.1 if waiting else 0)
+
+
+def copy_memory(parts: Parts, outbox: Outbox, progress: Progress) -> None:
+    """All of memory, but for little that goes into epoch 1."""
+    MemoryCopy(parts.capture, parts.logs, lambda dirty: _send(dirty, parts.encoder, outbox), progress).run()
+
+
+def _send(dirty: DirtyBlock, encoder: Encoder, outbox: Outbox) -> None:
+    """Always as delta: zero pages of a fresh replica cost nothing, whatever the epochs' encoding."""
+    outbox.seed([(FrameType.PAGES, payload) for payload in encoder.pages(dirty, "delta")])
+
+
+def start_mirrors(domain: Domain, logs: list[WriteLog], mirrors: list[Mirror]) -> None:
+    """Begin the copy of every disk."""
+    for log, mirror in zip(logs, mirrors, strict=True):
+        log.start()
+        domain.deadline.call(f"block copy of {mirror.target}", mirror.start)

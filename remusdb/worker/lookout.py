@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks, while a VM is protected, at what no epoch tells: whether it runs, whether output is lost, the arbiter.
+
+Owns two threads: one that looks a few times a second, one that asks the arbiter now and then and may wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from remusdb.arbiter.arbiter import Arbiter
+from remusdb.errors import RemusError
+from remusdb.net.gate import GateFigures
+from remusdb.threads import spawn
+from remusdb.troubles import RunTrouble, Troubles
+from remusdb.vm.runstate import RunState, run_state
+
+if TYPE_CHECKING:
+    from remusdb.worker.resources import Parts
+    from remusdb.worker.session import Session
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.2
+ARBITER_S = 10.0
+CALM_S = 5.0  # so long no frame was dropped: the episode is over
+SHUT_DOWN, SHUT_S = "shutdown", 5.0  # a guest that shut down: QEMU ends soon, or is reset by `virsh reboot`
+RUN_TROUBLES: tuple[RunTrouble, ...] = ("suspended", "io-error", "stopped")
+
+
+class Lookout:
+    """What it sees goes to `troubles`, and whether the VM stands still for good to `stays`."""
+
+    def __init__(self, troubles: Troubles, held_max_bytes: int, stays: Callable[[bool], None]) -> None:
+        """`held_max_bytes`: the gate's bound. `stays` is told whether the VM is to stand still after a takeover."""
+        self._troubles = troubles
+        self._held_max_bytes = held_max_bytes
+        self._stays = stays
+        self._dropped: int | None = None
+        self._before = 0  # frames that were dropped before this episode
+        self._calm_at = 0.0
+        self._shut_at: float | None = None
+
+    def start(
+        self,
+        over: threading.Event,
+        run_state: Callable[[], RunState | None],
+        figures: Callable[[], GateFigures],
+        arbiter: Arbiter | None,
+    ) -> None:
+        """Look until `over`. `run_state`: None while it cannot be asked."""
+
+        def look() -> None:
+            while not over.wait(LOOK_S):
+                try:
+                    self.see_run_state(run_state(), time.monotonic())
+                    self.see_gate(figures(), time.monotonic())
+                except RemusError as exc:  # what is away is told elsewhere
+                    log.debug("not seen: %s", exc)
+
+        def ask() -> None:
+            while arbiter is not None and not over.is_set():
+                self.see_arbiter(_problem(arbiter))
+                over.wait(ARBITER_S)
+
+        for work in (look, ask):
+            spawn(work, name=f"lookout-{work.__name__}")
+
+    def see_run_state(self, state: RunState | None, now: float) -> None:
+        """Tell of a VM that does not run, and of one that does again."""
+        if state is None:
+            return
+        self._stays(state.stays)
+        if state.status != SHUT_DOWN:
+            self._shut_at = None
+        elif self._shut_at is None or now - self._shut_at < SHUT_S:
+            self._shut_at = self._shut_at or now
+            return
+        for what in RUN_TROUBLES:
+            if not state.reason or what != state.what:
+                self._troubles.clear(what, "the VM runs again" if not state.reason else f"now: {state.reason}")
+        if state.reason:
+            self._troubles.say(state.what, state.reason)
+
+    def see_gate(self, figures: GateFigures, now: float) -> None:
+        """Tell of frames that were dropped, once an episode."""
+        last, self._dropped = self._dropped, figures.dropped_frames
+        if last is None or figures.dropped_frames < last:  # the first look, or another gate
+            self._before = figures.dropped_frames
+        elif figures.dropped_frames > last:
+            self._calm_at = now + CALM_S
+            count = figures.dropped_frames - self._before
+            self._troubles.say(
+                "output-dropped",
+                f"{count} frames of the VM were dropped: more output came than the gate takes, or holds "
+                f"(protection.held_max_bytes, {self._held_max_bytes >> 20} MiB); TCP sends them again, UDP is lost",
+            )
+        elif now > self._calm_at and figures.held_bytes < self._held_max_bytes / 2:
+            self._troubles.clear("output-dropped", "the gate has room again, nothing more was dropped")
+            self._before = figures.dropped_frames
+
+    def see_arbiter(self, problem: str) -> None:
+        """Tell of an arbiter that could not decide now; `problem` is empty for one that could."""
+        if problem:
+            self._troubles.say("arbiter", f"{problem}; if a host were lost now, nobody could go on by itself")
+        else:
+            self._troubles.clear("arbiter", "the arbiter takes changes again")
+
+
+def look_out(session: Session, parts: Parts) -> None:
+    """Look for as long as the session cuts epochs."""
+
+    def stays(still: bool) -> None:
+        session.epochs.stays = still
+
+    def state() -> RunState | None:
+        """Not while the VM is stopped for a switchover."""
+        found = None if session.handover.stopped else run_state(parts.domain)
+        return None if session.handover.stopped else found
+
+    lookout = Lookout(session.figures.troubles, session.order.protection.held_max_bytes, stays)
+    lookout.start(session.over, state, session.gate_figures, session.arbiter)
+
+
+def _problem(arbiter: Arbiter) -> str:
+    try:
+        health = arbiter.health()
+        return f"{health.problem}: {health.hint}" if health.problem else ""
+    except RemusError as exc:
+        return str(exc)

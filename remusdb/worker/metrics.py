@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of one protection session, and the status made of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from remusdb.core.messages import Proof
+from remusdb.core.pipeline import Pipeline
+from remusdb.host.status import short
+from remusdb.net.gate import GateFigures
+from remusdb.troubles import Troubles
+from remusdb.worker.resources import Parts
+from remusdb.worker.spec import Order
+
+log = logging.getLogger(__name__)
+
+LIVE = ("seeding", "protected", "held")  # states of a session that has not ended
+KEPT_EPOCHS = 2000  # the window of the percentiles: 100 s at 50 ms
+
+
+@dataclass
+class Figures:
+    """What the session's threads note; read by status. Times in ms, sizes in bytes."""
+
+    troubles: Troubles
+    state: str = "seeding"
+    reason: str = "starting"
+    waits_for: str = ""  # what keeps epochs from being cut just now; told instead of the reason while protected
+    pause_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
+    epoch_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
+    dirty_pages: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
+    cut_at: dict[int, float] = field(default_factory=dict)
+    committed_cut_at: float | None = None
+    seeded_bytes: int | None = None
+    same_bytes: int | None = None
+    proven: Proof | None = None
+    unproven: str = ""  # why the standby is not proven: told beside the reason while protected
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def set(self, state: str, reason: str) -> None:
+        """Enter a state, with why."""
+        with self.lock:
+            self.state, self.reason = state, reason
+
+    def disks(self, seeded_bytes: int, same_bytes: int) -> None:
+        """The initial copy of the disks took so many bytes on the wire; so many of their data were there already."""
+        log.info("disks: %d bytes sent, %d bytes were there already", seeded_bytes, same_bytes)
+        with self.lock:
+            self.seeded_bytes, self.same_bytes = seeded_bytes, same_bytes
+
+    def proof(self, proof: Proof | None, unproven: str) -> None:
+        """What is known of the standby; `unproven`: why it is not proven, or empty."""
+        with self.lock:
+            self.proven = proof if proof is not None and proof.verdict == "proven" else self.proven
+            self.unproven = unproven
+
+    def wait(self, reason: str) -> None:
+        """Epochs are not cut for now, with why; they are again: empty."""
+        with self.lock:
+            self.waits_for = reason
+
+    def paused(self, pause_ms: float) -> None:
+        """The VM stood still for so long."""
+        with self.lock:
+            self.pause_ms.append(pause_ms)
+
+    def cut(self, epoch: int, pages: int) -> None:
+        """An epoch was cut just now."""
+        with self.lock:
+            self.dirty_pages.append(pages)
+            self.cut_at[epoch] = time.monotonic()
+
+    def shipped(self, payload_bytes: int) -> None:
+        """An epoch was encoded to so many bytes."""
+        with self.lock:
+            self.epoch_bytes.append(payload_bytes)
+
+    def committed(self, epoch: int) -> None:
+        """The agent holds everything up to `epoch`."""
+        with self.lock:
+            for number in [number for number in self.cut_at if number <= epoch]:
+                self.committed_cut_at = self.cut_at.pop(number)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as status shows them."""
+        with self.lock:
+            live = self.state in LIVE
+            age = None if self.committed_cut_at is None else 1000 * (time.monotonic() - self.committed_cut_at)
+            return {
+                "state": self.state,
+                "reason": "; ".join(filter(None, [self.troubles.reasons if live else "", self._reason()])),
+                "troubles": self.troubles.names if live else [],
+                "committed_age_ms": None if age is None else round(age, 1),
+                "pause_ms_p50": _percentile(self.pause_ms, 50),
+                "pause_ms_p99": _percentile(self.pause_ms, 99),
+                "bytes_per_epoch": _percentile(self.epoch_bytes, 50),
+                "dirty_pages": _percentile(self.dirty_pages, 50),
+                "seeded_bytes": self.seeded_bytes,
+                "same_bytes": self.same_bytes,
+                "proven_at_ns": self.proven.at_ns if self.proven else None,
+                "proven_epoch": self.proven.epoch if self.proven else None,
+                "proven_ms": self.proven.took_ms if self.proven else None,
+                "unproven": self.unproven if self.state in ("protected", "held") else "",
+            }
+
+    def _reason(self) -> str:
+        if self.state != "protected":
+            return self.reason
+        return "; ".join(part for part in (self.waits_for or self.reason, self.unproven) if part)
+
+
+def vm_status(
+    order: Order, pipeline: Pipeline, parts: Parts | None, figures: Figures, held: GateFigures
+) -> dict[str, Any]:
+    """What is known of the VM, by the keys of VmStatus (remusdb/host/status.py)."""
+    status = {
+        "vm": order.vm,
+        "role": "primary",
+        **figures.to_dict(),
+        "peer": order.peer.name,
+        "term": pipeline.term,
+        "epoch": pipeline.captured,
+        "committed": pipeline.committed,
+        "epoch_ms": order.protection.epoch_ms,
+        "window": order.protection.window,
+        "in_flight": pipeline.in_flight,
+        "held_frames": held.held_frames,
+        "held_bytes": held.held_bytes,
+        "dropped_frames": held.dropped_frames,
+        "monitor": parts.domain.monitor if parts else None,
+        "gate": parts.gate_kind if parts else order.protection.gate,
+        "encoding": order.protection.encoding,
+        "accel": parts.domain.accel if parts else None,
+        **(parts.clock.figures() if parts else {}),
+        "page_kib": parts.domain.page_kib if parts else None,
+    }
+    return short(status)
+
+
+def _percentile(values: deque[float] | deque[int], percent: float) -> float | None:
+    return round(float(np.percentile(np.array(values), percent)), 2) if values else None

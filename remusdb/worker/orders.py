@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker process of one VM: speaks JSON lines with the host daemon and runs the session.
+
+`python -P -m remusdb.worker FD SOCKET`. The first line is `start`; `unprotect`, `switchover` and `stop` may
+follow. A daemon that dies is not missed: protection goes on, and the next daemon finds the worker on SOCKET. A worker
+whose session is over ends when nobody listens any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from remusdb.control.lines import LineChannel
+from remusdb.errors import BadFrame, NoThread, RemusError
+from remusdb.history import History
+from remusdb.hooks import Hooks
+from remusdb.log import setup
+from remusdb.state import StateStore
+from remusdb.threads import spawn
+from remusdb.worker.orphan import take_out
+from remusdb.worker.session import Session
+from remusdb.worker.spec import Order, read_order
+
+log = logging.getLogger(__name__)
+
+STATUS_S = 0.2
+FLUSH_S = 2.0
+SWITCH_INTERVAL_S = 0.0005  # the cut must not wait 5 ms (Python's default) for the thread that encodes
+
+
+class Channel:
+    """The socket to the daemon, or to the daemon after it: lines out from any thread, lines in from one."""
+
+    def __init__(self, sock: socket.socket, path: Path) -> None:
+        path.unlink(missing_ok=True)  # of a worker that was killed; the daemon's lock says that there is no other
+        self._listener = socket.socket(socket.AF_UNIX)
+        os.fchmod(self._listener.fileno(), 0o600)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+        self._path = path
+        self._lines: LineChannel | None = LineChannel(sock)
+        self._daemon = 1
+        self._lock = threading.Lock()
+
+    @property
+    def daemon(self) -> int:
+        """Which daemon this is about: the first, the second ..."""
+        return self._daemon
+
+    def tell(self, *, only_to: int | None = None, **message: Any) -> None:
+        """Send one line; without a daemon it is lost: the next one asks anew. `only_to`: an answer to that daemon."""
+        with self._lock:
+            try:
+                if self._lines is not None and only_to in (None, self._daemon):
+                    self._lines.send(message)
+            except OSError:
+                self._lines = None
+
+    def read(self, serve: Callable[[dict[str, Any]], bool]) -> None:
+        """Hand every line of this daemon to `serve`, until it hangs up or `serve` returns False.
+
+        A line that cannot be read is answered by an error; where no further line can be, this side hangs up.
+        """
+        lines = self._lines
+        while lines is not None and not lines.broken:
+            try:
+                message = lines.receive()
+                if message is None:
+                    break
+                if not serve(message):
+                    return
+            except BadFrame as exc:
+                log.warning("the daemon's channel: %s", exc)
+                self.tell(error=exc.to_dict())
+            except OSError as exc:
+                log.warning("the daemon's channel: %s", exc)
+                break
+        with self._lock:
+            if lines is not None:
+                lines.close()
+            self._lines = None
+
+    def next_daemon(self, timeout_s: float) -> bool:
+        """Wait for a daemon to connect."""
+        self._listener.settimeout(timeout_s)
+        try:
+            sock, _ = self._listener.accept()
+        except TimeoutError:
+            return False
+        sock.settimeout(None)
+        with self._lock:
+            self._lines, self._daemon = LineChannel(sock), self._daemon + 1
+        return True
+
+    def close(self) -> None:
+        """Nobody can find this worker any more."""
+        self._path.unlink(missing_ok=True)
+        self._listener.close()
+
+
+class Worker:
+    """Orders in, session, reports out."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._session: Session | None = None
+        self._history: History | None = None
+        self._lock = threading.Lock()
+        self._orders = 0
+        self._told_to_stop = False
+
+    def run(self) -> None:
+        """Serve orders until a daemon says stop, or the session is over and no daemon is there."""
+        self._channel.read(self._order)
+        while not self._told_to_stop and not self._idle():
+            if self._channel.next_daemon(STATUS_S):
+                log.info("another daemon took over")
+                self._report()
+                self._channel.read(self._order)
+        self._channel.close()
+        if self._history is not None:
+            self._history.flush(FLUSH_S)
+        # Not a clean interpreter exit: threads may hang in libvirt, and the kernel closes everything.
+        os._exit(0)
+
+    def _idle(self) -> bool:
+        session = self._session
+        return self._orders == 0 and (session is None or session.ended.is_set())
+
+    def _order(self, message: dict[str, Any]) -> bool:
+        operation, arguments = str(message.get("op")), message.get("args", {})
+        if not isinstance(arguments, dict):
+            raise BadFrame("the arguments of an order are an object")
+        if operation == "stop":
+            self._told_to_stop = True
+            return False
+        with self._lock:
+            self._orders += 1
+        asker = self._channel.daemon
+        try:
+            spawn(self._serve, operation, arguments, asker, name=operation)
+        except NoThread as exc:  # the session goes on, and this thread must
+            with self._lock:
+                self._orders -= 1
+            self._channel.tell(only_to=asker, op=operation, error=exc.to_dict())
+        return True
+
+    def _serve(self, operation: str, arguments: dict[str, Any], asker: int) -> None:
+        try:
+            result = self._do(operation, arguments)
+            self._report()
+            self._channel.tell(only_to=asker, op=operation, result=result)
+        except RemusError as exc:
+            self._report()
+            self._channel.tell(only_to=asker, op=operation, error=exc.to_dict())
+        except Exception as exc:  # task boundary
+            log.exception("%s failed", operation)
+            error = RemusError(f"{operation}: {type(exc).__name__}: {exc}")
+            self._channel.tell(only_to=asker, op=operation, error=error.to_dict())
+        finally:
+            with self._lock:
+                self._orders -= 1
+
+    def _do(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if operation == "start":
+            session = self._begin(read_order(arguments))
+            try:
+                spawn(self._report_often, name="status")
+            except NoThread:
+                session.ended.set()  # it never began
+                raise
+            session.protect()
+            return session.status()
+        if operation == "unprotect":
+            peer_is_dead = bool(arguments.get("peer_is_dead"))
+            if self._session is None:
+                take_out(self._begin(read_order(arguments["start"])), peer_is_dead)
+            else:
+                self._session.unprotect(peer_is_dead)
+            return {}
+        if operation == "switchover" and self._session is not None:
+            return self._session.handover.run()
+        raise RemusError(f"unknown order {operation}")
+
+    def _begin(self, order: Order) -> Session:
+        self._history = History(order.state_dir, Hooks(order.hooks_dir))
+        self._session = Session(order, StateStore(order.state_dir), self._history, self._progress)
+        return self._session
+
+    def _progress(self, step: str, done: int, total: int, unit: str) -> None:
+        self._channel.tell(progress={"step": step, "done": done, "total": total, "unit": unit})
+
+    def _report(self) -> None:
+        if self._session is not None:
+            self._channel.tell(status=self._session.status())
+
+    def _report_often(self) -> None:
+        while self._session is not None and not self._session.ended.wait(STATUS_S):
+            try:
+                self._report()
+            except RemusError as exc:
+                log.warning("status: %s", exc)
+        self._report()  # the last word: how it ended
+
+
+def main() -> None:
+    """Entry of the process."""
+    setup()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    Worker(Channel(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]))).run()

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent says of its standby: whether QEMU there would take this VM's state at a takeover.
+
+The agent tries it on a copy once the first epoch is committed. A refusal is `protect`'s; where nobody waits for an
+answer (a session begun anew by itself) the VM stays protected, and everybody is told what that is worth.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from remusdb.core.messages import Proof
+from remusdb.core.pipeline import PrimaryState
+from remusdb.errors import CannotProtect, RefusedForSafety
+from remusdb.worker.memory_copy import Progress
+
+if TYPE_CHECKING:
+    from remusdb.worker.session import Session
+
+PROOF_S = 60.0  # starting a QEMU on the agent's host, and a load: each of it is bounded there, too
+ENDING_S = 10.0
+LOOK_S = 0.05
+MOST_CHARACTERS = 1000  # of what the agent says; QEMU's words are fewer
+
+
+class StandbyProof:
+    """The last proof of one session's standby."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._last: Proof | None = None
+        self._told = ""  # why it is not proven, as it is in the history
+        self._waiting = True  # protect() has not come to its end
+
+    def take(self, proof: Proof) -> None:
+        """The agent tells. Called from the peer's thread; told again after each new connection."""
+        self._last = replace(proof, reason=proof.reason[:MOST_CHARACTERS], hint=proof.hint[:MOST_CHARACTERS])
+        if not self._waiting:
+            self._note()
+
+    def wait(self, progress: Progress) -> None:
+        """Until the agent has proven its standby, or the session is over; CannotProtect when QEMU there refuses."""
+        session = self._session
+        progress("prove the standby", 0, 1, "load")
+        end = time.monotonic() + PROOF_S
+        while self._last is None and not session.over.wait(LOOK_S) and time.monotonic() < end:
+            pass
+        if session.over.is_set():
+            session.ended.wait(ENDING_S)  # its end is in other hands; the state then says what became of it
+            return
+        last = self._last
+        if last is not None and last.verdict == "refused" and session.order.asked:
+            what = f"agent {session.order.peer.name}: QEMU there refuses to resume this VM: {last.reason}"
+            session.tell("unproven", session.figures.state, what)
+            raise CannotProtect(what, hint=last.hint)
+        self._show()
+
+    def told(self) -> None:
+        """protect() is done, which is in the history: so is, from here on, what the standby is worth."""
+        self._waiting = False
+        self._note()
+
+    def require_not_refused(self) -> None:
+        """RefusedForSafety where a planned move would end in a boot from the disks."""
+        if self._last is not None and self._last.verdict == "refused":
+            raise RefusedForSafety(unproven(self._last, self._session.order.peer.name), hint=self._last.hint)
+
+    def _show(self) -> str:
+        why = unproven(self._last, self._session.order.peer.name)
+        self._session.figures.proof(self._last, why)
+        return why
+
+    def _note(self) -> None:
+        session, why = self._session, self._show()
+        if why != self._told and session.pipeline.state is PrimaryState.PROTECTED:
+            self._told = why
+            proven = "the standby is proven: QEMU there takes this VM's state"
+            session.tell("unproven" if why else "proven", "protected", why or proven)
+
+
+def unproven(proof: Proof | None, peer: str) -> str:
+    """Why the standby is not proven; empty when it is."""
+    if proof is None:
+        return f"the standby is not proven: agent {peer} did not say within {PROOF_S:g} s"
+    if proof.verdict == "refused":
+        return f"QEMU on {peer} refuses to resume this VM, a takeover would boot its disks: {proof.reason}"
+    if proof.verdict == "proven":
+        return ""
+    advice = f" ({proof.hint})" if proof.hint else ""
+    return f"the standby is not proven, it will be tried again: {proof.reason}{advice}"
