@@ -52,7 +52,7 @@ matrix: setup
 	@$(PYTHON) -m tools.matrix --cells '$(CELLS)' $(if $(KEEP),--keep)
 
 test: setup check
-	$(PYTHON) -m tests.fuzz --seconds 60
+	$(PYTHON) -m tests.fuzz --seconds 60 --runs 20000 --seed 1
 	$(PYTEST) $(BY_FILE) tests/host $(ALONE_HOST:%=--ignore=%)
 	$(PYTEST) $(ALONE_HOST)
 	$(PYTEST) $(BY_FILE) tests/hostile

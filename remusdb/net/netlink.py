@@ -28,6 +28,7 @@ _ACK_TLVS = 0x200
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _HEADER = struct.Struct("=IHHII")
 _CODE = struct.Struct("=i")
+MAX_ERRNO = 4095  # include/linux/err.h
 
 
 class KernelError(GateError):
@@ -80,7 +81,7 @@ class Netlink:
                 if asked != sequence:
                     continue
                 if reply_kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    _raise_if_error(what, reply_flags, payload)
+                    raise_if_error(what, reply_flags, payload)
                     return found
                 found.append(Reply(leading(fixed, payload), attributes(payload, fixed.size)))
 
@@ -114,10 +115,13 @@ def leading(layout: struct.Struct, data: bytes) -> tuple[int, ...]:
     return layout.unpack_from(data)
 
 
-def _raise_if_error(what: str, flags: int, payload: bytes) -> None:
+def raise_if_error(what: str, flags: int, payload: bytes) -> None:
+    """KernelError where the answer is a refusal."""
     (code,) = leading(_CODE, payload)
     if code == 0:
         return
+    if not -MAX_ERRNO <= code < 0:
+        raise GateError(f"the kernel's netlink answer has the error number {code}, which is none")
     said = attributes(payload, 4 + _HEADER.size).get(1, b"") if flags & _ACK_TLVS else b""
     raise KernelError(what, -code, said.rstrip(b"\0").decode(errors="replace"))
 

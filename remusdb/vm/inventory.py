@@ -36,7 +36,7 @@ class Item:
 
 def inventory(tree: ET.Element) -> dict[str, Item]:
     """The devices of a live domain XML, and its vCPUs, by a key that no other one has."""
-    found = {"vcpus": Item("vCPUs", str(_vcpus(tree)))}
+    found = {"vcpus": Item("vCPUs", _vcpus(tree))}
     counts = Counter[str]()
     for element in tree.iterfind("./devices/*"):
         if element.tag in IGNORED:
@@ -106,10 +106,10 @@ def _alias(element: ET.Element) -> str:
     return alias.get("name", "") if alias is not None else ""
 
 
-def _vcpus(tree: ET.Element) -> int:
-    """How many vCPUs the guest has now. libvirt lists them one by one once that says more than a number."""
+def _vcpus(tree: ET.Element) -> str:
+    """How many vCPUs the guest has now, in libvirt's words: one by one, once that says more than a number."""
     each = tree.findall("./vcpus/vcpu")
     if each:
-        return sum(vcpu.get("enabled") == "yes" for vcpu in each)
+        return str(sum(vcpu.get("enabled") == "yes" for vcpu in each))
     vcpu = tree.find("vcpu")
-    return int(vcpu.get("current") or vcpu.text or 1) if vcpu is not None else 1
+    return (vcpu.get("current") or vcpu.text or "1").strip() if vcpu is not None else "1"

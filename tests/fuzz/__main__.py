@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All targets, two at a time: `python -m tests.fuzz [--seconds S | --runs N] [TARGET ...]`.
+"""All targets, two at a time: `python -m tests.fuzz [--seconds S] [--runs N] [--seed K] [TARGET ...]`.
 
-S is shared out among them; N is how many inputs each gets. Tells the inputs of each and their sum; of a finding, the
-command that runs it again. Ends with 1 where there is one, and where a target did not run.
+S is shared out among them; N is how many inputs each gets; whichever ends first. With K they are the same inputs each
+time: `make test` must not fail by chance for a change that is not to blame. Tells the inputs of each and their sum; of
+a finding, the command that runs it again. Ends with 1 where there is one, and where a target did not run.
 
 Each target has a process of its own, forked from this one: to import and instrument the code takes some seconds.
 """
@@ -39,14 +40,17 @@ class Running:
 def main() -> int:
     """Run them, tell of them."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    bound = parser.add_mutually_exclusive_group()
-    bound.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
-    bound.add_argument("--runs", type=int, help="inputs for each target")
+    parser.add_argument("--seconds", type=float, help="for all targets together; 60 where nothing is said")
+    parser.add_argument("--runs", type=int, help="inputs for each target")
+    parser.add_argument("--seed", type=int, default=0, help="the same inputs each time; 0: others each time")
     parser.add_argument("targets", nargs="*")
     asked = parser.parse_args()
     waiting = asked.targets or list(TARGETS)
-    seconds = max(1, round(asked.seconds * AT_ONCE / len(waiting)))
-    each = f"-runs={asked.runs}" if asked.runs else f"-max_total_time={seconds}"
+    each = [f"-seed={asked.seed}"]
+    if asked.runs:
+        each.append(f"-runs={asked.runs}")
+    if asked.seconds or not asked.runs:
+        each.append(f"-max_total_time={max(1, round((asked.seconds or 60.0) * AT_ONCE / len(waiting)))}")
     began, at_work, inputs, found = time.monotonic(), dict[int, Running](), 0, 0
     targets = len(waiting)
     while waiting or at_work:
@@ -64,7 +68,7 @@ def main() -> int:
     return 1 if found else 0
 
 
-def _start(running: Running, each: str) -> int:
+def _start(running: Running, each: list[str]) -> int:
     """Fork it; its process id."""
     corpus = running.folder / "corpus"
     shutil.rmtree(corpus, ignore_errors=True)
@@ -77,7 +81,7 @@ def _start(running: Running, each: str) -> int:
         os.dup2(told, 1)
         os.dup2(told, 2)
         put_samples(running.name, corpus)
-        fuzz(running.name, [each, f"-artifact_prefix={running.folder}/", str(corpus)])
+        fuzz(running.name, [*each, f"-artifact_prefix={running.folder}/", str(corpus)])
     except Exception as exc:
         print(f"cannot be run: {type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
     os._exit(1)

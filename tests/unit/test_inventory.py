@@ -82,6 +82,10 @@ def test_a_medium_that_comes_goes_or_is_changed() -> None:
     assert told(vm(full), vm(full.replace("/a.iso", "/b.iso"))) == ["the medium in drive sda was changed"]
 
 
+def test_a_number_of_vcpus_that_is_none_is_told_as_it_stands() -> None:
+    assert told(vm(NIC), vm(NIC, vcpus="<vcpu>2qq</vcpu>")) == ["there are 2qq vCPUs, 1 before"]
+
+
 def test_vcpus_are_counted_as_libvirt_tells_them() -> None:
     listed = """<vcpu placement='static'>4</vcpu><vcpus><vcpu id='0' enabled='yes'/><vcpu id='1' enabled='yes'/>
       <vcpu id='2' enabled='no'/><vcpu id='3' enabled='no'/></vcpus>"""

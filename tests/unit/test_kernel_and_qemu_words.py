@@ -12,7 +12,7 @@ from odd_bytes import DEEP, LINES
 from remusdb.errors import GateError, VmError
 from remusdb.net.gatewire import Op, Reply, Request, Status
 from remusdb.net.linknews import parse_news
-from remusdb.net.netlink import attributes, messages
+from remusdb.net.netlink import attributes, messages, raise_if_error
 from remusdb.vm.endwatch import reason_in
 from remusdb.vm.monitor import field_of, objects_in, reply_in, returned
 from remusdb.vm.process import is_qemu_of, socket_of
@@ -40,6 +40,12 @@ def netlink(kind: int, payload: bytes, length: int | None = None) -> bytes:
 def test_a_message_shorter_than_its_head_ends_it(length: int) -> None:
     with pytest.raises(GateError):
         list(messages(netlink(16, b"", length)))
+
+
+@pytest.mark.parametrize("code", [1, -4096, -(1 << 31), (1 << 31) - 1])
+def test_an_error_number_that_is_none_is_a_gate_error(code: int) -> None:
+    with pytest.raises(GateError, match="which is none"):
+        raise_if_error("asking", 0, struct.pack("=i", code) + b"\0" * 16)
 
 
 @pytest.mark.parametrize(
