@@ -91,7 +91,7 @@ def test_a_racing_user_gets_no_file_of_roots(folder: Path, secret: Path, monkeyp
         made = refused = 0
         end = time.monotonic() + RACE_S
         try:
-            while time.monotonic() < end and secret.stat().st_uid == 0:
+            while (time.monotonic() < end or made + refused < 200) and secret.stat().st_uid == 0:
                 try:
                     StateFifo(folder, OTHER, OTHER).close()
                     made += 1
@@ -100,7 +100,7 @@ def test_a_racing_user_gets_no_file_of_roots(folder: Path, secret: Path, monkeyp
         finally:
             racing.kill()
     assert secret.stat().st_uid == 0, f"it was given away at the {made + refused}th FIFO"
-    assert refused, "nobody raced"
+    assert made + refused > 50, f"{made + refused} tries are too few to tell"
 
 
 def test_what_takes_the_fifos_place_at_once_is_not_given_away(
