@@ -15,7 +15,7 @@ from tools.lab import kernelguest
 
 LIMIT_S = 1200  # beside other tests; 3 minutes on an idle machine
 # Without plugins that nothing there uses: an import takes seconds.
-JOB = f"""export COLUMNS=200
+JOB = f"""export COLUMNS=200 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
 plugins="-p no:xdist -p no:_hypothesis_pytestplugin -p no:cacheprovider"
 python -m pytest $plugins -o timeout={LIMIT_S} -v --tb=short --color=no --basetemp=/tmp/t tests/plug
 code=$?
