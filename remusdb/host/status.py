@@ -65,4 +65,7 @@ class VmStatus(msgspec.Struct, kw_only=True):
 
 def short(status: dict[str, Any]) -> dict[str, Any]:
     """A status with its texts cut to `TEXT_MAX_BYTES`."""
-    return {key: printable(of, TEXT_MAX_BYTES) if isinstance(of, str) else of for key, of in status.items()}
+    return {
+        key: printable(of, TEXT_MAX_BYTES) if isinstance(of, str) and key != "vm" else of  # a name is one, tabs and all
+        for key, of in status.items()
+    }

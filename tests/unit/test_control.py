@@ -233,3 +233,8 @@ def test_several_lines_in_one_read() -> None:
     channel = LineChannel(right)
     assert [channel.receive(), channel.receive(), channel.receive()] == [{"a": 1}, {"b": 2}, None]
     channel.close()
+
+
+def test_a_vms_name_is_told_as_it_is() -> None:
+    """By it the words of both daemons are put together: a tab that became a space made two VMs of one."""
+    assert VmStatus(vm='a\t"b"', role="primary", state="protected").to_dict()["vm"] == 'a\t"b"'
