@@ -38,7 +38,7 @@ from remusdb_agents.backup.standby.xml import standby_xml, survivor_xml
 
 log = logging.getLogger(__name__)
 
-CALL_S = 20.0  # starting a QEMU takes seconds
+CALL_S = 45.0  # starting a QEMU takes seconds, on a busy host many; the primary waits 60 s for the answer to its HELLO
 GONE_S = 5.0  # until libvirt has seen the end of a QEMU
 COLD_PATIENCE_S = 120.0
 
