@@ -63,9 +63,9 @@ class VmStatus(msgspec.Struct, kw_only=True):
         return short({key: getattr(self, key) for key in self.__struct_fields__})
 
 
+TEXTS = ("reason", "unproven", "clock_slow")  # words of peers, QEMU and libvirt; all else are our own, or names
+
+
 def short(status: dict[str, Any]) -> dict[str, Any]:
-    """A status with its texts cut to `TEXT_MAX_BYTES`."""
-    return {
-        key: printable(of, TEXT_MAX_BYTES) if isinstance(of, str) and key != "vm" else of  # a name is one, tabs and all
-        for key, of in status.items()
-    }
+    """A status with its texts cut to `TEXT_MAX_BYTES`. A name stays as it is: by it the VM is found again."""
+    return {key: printable(of, TEXT_MAX_BYTES) if key in TEXTS and of else of for key, of in status.items()}

@@ -18,7 +18,6 @@ import psutil
 import pytest
 
 from remusdb.core.wire import FrameType
-from remusdb.transport.certs import make_ca_and_hosts
 from remusdb.transport.listener import MOST_EACH, MOST_WAITING
 from remusdb.transport.tls import client_context, connect
 
@@ -80,13 +79,6 @@ class Server:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
-
-
-@pytest.fixture(scope="module")
-def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("certs")
-    make_ca_and_hosts(out, {"alpha": ["127.0.0.1"], "beta": ["127.0.0.1"]})
-    return out
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 from remusdb.control import call
 from remusdb.core.wire import FrameType
 from remusdb.errors import NoThread, PeerUnreachable, RemusError
-from remusdb.transport.certs import make_ca_and_hosts
 from remusdb.transport.tls import client_context, connect
 
 WITHIN_S = 60.0
@@ -69,13 +68,6 @@ class Limit:
             except OSError:  # the process is not quite gone
                 assert time.monotonic() < until
                 time.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("certs")
-    make_ca_and_hosts(out, {"alpha": ["127.0.0.1"], "beta": ["127.0.0.1"]})
-    return out
 
 
 @pytest.fixture

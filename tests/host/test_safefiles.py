@@ -49,8 +49,9 @@ sock.accept()[0].recv(1)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of the other user, which that user can reach."""
-    for part in (tmp_path, *tmp_path.parents[:2]):
-        part.chmod(0o711)
+    for part in (tmp_path, *tmp_path.parents):
+        if part == tmp_path or part.name.startswith(("pytest-", "popen-")):  # pytest's own: two, or three side by side
+            part.chmod(0o711)
     theirs = tmp_path / "domain-1-pg"
     theirs.mkdir()
     os.chown(theirs, OTHER, OTHER)
@@ -91,7 +92,7 @@ def test_a_racing_user_gets_no_file_of_roots(folder: Path, secret: Path, monkeyp
         made = refused = 0
         end = time.monotonic() + RACE_S
         try:
-            while (time.monotonic() < end or made + refused < 200) and secret.stat().st_uid == 0:
+            while time.monotonic() < end and secret.stat().st_uid == 0:
                 try:
                     StateFifo(folder, OTHER, OTHER).close()
                     made += 1
@@ -100,7 +101,7 @@ def test_a_racing_user_gets_no_file_of_roots(folder: Path, secret: Path, monkeyp
         finally:
             racing.kill()
     assert secret.stat().st_uid == 0, f"it was given away at the {made + refused}th FIFO"
-    assert made + refused > 50, f"{made + refused} tries are too few to tell"
+    assert refused, "nobody raced"
 
 
 def test_what_takes_the_fifos_place_at_once_is_not_given_away(

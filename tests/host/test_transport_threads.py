@@ -18,20 +18,12 @@ import xxhash
 
 from remusdb.core.wire import FrameType
 from remusdb.errors import PeerUnreachable, RemusError
-from remusdb.transport.certs import make_ca_and_hosts
 from remusdb.transport.listener import Listener
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import client_context, connect, server_context
 
 MIB = 1024 * 1024
 Pair = tuple[FrameStream, FrameStream]  # primary, agent
-
-
-@pytest.fixture(scope="module")
-def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("certs")
-    make_ca_and_hosts(out, {"alpha": ["127.0.0.1"], "beta": ["127.0.0.1"]})
-    return out
 
 
 def files(certs: Path, name: str) -> tuple[Path, Path, Path]:

@@ -33,7 +33,7 @@ def test_sessions_that_say_nothing(agent: Rig, many_files: None) -> None:
     with agent.unchanged(peak=256 * MIB):
         before = agent.size()
         silent = []
-        for _ in range(300):
+        for _ in range(600):
             with contextlib.suppress(OSError, RemusError, AssertionError):
                 silent.append(agent.call("alpha"))
         during = agent.size()

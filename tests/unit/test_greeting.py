@@ -151,6 +151,12 @@ def test_the_same_uuid_under_another_name_is_another_vm(replica: Replica, tmp_pa
     assert f"UUID {UUID} as that of VM old" in answer.reason and "remusdb forget old" in answer.hint
 
 
+def test_a_name_that_another_host_chose_is_nothing_that_a_shell_obeys(replica: Replica, tmp_path: Path) -> None:
+    """An operator copies the hint; the name in it came from a third host."""
+    StateStore(tmp_path).update("old; $(id)", role="none", term=3, owner="a", uuid=UUID)
+    assert refused(replica, hello("a", 1)).hint.endswith("remusdb forget 'old; $(id)'")
+
+
 def test_a_promotion_that_was_never_followed_up_fences_nobody(replica: Replica, tmp_path: Path) -> None:
     put(tmp_path, role="promoting", term=7, owner="b", peer="a", uuid=UUID)
     for resume in (True, False):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import libvirt
@@ -45,7 +46,7 @@ def forget(replica: Replica, *, lose_replica: bool, there: Callable[[str, str], 
         if (there or _there)(config.libvirt_uri, vm):
             raise RefusedForSafety(
                 f"libvirt has a domain {vm} on {replica.context.name}: it may be the VM itself",
-                hint=f"see what it is: virsh dominfo {vm}; where it is not needed: virsh destroy, virsh undefine",
+                hint=f"see what it is: virsh dominfo {quote(vm)}; if it is not needed: virsh destroy, virsh undefine",
             )
         kept = list(replica.state.kept.values())
         moved = _set_aside(config.image_dir / file_stem(vm), replica.state.term)
@@ -60,16 +61,18 @@ def _require_free(replica: Replica, lose_replica: bool) -> None:
     state, vm, here = replica.state, replica.vm, replica.context.name
     if replica.stream is not None:
         raise RefusedForSafety(
-            f"host {state.peer} protects VM {vm} to here now", hint=f"on {state.peer}: remusdb unprotect {vm}"
+            f"host {state.peer} protects VM {vm} to here now", hint=f"on {state.peer}: remusdb unprotect {quote(vm)}"
         )
     if replica.takeover.busy or replica.core.state is StandbyState.DECIDING or state.role == "promoting":
-        raise RefusedForSafety(f"{here} is taking VM {vm} over", hint=f"see: remusdb status {vm}")
+        raise RefusedForSafety(f"{here} is taking VM {vm} over", hint=f"see: remusdb status {quote(vm)}")
     if (problem := _held(state)) is not None:
-        raise RefusedForSafety(f"VM {vm}: {problem}", hint=f"see: remusdb status {vm}; then: remusdb unprotect {vm}")
+        raise RefusedForSafety(
+            f"VM {vm}: {problem}", hint=f"see: remusdb status {quote(vm)}; then: remusdb unprotect {quote(vm)}"
+        )
     if replica.core.state is StandbyState.READY and not lose_replica:
         raise RefusedForSafety(
             f"{here} holds a whole replica of VM {vm}, and host {state.peer} is not heard: it may be the only copy",
-            hint=f"to run it here: remusdb failover {vm}; if it is not needed: --lose-the-replica",
+            hint=f"to run it here: remusdb failover {quote(vm)}; if it is not needed: --lose-the-replica",
         )
 
 

@@ -7,6 +7,7 @@ put away before it keeps a replica. Who may supersede it is `core/succession.py`
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from remusdb.core.messages import Hello, Refuse
@@ -95,11 +96,11 @@ def _another_vm(replica: Replica, hello: Hello) -> Refuse | None:
     """A VM is its name and its UUID: what is here under one of them alone is another VM's."""
     mine, here = replica.state.uuid, replica.context.name
     if mine and mine != hello.uuid:
-        hint = f"where the old one is not needed any more, on {here}: remusdb forget {replica.vm}"
+        hint = f"where the old one is not needed any more, on {here}: remusdb forget {quote(replica.vm)}"
         return Refuse(f"{here} knows VM {replica.vm} with UUID {mine}, not {hello.uuid}", hint, code="preflight")
     others = [vm for vm in replica.context.store.named(hello.uuid) if vm != replica.vm] if not hello.resume else []
     if others:
-        hint = f"where that one is not needed any more, on {here}: remusdb forget {others[0]}"
+        hint = f"where that one is not needed any more, on {here}: remusdb forget {quote(others[0])}"
         return Refuse(f"{here} knows UUID {hello.uuid} as that of VM {others[0]}", hint, code="preflight")
     return None
 
@@ -139,7 +140,7 @@ def _stranger(replica: Replica, hello: Hello, record: Ownership | None) -> Refus
     owner = "this host itself" if mine.owner == here else f"host {mine.owner}"
     return Refuse(
         f"as far as {here} knows, {owner} owns VM {vm} (term {mine.term}), not {hello.primary}",
-        f"if you are sure that {hello.primary} has it now and it runs nowhere else, on {here}: remusdb forget {vm}",
+        f"if you are sure that {hello.primary} has it and it runs nowhere else, on {here}: remusdb forget {quote(vm)}",
         code="preflight",
     )
 

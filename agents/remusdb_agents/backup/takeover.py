@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import libvirt
@@ -318,7 +319,7 @@ def run(machine: Machine, vm: str, applied: Callable[[], bool], stays: bool) -> 
     `applied`: whether the replica is exactly the last committed epoch; a torn one must not run. `stays`: the VM stood
     still there by somebody's will, and does here.
     """
-    still = STILL.format(vm=vm) if stays else ""
+    still = STILL.format(vm=quote(vm)) if stays else ""
     while not machine.wait_applied(APPLY_S):
         log.warning("%s: epochs are still being applied", vm)
     if not applied():

@@ -38,7 +38,7 @@ from remusdb_agents.backup.standby.xml import standby_xml, survivor_xml
 
 log = logging.getLogger(__name__)
 
-CALL_S = 45.0  # starting a QEMU takes seconds, on a busy host many; the primary waits 60 s for the answer to its HELLO
+CALL_S = 20.0  # starting a QEMU takes seconds
 GONE_S = 5.0  # until libvirt has seen the end of a QEMU
 COLD_PATIENCE_S = 120.0
 
@@ -60,62 +60,50 @@ class Machine:
         self._keep_images = True
         ram = max(sum(block.size for block in hello.blocks), memory_bytes(safexml.parse(hello.domain_xml)))
         promise = context.admission.admit(hello.vm, ram)
-        self._undo.callback(context.admission.release, hello.vm)
-        try:
-            self._build(context, hello, moved, broken, kept)
-            promise.pid = self._standby.domain.pid
-        except BaseException:
-            self._undo.close()
-            raise
-
-    def _build(
-        self,
-        context: Context,
-        hello: Hello,
-        moved: Callable[[WholeEpoch], None],
-        broken: Callable[[Exception], None],
-        kept: Mapping[str, Kept],
-    ) -> None:
-        config = context.config
-        deadline = Deadline(CALL_S)
-        self._undo.callback(deadline.close)
-        connection = connect(config.agent.libvirt_uri, deadline)
-        reap_leftover(connection, deadline, hello.vm)
-        self._uri, self._vm = config.agent.libvirt_uri, hello.vm
-        self._folder: Path = config.agent.image_dir / file_stem(hello.vm)
-        names = [disk.target for disk in hello.disks]
-        devices = config.disks.get(hello.vm, {})
-        self._images = ReplicaImages(self._folder, [disk.size for disk in hello.disks], names, devices)
-        self._undo.callback(self._leave_images)
-        self._images.free_check([disk.allocated for disk in hello.disks])
-        by_index = {index: kept[name] for index, name in enumerate(names) if name in kept}
-        self.bases = Bases(self._images, by_index, broken)
-        self._undo.callback(self.bases.close)
-        images = dict(zip(names, self._images.sources, strict=True))
-        nvram = self._nvram = self._make_nvram(flash_bytes(hello.domain_xml, hello.blocks))
-        variables = nvram.path if nvram is not None else None
-        bridges = config.network.bridges  # one that is not named keeps its name
-        confined = confined_without_rule(deadline.call("libvirt", connection.getCapabilities))
-        monitor = None if confined else qmp_socket(hello.uuid)
-        survivor = survivor_xml(hello.domain_xml, images, bridges, monitor, variables)
-        self._definition = Definition(self._uri, self._vm, survivor, hello.autostart)
-        xml = standby_xml(hello.domain_xml, images, bridges, monitor, variables)
-        require_free_taps(xml)
-        self._standby = StandbyVm(connection, deadline, hello.vm, xml)
-        self._undo.callback(self._standby.domain.close)
-        self._undo.callback(self._standby.destroy)
-        self._domain = self._standby.domain  # what is the VM, once promoted
-        self._standby_id = self._domain.handle.ID()
-        self._standby.match(hello.blocks)
-        if nvram is not None:
-            self._standby.follow(FLASH, nvram.write)
-        most = context.config.limits.epoch_max_bytes
-        self.applier = Applier(self._standby, self._images, moved, broken, most)
-        paths = dict(zip(names, self._images.paths, strict=True))
-        self.rehearsals = Rehearsals(context, hello, self._standby, self.applier, paths)
-        self.prover = Prover(context, hello, self._standby, self.applier, paths, self.rehearsals)
-        self._undo.callback(self.rehearsals.await_gone)
-        self._undo.callback(self.applier.close)
+        with self._undo:
+            self._undo.callback(context.admission.release, hello.vm)
+            config = context.config
+            deadline = Deadline(CALL_S)
+            self._undo.callback(deadline.close)
+            connection = connect(config.agent.libvirt_uri, deadline)
+            reap_leftover(connection, deadline, hello.vm)
+            self._uri, self._vm = config.agent.libvirt_uri, hello.vm
+            self._folder: Path = config.agent.image_dir / file_stem(hello.vm)
+            names = [disk.target for disk in hello.disks]
+            devices = config.disks.get(hello.vm, {})
+            self._images = ReplicaImages(self._folder, [disk.size for disk in hello.disks], names, devices)
+            self._undo.callback(self._leave_images)
+            self._images.free_check([disk.allocated for disk in hello.disks])
+            by_index = {index: kept[name] for index, name in enumerate(names) if name in kept}
+            self.bases = Bases(self._images, by_index, broken)
+            self._undo.callback(self.bases.close)
+            images = dict(zip(names, self._images.sources, strict=True))
+            nvram = self._nvram = self._make_nvram(flash_bytes(hello.domain_xml, hello.blocks))
+            variables = nvram.path if nvram is not None else None
+            bridges = config.network.bridges  # one that is not named keeps its name
+            confined = confined_without_rule(deadline.call("libvirt", connection.getCapabilities))
+            monitor = None if confined else qmp_socket(hello.uuid)
+            survivor = survivor_xml(hello.domain_xml, images, bridges, monitor, variables)
+            self._definition = Definition(self._uri, self._vm, survivor, hello.autostart)
+            xml = standby_xml(hello.domain_xml, images, bridges, monitor, variables)
+            require_free_taps(xml)
+            self._standby = StandbyVm(connection, deadline, hello.vm, xml)
+            self._undo.callback(self._standby.domain.close)
+            self._undo.callback(self._standby.destroy)
+            self._domain = self._standby.domain  # what is the VM, once promoted
+            self._standby_id = self._domain.handle.ID()
+            self._standby.match(hello.blocks)
+            if nvram is not None:
+                self._standby.follow(FLASH, nvram.write)
+            most = context.config.limits.epoch_max_bytes
+            self.applier = Applier(self._standby, self._images, moved, broken, most)
+            paths = dict(zip(names, self._images.paths, strict=True))
+            self.rehearsals = Rehearsals(context, hello, self._standby, self.applier, paths)
+            self.prover = Prover(context, hello, self._standby, self.applier, paths, self.rehearsals)
+            self._undo.callback(self.rehearsals.await_gone)
+            self._undo.callback(self.applier.close)
+            promise.pid = self._domain.pid
+            self._undo = self._undo.pop_all()  # whole: from here on `close` takes it down
 
     def _make_nvram(self, size: int) -> Nvram | None:
         """The file of a UEFI guest's variables. It goes when the session's images do."""

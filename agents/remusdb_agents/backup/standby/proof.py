@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 
 from remusdb import safexml
 from remusdb.core.messages import Hello, Proof
@@ -100,7 +101,7 @@ class Prover:
         if hyperv and not memory.kernel_too:
             raise VmError(
                 "it has Hyper-V features, and its QEMU may not ask for page faults that KVM takes",
-                hint=f"have all of its memory copied instead: remusdb rehearse {self._hello.vm}",
+                hint=f"have all of its memory copied instead: remusdb rehearse {quote(self._hello.vm)}",
             )
 
     def _load(self, copy: Copy, began: float) -> Proof:
