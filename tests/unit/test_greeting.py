@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from test_replica import UUID, Etcd, FakeMachine, FakeStream, ready, replica, with_arbiter
 
-from remusdb.core.messages import Hello, Notice, Refuse, Welcome, pack
+from remusdb.core.messages import Hello, Notice, RamBlock, Refuse, Welcome, pack
 from remusdb.core.ownership import Ownership
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import CannotProtect
@@ -216,6 +216,15 @@ def test_a_vm_that_cannot_be_agreed_on_leaves_nothing(
     assert isinstance(answer, Refuse) and not answer.fenced and not answer.renounced
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
     assert len(FakeMachine.made) == known and replica.status()["state"] == ("ready" if known else "empty")
+
+
+def test_a_vm_that_has_no_room_here_any_more_costs_nothing(replica: Replica) -> None:
+    """It grew: its next session is refused while the replica of the last one is still worth something."""
+    replica.lost(ready(replica), "reset")  # type: ignore[arg-type]
+    grown = msgspec.structs.replace(hello("a", 1), blocks=[RamBlock("pc.ram", 1 << 50)])
+    answer = refused(replica, grown)
+    assert "MiB of memory" in answer.reason and replica.status()["state"] == "ready"
+    assert len(FakeMachine.made) == 1 and not FakeMachine.made[0].closed
 
 
 @pytest.mark.parametrize(

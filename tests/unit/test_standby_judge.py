@@ -248,8 +248,10 @@ def test_files_of_this_host_are_only_those_that_it_lets_vms_name(config: AgentCo
 
 
 def test_the_vm_is_the_one_that_the_session_is_for(config: AgentConfig) -> None:
-    assert "another VM's" in refused(good(config).replace("<name>pg<", "<name>../pg<"), config)
-    assert "another VM's" in refused(good(config).replace(f"<uuid>{UUID}", "<uuid>" + UUID.replace("2c", "3c")), config)
+    assert "named '../pg'" in refused(good(config).replace("<name>pg<", "<name>../pg<"), config)
+    assert "it was sent as" in refused(
+        good(config).replace(f"<uuid>{UUID}", "<uuid>" + UUID.replace("2c", "3c")), config
+    )
     assert "vdb" in refused(good(config), config, "vda", "vdb")
     with pytest.raises(RemusError, match="document type"):
         fit(f"<!DOCTYPE domain>{good(config)}", config)

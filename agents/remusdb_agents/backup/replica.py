@@ -33,7 +33,6 @@ from remusdb.state import NOBODYS, OWNING, Role, VmState
 from remusdb.threads import apart
 from remusdb.transport.stream import FrameStream
 from remusdb.troubles import Trouble, Troubles
-from remusdb_agents.backup.agreement import examine
 from remusdb_agents.backup.catch_up import now_ns
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.disks.base_copy import Kept
@@ -44,6 +43,7 @@ from remusdb_agents.backup.proving import Proving
 from remusdb_agents.backup.rehearsal.run import Progress, Wanted
 from remusdb_agents.backup.seeding import Seeding
 from remusdb_agents.backup.standby.here import fitted
+from remusdb_agents.backup.standby.limits import ram_bytes
 from remusdb_agents.backup.standby.machine import Machine, remove_leftover
 from remusdb_agents.backup.takeover import Takeover
 
@@ -210,7 +210,7 @@ class Replica:
     def _agreed(self, hello: Hello) -> Offer | Refuse:
         """What the protocol says to it; a new session is looked at before anything is given up for it."""
         if not hello.resume:
-            examine(self.context, hello)
+            self.context.admission.check(hello.vm, ram_bytes(hello))
         with self.lock:
             answer = self.core.hello(hello.primary, hello.term, hello.resume)
             if isinstance(answer, Offer):

@@ -15,13 +15,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from uuid import UUID
 
 import msgspec
 
 from remusdb import safexml
 from remusdb.allow.problem import joined, vm_of
 from remusdb.config import AgentConfig
+from remusdb.core.identity import require_same_vm
 from remusdb.core.messages import Hello
 from remusdb.errors import CannotProtect
 from remusdb.preflight import needs
@@ -39,8 +39,7 @@ def fitted(hello: Hello, config: AgentConfig) -> Hello:
     that is wrong with it, BadXml for what is no XML. Nothing is changed."""
     tree = safexml.parse(hello.domain_xml)
     vm = vm_of(tree)
-    if (tree.findtext("name") or "") != hello.vm or not _same(tree.findtext("uuid"), hello.uuid):
-        raise CannotProtect("the VM's XML is another VM's", hint="protect the VM again")
+    require_same_vm(hello.vm, hello.uuid, tree.findtext("name"), tree.findtext("uuid"))
     problems = judge(tree, look(tree, config), [disk.target for disk in hello.disks])
     if problems:
         told = "; ".join(dict.fromkeys(problem.what for problem in problems))
@@ -73,13 +72,6 @@ def require_free_taps(xml: str) -> None:
             f"the VM's tap would be called {', '.join(taken)}, as a link of the backup host is already",
             hint=f"virsh edit {vm_of(tree)}: take <target> out of the interface; in effect from the VM's next start",
         )
-
-
-def _same(text: str | None, uuid: str) -> bool:
-    try:
-        return UUID(text or "") == UUID(uuid)
-    except ValueError:
-        return False
 
 
 def _real(path: str) -> str:

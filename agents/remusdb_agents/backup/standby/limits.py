@@ -2,7 +2,7 @@
 """How much of this host a VM may ask for that another host sends: threads, devices, ports, memory. Pure.
 
 Each limit is far above what a VM needs and far below what would harm the host; `[limits] memory_max_mib` bounds the
-memory, by what `memory_bytes` makes of the XML. A number that is not written plainly is refused: libvirt might read
+memory, by `ram_bytes`. A number that is not written plainly is refused: libvirt might read
 another one than is read here.
 """
 
@@ -12,7 +12,9 @@ import ipaddress
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Iterator
 
+from remusdb import safexml
 from remusdb.allow.problem import Problem, Vm, edit
+from remusdb.core.messages import Hello
 from remusdb.preflight import needs
 from remusdb_agents.backup.standby.host_side import CHARACTERS
 
@@ -78,6 +80,11 @@ def memory_bytes(tree: ET.Element) -> int:
     displays = sum(_display_bytes(model) for model in tree.iterfind("./devices/video/model"))
     code = sum(_size(size, "MiB") for size in tree.iterfind("./features/tcg/tb-cache"))
     return max(needs.memory_bytes(tree), cells + modules) + displays + code
+
+
+def ram_bytes(hello: Hello) -> int:
+    """What its standby takes of this host's memory: by QEMU's blocks, or by its XML, whichever is more."""
+    return max(sum(block.size for block in hello.blocks), memory_bytes(safexml.parse(hello.domain_xml)))
 
 
 def _display_bytes(model: ET.Element) -> int:

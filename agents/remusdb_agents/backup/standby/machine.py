@@ -29,7 +29,7 @@ from remusdb_agents.backup.namesakes import is_standby
 from remusdb_agents.backup.rehearsal.run import Rehearsals
 from remusdb_agents.backup.standby.definition import Definition
 from remusdb_agents.backup.standby.here import require_free_taps
-from remusdb_agents.backup.standby.limits import memory_bytes
+from remusdb_agents.backup.standby.limits import ram_bytes
 from remusdb_agents.backup.standby.nvram import FILE as NVRAM_FILE
 from remusdb_agents.backup.standby.nvram import FLASH, Nvram, flash_bytes
 from remusdb_agents.backup.standby.proof import Prover
@@ -58,8 +58,7 @@ class Machine:
         disks of the VM that this host keeps, by target."""
         self._undo = contextlib.ExitStack()
         self._keep_images = True
-        ram = max(sum(block.size for block in hello.blocks), memory_bytes(safexml.parse(hello.domain_xml)))
-        promise = context.admission.admit(hello.vm, ram)
+        promise = context.admission.admit(hello.vm, ram_bytes(hello))
         with self._undo:
             self._undo.callback(context.admission.release, hello.vm)
             config = context.config
