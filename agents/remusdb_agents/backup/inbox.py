@@ -14,12 +14,16 @@ from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame
 
 
-class EpochTooLarge(BadFrame):
-    """An epoch above the bound: sent again it would be as large, so its session must end."""
+class Hopeless(BadFrame):
+    """What a session that is taken up again would bring again, for it sends the same bytes: it must end."""
 
 
-class Unbridled(BadFrame):
-    """The primary does not wait for acknowledgements: taken up again it would not either, so its session must end."""
+class EpochTooLarge(Hopeless):
+    """An epoch above the bound."""
+
+
+class Unbridled(Hopeless):
+    """The primary does not wait for acknowledgements."""
 
 
 # What an empty frame takes here, 780 bytes as measured (docs/facts.md), and an epoch without any; rounded up.
@@ -64,7 +68,7 @@ class Inbox:
             raise BadFrame(f"a frame of epoch {frame.epoch} inside epoch {self._frames[0].epoch}")
         if frame.type is FrameType.DEVICES:
             if self._devices:  # each may be some bytes here, and core.devices.MAX_DEVICE_STATE_BYTES once it is applied
-                raise BadFrame(f"epoch {frame.epoch} has two device states")
+                raise Hopeless(f"epoch {frame.epoch} has two device states")
             self._devices = True
         self._bytes += len(frame.payload)
         if self._bytes + FRAME_COST_BYTES * len(self._frames) > self.max_bytes:

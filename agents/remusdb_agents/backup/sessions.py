@@ -17,7 +17,7 @@ from remusdb.quietly import NOISY
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.backup.capabilities import gather, question
 from remusdb_agents.backup.context import Context
-from remusdb_agents.backup.inbox import EpochTooLarge, Unbridled
+from remusdb_agents.backup.inbox import Hopeless
 from remusdb_agents.backup.primaries import not_for_vm, not_listed
 from remusdb_agents.backup.registry import Registry
 from remusdb_agents.backup.replica import Replica
@@ -124,5 +124,5 @@ class Sessions:
         except Exception as exc:  # task boundary: whatever ended the session, the replica must know
             trace = not isinstance(exc, RemusError)
             log.warning("%s: session ended: %s", replica.vm, exc, exc_info=trace, extra=NOISY)
-            replica.lost(stream, str(exc), hopeless=isinstance(exc, EpochTooLarge | Unbridled | TornCopy))
+            replica.lost(stream, str(exc), hopeless=isinstance(exc, Hopeless | TornCopy))
             stream.close(drain_s=DRAIN_S)
