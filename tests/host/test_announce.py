@@ -7,10 +7,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from netlab import VM_MAC, Lab, inbound_frame, lab, mac_bytes, sh
 
 from remusdb.errors import GateError
 from remusdb.net.announce import announce, frames
+from tests.host.netlab import VM_MAC, Lab, inbound_frame, lab, mac_bytes, sh
 
 ADDRESSES = ("10.0.0.2", "fd00::2")
 

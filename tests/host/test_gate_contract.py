@@ -18,7 +18,12 @@ from collections.abc import Callable, Iterator
 from typing import Literal, cast
 
 import pytest
-from netlab import (
+
+from remusdb.errors import GateError
+from remusdb.net.factory import GateGroup, make_gate
+from remusdb.net.gate import Gate
+from remusdb.net.tc import Tc
+from tests.host.netlab import (
     Lab,
     arp_frame,
     frame,
@@ -29,11 +34,6 @@ from netlab import (
     number_of,
     sh,
 )
-
-from remusdb.errors import GateError
-from remusdb.net.factory import GateGroup, make_gate
-from remusdb.net.gate import Gate
-from remusdb.net.tc import Tc
 
 BACKENDS = os.environ.get("REMUSDB_TEST_GATES", "tap").split(",")
 HELD_MAX_BYTES = 1 << 20

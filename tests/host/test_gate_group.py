@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from netlab import Lab, frame, lab, number_of
 
 from remusdb.errors import GateError
 from remusdb.net.factory import GateGroup, make_gate
+from tests.host.netlab import Lab, frame, lab, number_of
 
 EPOCHS = 200
 LOST_ANSWER_S = 15.0  # a thread that was given another one's answer waits 5 s for its own

@@ -17,11 +17,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from netlab import Lab, enter, frame, inbound_frame, lab, number_of, own_namespace, sh, silence
 
 from remusdb.errors import GateError
 from remusdb.net.tapgate import TapGate
 from remusdb.net.tuntap import FRAME_MAX_BYTES, open_tap
+from tests.host.netlab import Lab, enter, frame, inbound_frame, lab, number_of, own_namespace, sh, silence
 
 HELD_MAX_BYTES = 64 << 20
 BULK_BYTES = 32 << 20

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from netlab import frame, lab
-
 from remusdb.net.factory import make_gate
 from remusdb.troubles import Troubles
 from remusdb.worker.lookout import CALM_S, Lookout
+from tests.host.netlab import frame, lab
 
 HELD_MAX_BYTES = 1 << 20
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from netlab import own_namespace, sh
 
 from remusdb.core.probe import Bridge, Forwarding, Uplink
 from remusdb.net import forwarding, offloads
 from remusdb.net.bridges import Bridges
+from tests.host.netlab import own_namespace, sh
 
 
 @pytest.fixture(autouse=True)

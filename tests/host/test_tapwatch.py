@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from netlab import QUIET_S, Lab, Port, frame, index_of, lab, sh, silence
 
 from remusdb.net.tapgate import TapGate
 from remusdb.net.tc import Tc
 from remusdb.worker.tapwatch import TapWatch, open_taps, shut_taps
+from tests.host.netlab import QUIET_S, Lab, Port, frame, index_of, lab, sh, silence
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 import struct
 from collections import deque
 
-from epoch_world import CELL, CELLS, Disk, End, World
-
 from remusdb.core.messages import Hello, Notice, Refuse, Taken, Welcome, pack, unpack
 from remusdb.core.standby import Refusal, Standby, StandbyState
 from remusdb.core.wire import Frame, FrameType
@@ -15,6 +13,7 @@ from remusdb.errors import BadFrame, PeerUnreachable
 from remusdb.state import OWNING
 from remusdb_agents.backup.inbox import BULK, Inbox, WholeEpoch
 from remusdb_agents.backup.seeding import Seeding
+from tests.model.epoch_world import CELL, CELLS, Disk, End, World
 
 
 class Agent:

@@ -6,14 +6,13 @@ from __future__ import annotations
 import struct
 from collections import deque
 
-from epoch_world import CELL, CELLS, Connection, Disk, End, Gate, World
-
 from remusdb.core.messages import Commit, Hello, Notice, Refuse, Taken, Welcome, pack, unpack
 from remusdb.core.pipeline import Pipeline, PrimaryState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, Fenced, PeerUnreachable
 from remusdb.worker.encoder import EpochFrames
 from remusdb.worker.outbox import Outbox
+from tests.model.epoch_world import CELL, CELLS, Connection, Disk, End, Gate, World
 
 UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
 ROUNDS = 2  # of the initial copy: a delta of a cell that is applied twice, or not at all, is seen

@@ -21,8 +21,8 @@ from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import PeerUnreachable
 
 if TYPE_CHECKING:
-    from epoch_agent import Agent
-    from epoch_primary import Primary
+    from tests.model.epoch_agent import Agent
+    from tests.model.epoch_primary import Primary
 
 CELLS = 3
 CELL = struct.Struct("<BQ")

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from ownership_takeover import Replica
-from ownership_world import Connection, Message
-
 from remusdb.core.ownership import Verdict
 from remusdb.core.standby import Refusal, StandbyState
 from remusdb.core.succession import Known, Succession, begins, resumes
 from remusdb.errors import BadFrame
 from remusdb.state import OWNING
+from tests.model.ownership_takeover import Replica
+from tests.model.ownership_world import Connection, Message
 
 
 class Agent(Replica):

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from ownership_agent import Agent
-from ownership_world import Connection, Store, Vm, World
-
 from remusdb.core.pipeline import Pipeline, PrimaryState, Release
+from tests.model.ownership_agent import Agent
+from tests.model.ownership_world import Connection, Store, Vm, World
 
 
 class Session:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from ownership_session import Host
-from ownership_steps import Choice, Step, Steps
-from ownership_world import Died
-
 from remusdb.core.pipeline import PrimaryState
 from remusdb.core.standby import StandbyState
+from tests.model.ownership_session import Host
+from tests.model.ownership_steps import Choice, Step, Steps
+from tests.model.ownership_world import Died
 
 OPERATOR, EVERYBODY, KINDS = 13, 11, 16
 

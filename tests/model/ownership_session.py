@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from ownership_host import Machine, Session
-from ownership_world import Connection, Message
-
 from remusdb.core.ownership import Verdict, go_solo, open_session
 from remusdb.errors import BadFrame
+from tests.model.ownership_host import Machine, Session
+from tests.model.ownership_world import Connection, Message
 
 
 class Host(Machine):

@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from ownership_session import Host
-from ownership_world import Connection, Message, World
-
 from remusdb.core.pipeline import PrimaryState
 from remusdb.core.standby import StandbyState
+from tests.model.ownership_session import Host
+from tests.model.ownership_world import Connection, Message, World
 
 Step = Callable[[], None]
 Choice = tuple[str, Step]

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ownership_world import Connection, Message
-
 from remusdb.core.ownership import Verdict, give_back, take_over
 from remusdb.core.standby import Standby, StandbyState
 from remusdb.state import OWNING
+from tests.model.ownership_world import Connection, Message
 
 if TYPE_CHECKING:
-    from ownership_host import Machine
+    from tests.model.ownership_host import Machine
 
 
 class Replica:

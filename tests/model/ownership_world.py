@@ -19,7 +19,7 @@ from remusdb.core.ownership import Claim, Ownership, Rule, Verdict
 from remusdb.errors import ArbiterSilent, ArbiterUnreachable
 
 if TYPE_CHECKING:
-    from ownership_session import Host
+    from tests.model.ownership_session import Host
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from epoch_agent import Agent
-from epoch_primary import Primary
-from epoch_world import CELLS, Died, World
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from remusdb.core.pipeline import PrimaryState
 from remusdb.core.standby import StandbyState
+from tests.model.epoch_agent import Agent
+from tests.model.epoch_primary import Primary
+from tests.model.epoch_world import CELLS, Died, World
 
 FEW = st.integers(0, 4)
 CHOICE = st.integers(0, 11)

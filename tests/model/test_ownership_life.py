@@ -18,16 +18,16 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import ownership_takeover
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from ownership_run import Run
-from ownership_session import Host
-from ownership_takeover import Replica
 
 from remusdb.core.ownership import Ownership
 from remusdb.core.standby import Refusal, Standby
+from tests.model import ownership_takeover
+from tests.model.ownership_run import Run
+from tests.model.ownership_session import Host
+from tests.model.ownership_takeover import Replica
 
 SCHEDULES = int(os.environ.get("REMUSDB_SCHEDULES", "800"))
 NUMBER = st.integers(0, (1 << 20) - 1)

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from register_world import Fault, Script, World
 
 from remusdb.arbiter import register
 from remusdb.core.ownership import Ownership, Verdict, open_session, take_over
+from tests.model.register_world import Fault, Script, World
 
 # Of each question to the register; half of the steps go without faults altogether.
 FAULTS: list[Fault] = ["none", "none", "none", "unsent", "lost", "late", "late", "mute"]

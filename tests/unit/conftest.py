@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from host_daemon_rig import Running, ask_standing
 
 from remusdb.config import Host, HostConfig, Peer, Protection
 from remusdb.host import reconciler as tender_module
+from tests.unit.host_daemon_rig import Running, ask_standing
 
 
 @pytest.fixture(scope="session", autouse=True)

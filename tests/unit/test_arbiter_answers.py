@@ -7,11 +7,11 @@ import base64
 from collections.abc import Iterator
 
 import pytest
-from etcd_gateway import DEEP, HEADER, RECORD, WON, Gateway, gateway_at_work, kvs
 
 from remusdb.arbiter.register import claim
 from remusdb.core.ownership import Ownership, Rule, Verdict, take_over
 from remusdb.errors import ArbiterSilent, ArbiterUnreachable
+from tests.unit.etcd_gateway import DEEP, HEADER, RECORD, WON, Gateway, gateway_at_work, kvs
 
 RULE = take_over("b", "a", 1)
 

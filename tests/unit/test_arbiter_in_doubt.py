@@ -10,8 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from etcd_gateway import DEEP, HEADER, RECORD, WON, Gateway, gateway_at_work, kvs
-from test_replica import FakeMachine, ready, replica, with_arbiter
 
 from remusdb.arbiter.register import TRIES
 from remusdb.core.messages import Commit, pack
@@ -22,6 +20,8 @@ from remusdb.errors import RemusError
 from remusdb.worker import solo
 from remusdb.worker.solo import Solo
 from remusdb_agents.backup.replica import Replica
+from tests.unit.etcd_gateway import DEEP, HEADER, RECORD, WON, Gateway, gateway_at_work, kvs
+from tests.unit.test_replica import FakeMachine, ready, replica, with_arbiter
 
 __all__ = ["replica"]  # the fixture
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from host_daemon_rig import DeadLibvirt, NoLibvirt, Running, gone, put, wait_for
 
 from remusdb.config import HostConfig
 from remusdb.control import call
@@ -24,6 +23,7 @@ from remusdb.errors import (
     VmError,
 )
 from remusdb.state import StateStore
+from tests.unit.host_daemon_rig import DeadLibvirt, NoLibvirt, Running, gone, put, wait_for
 
 
 def test_protect_tells_progress_and_keeps_state(daemon: Running, config: HostConfig) -> None:

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
-from host_daemon_rig import Running
 
 from remusdb.cli.main import cli
 from remusdb.config import Host, HostConfig, Protection
@@ -19,6 +18,7 @@ from remusdb.host import daemon as daemon_module
 from remusdb.host.evacuation import evacuate
 from remusdb.host.shutdown import host_is_stopping, is_marked
 from remusdb.host.supervisor import Keeper
+from tests.unit.host_daemon_rig import Running
 
 
 class FakeKeeper:

@@ -8,14 +8,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_greeting import OTHER, hello, put, told
-from test_replica import UUID, FakeMachine, ready, replica
 
 from remusdb.core.messages import Refuse, Welcome
 from remusdb.errors import RefusedForSafety
 from remusdb.state import StateStore
 from remusdb_agents.backup.forgetting import forget
 from remusdb_agents.backup.replica import Replica
+from tests.unit.test_greeting import OTHER, hello, put, told
+from tests.unit.test_replica import UUID, FakeMachine, ready, replica
 
 __all__ = ["replica"]  # the fixture
 

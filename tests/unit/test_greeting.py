@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_replica import UUID, Etcd, FakeMachine, FakeStream, ready, replica, with_arbiter
 
 from remusdb.core.messages import Hello, Notice, RamBlock, Refuse, Welcome, pack
 from remusdb.core.ownership import Ownership
@@ -19,6 +18,7 @@ from remusdb.state import StateStore, VmState
 from remusdb_agents.backup import replica as module
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.replica import Replica
+from tests.unit.test_replica import UUID, Etcd, FakeMachine, FakeStream, ready, replica, with_arbiter
 
 __all__ = ["replica"]  # the fixture
 OTHER = UUID.replace("5a", "66")

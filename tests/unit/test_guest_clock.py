@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-from test_clock_stream import state
 
 from remusdb.capture import clock as clock_module
 from remusdb.capture.clock import GuestClock
@@ -18,6 +17,7 @@ from remusdb.capture.clock_fields import Fields
 from remusdb.core import clock_stream
 from remusdb.core.clock_stream import TICKS, Clocks
 from remusdb.errors import VmError
+from tests.unit.test_clock_stream import state
 
 RATE = 2.5
 MS = 1_000_000

@@ -20,6 +20,7 @@ from remusdb.cli.main import cli
 from remusdb.errors import RemusError
 from remusdb.history import Event, EventName, History, append, read
 
+ROOT = Path(__file__).parents[2]
 START_NS = 1_790_000_000_123_456_789
 WITHIN_S = 30.0
 
@@ -88,14 +89,12 @@ def test_a_newer_field_does_not_hide_an_event(tmp_path: Path) -> None:
 
 def test_two_processes_write_and_no_line_is_mixed_or_missing(tmp_path: Path) -> None:
     script = (
-        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from test_history import append, event\n"
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from tests.unit.test_history import append, event\n"
         "for n in range(2000): append(pathlib.Path(sys.argv[2]) / 'history', event(int(sys.argv[3]) + n, reason='r'*n))"
     )
     # Without the disk: 4000 times fsync would be most of it.
     command = [sys.executable, "-c", "import os; os.fsync = lambda fd: None\n" + script]
-    writers = [
-        subprocess.Popen([*command, str(Path(__file__).parent), str(tmp_path), str(base)]) for base in (0, 10_000)
-    ]
+    writers = [subprocess.Popen([*command, str(ROOT), str(tmp_path), str(base)]) for base in (0, 10_000)]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     found = terms(tmp_path)
     for base in (0, 10_000):

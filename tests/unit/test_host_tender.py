@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from host_daemon_rig import NoLibvirt, Running, history, put, wait_for
 
 from remusdb.config import HostConfig, Protection
 from remusdb.errors import (
@@ -23,6 +22,7 @@ from remusdb.host import reconciler as tender_module
 from remusdb.host import worker_process as worker_link
 from remusdb.host.quarantine.retire import PutAway
 from remusdb.state import StateStore, VmState
+from tests.unit.host_daemon_rig import NoLibvirt, Running, history, put, wait_for
 
 
 def test_without_the_backups_answer_the_output_stays_held(daemon: Running) -> None:

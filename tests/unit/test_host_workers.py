@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from host_daemon_rig import WORKER, NoLibvirt, Running, gone, history, wait_for
 
 from remusdb.config import HostConfig
 from remusdb.errors import (
@@ -25,6 +24,7 @@ from remusdb.host import worker_process as worker_link
 from remusdb.host.daemon import HostDaemon
 from remusdb.host.managed_vm import VmRecord
 from remusdb.state import StateStore
+from tests.unit.host_daemon_rig import WORKER, NoLibvirt, Running, gone, history, wait_for
 
 
 def test_a_worker_that_dies_in_seeding(daemon: Running) -> None:
@@ -114,7 +114,7 @@ def test_a_worker_outlives_the_thread_that_asked_and_a_daemon_that_is_killed(
     script = tmp_path / "daemon.py"
     script.write_text(
         "import time, msgspec\n"
-        "from host_daemon_rig import Running\n"
+        "from tests.unit.host_daemon_rig import Running\n"
         "from remusdb.config import HostConfig\n"
         f"config = msgspec.convert({msgspec.to_builtins(config, enc_hook=str)!r}, HostConfig,"
         " dec_hook=lambda kind, value: kind(value))\n"
@@ -123,7 +123,7 @@ def test_a_worker_outlives_the_thread_that_asked_and_a_daemon_that_is_killed(
         "print(running.worker_pid('db1'), flush=True)\n"
         "time.sleep(60)\n"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         worker = os.pidfd_open(int(process.stdout.readline()))

@@ -7,7 +7,6 @@ import struct
 from typing import Any
 
 import pytest
-from odd_bytes import DEEP, LINES
 
 from remusdb.errors import GateError, VmError
 from remusdb.net.gatewire import Op, Reply, Request, Status
@@ -17,6 +16,7 @@ from remusdb.vm.endwatch import reason_in
 from remusdb.vm.monitor import field_of, objects_in, reply_in, returned
 from remusdb.vm.process import is_qemu_of, socket_of
 from remusdb.vm.ramblocks import parse_ramblocks
+from tests.unit.odd_bytes import DEEP, LINES
 
 # --- the gate's protocol, and the kernel's ---
 

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner
-from odd_bytes import DEEP, LINES
 
 from remusdb.cli.main import cli
 from remusdb.config import load_host
@@ -25,6 +24,7 @@ from remusdb.tomlstruct import read_toml
 from remusdb.worker.orders import Channel, Worker
 from remusdb.worker.spec import read_order
 from remusdb_agents.backup.disks.base_copy import Kept, fits
+from tests.unit.odd_bytes import DEEP, LINES
 
 # --- control lines ---
 

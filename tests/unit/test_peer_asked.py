@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from host_daemon_rig import NoLibvirt, Running
 
 from remusdb.config import HostConfig
 from remusdb.errors import CannotProtect
+from tests.unit.host_daemon_rig import NoLibvirt, Running
 
 
 class Asked(NoLibvirt):

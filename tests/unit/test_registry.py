@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_replica import UUID, FakeMachine, FakeStream, hello
 
 from remusdb.config import Agent, AgentConfig, Primary
 from remusdb.core.messages import Commit, Hello, Question, Refuse, Standing, Welcome, pack, unpack
@@ -26,6 +25,7 @@ from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.registry import Registry
 from remusdb_agents.backup.sessions import Sessions
 from remusdb_agents.backup.ticker import Ticker
+from tests.unit.test_replica import UUID, FakeMachine, FakeStream, hello
 
 
 @pytest.fixture

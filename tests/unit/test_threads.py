@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from host_daemon_rig import Running, wait_for
 
 from remusdb import hooks as hooks_module
 from remusdb import threads
@@ -34,6 +33,7 @@ from remusdb.vm.deadline import Deadline
 from remusdb.worker.orders import Channel, Worker
 from remusdb.worker.solo import Solo
 from remusdb_agents.backup.standby.definition import Definition
+from tests.unit.host_daemon_rig import Running, wait_for
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 30.0
@@ -144,7 +144,7 @@ def test_a_vm_is_tended_again_later(config: HostConfig, no_threads: NoThreads, m
         return threads.spawn(work, *args, name=name)
 
     monkeypatch.setattr(tender_module, "spawn", spawn)
-    from host_daemon_rig import NoLibvirt, put
+    from tests.unit.host_daemon_rig import NoLibvirt, put
 
     put(config, "db1", role="protected", term=7, peer="beta", armed=True, wanted=True)
     running = Running(config, NoLibvirt())
@@ -168,7 +168,7 @@ def test_hooks_wait_for_a_thread(tmp_path: Path, no_threads: NoThreads) -> None:
     hook.write_text(f"#!/bin/sh\necho $REMUSDB_VM >> {out}\n")
     hook.chmod(0o700)
     hooks = Hooks(tmp_path)
-    from test_history import event
+    from tests.unit.test_history import event
 
     with no_threads():
         hooks.run(event(vm="early"))

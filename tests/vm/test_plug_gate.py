@@ -80,6 +80,7 @@ def _code_disk(work: Path) -> Path:
     ignore = shutil.ignore_patterns("__pycache__", "*.so")
     shutil.copytree(REPO / "remusdb", root / "code" / "remusdb", ignore=ignore)
     shutil.copytree(REPO / "tests" / "host", root / "code" / "tests" / "host", ignore=ignore)
+    shutil.copy(REPO / "tests" / "__init__.py", root / "code" / "tests")
     for name in PURE_PYTHON:
         _copy_distribution(name, root / "site")
     (root / "init").write_text(INIT.replace("MODULES", MODULES))
