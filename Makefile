@@ -65,7 +65,7 @@ check: lint
 lint: venv
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy -p remusdb -p remusdb_agents -p tools
+	$(PYTHON) -m mypy
 	.venv/bin/shellcheck $$(git grep -lI '^#!.*sh$$')
 	.venv/bin/codespell $$(git ls-files ':!*.zst' ':!requirements.lock')
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.vm.pair import eventually, running_pair
+from tests.vm.pair import Pair, eventually, running_pair
 from tests.vm.test_clock import ahead_ms, clocks, mended, start_linux
 from tools.lab.clocks import lost_ms
 from tools.lab.guest import Mode
@@ -21,6 +22,10 @@ from tools.lab.guest import Mode
 RUN_S = float(os.environ.get("CLOCK_RUN_S", "30"))
 REPO = Path(__file__).resolve().parents[2]
 log = logging.getLogger(__name__)
+
+
+def promoted(pair: Pair, vm: str) -> bool:
+    return bool(pair.product.standby(vm)["state"] == "promoted")
 
 
 @pytest.mark.timeout(RUN_S + 600)
@@ -44,7 +49,7 @@ def test_ten_minutes() -> None:
         assert last.back == 0
         for vm in (bare, linux):
             pair.a.kill_qemu(vm.name)
-            eventually(lambda vm=vm: pair.product.standby(vm.name)["state"] == "promoted", 15, "no takeover")
+            eventually(partial(promoted, pair, vm.name), 15, "no takeover")
         survivor, survivor_ms = clocks(pair, pair.b, bare).read(), ahead_ms(pair)
         log.info("by the takeover, %s: lost ms %s, steps back %d", bare.name, lost_ms(last, survivor), survivor.back)
         log.info("by the takeover, %s: lost ms %.1f", linux.name, last_ms - survivor_ms)

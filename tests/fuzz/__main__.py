@@ -59,7 +59,8 @@ def main() -> int:
             running = Running(name, FOLDER / name, time.monotonic())
             at_work[_start(running, each)] = running
         pid, status = os.wait()
-        if (running := at_work.pop(pid, None)) is not None:
+        if pid in at_work:
+            running = at_work.pop(pid)
             done, problem = _outcome(running, os.waitstatus_to_exitcode(status))
             inputs, found = inputs + done, found + bool(problem)
             took = time.monotonic() - running.began

@@ -18,6 +18,7 @@ from remusdb.core.pages import PAGE_BYTES, decode_pages, encode_pages, resolve
 from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import RECORD, Kind, decode_writes, encode_writes, iter_records
 from remusdb.errors import BadFrame
+from remusdb.names import VmName
 from remusdb.net.announce import frames as announcements
 from remusdb_agents.backup.capabilities import question
 from remusdb_agents.backup.inbox import Inbox
@@ -28,7 +29,8 @@ DATA = Path(__file__).parent.parent / "unit" / "data"
 UUID = "0b1c8f5e-7d0e-4c57-9c0b-3d7f0a1b2c3d"
 SAMPLES: list[msgspec.Struct] = [
     messages.Hello(
-        "0.1.0", "alpha", "db1", UUID, 7, False, 3, "pc-q35-8.2", DOMAIN, [messages.RamBlock("pc.ram", 1 << 30)],
+        "0.1.0", "alpha", VmName("db1"), UUID, 7, False, 3, "pc-q35-8.2", DOMAIN,
+        [messages.RamBlock("pc.ram", 1 << 30)],
         [messages.Disk("vda", 1 << 30, 1 << 20)], 100, "10.0.0", "7", [1], True,
     ),
     messages.Welcome("0.1.0", "beta", 7, 3, True, 500, [16], 9, 4),
@@ -38,8 +40,8 @@ SAMPLES: list[msgspec.Struct] = [
     messages.Commit(3, 8192, ["192.0.2.1", "2001:db8::1"], 1_000_000, True),
     messages.Notice("unprotect was asked", True),
     messages.Proof("proven", 1_790_000_000_000_000_000, 3, 2.5, "", ""),
-    messages.Question("db1", "alpha", 7),
-    messages.Standing("db1", 7, "alpha", "standby", "because"),
+    messages.Question(VmName("db1"), "alpha", 7),
+    messages.Standing(VmName("db1"), 7, "alpha", "standby", "because"),
     messages.AgentFacts("0.1.0", (10, 0, 0), (11, 3, 0), ["pc-q35-8.2"], GOOD),
 ]  # fmt: skip
 KINDS = [type(sample) for sample in SAMPLES]
@@ -87,7 +89,7 @@ def page_samples() -> list[bytes]:
     made = []
     for encoding in ("delta", "full"):
         shadow = np.ones((8, PAGE_BYTES), np.uint8)
-        made += encode_pages(0, numbers, content, shadow, encoding).payloads  # type: ignore[arg-type]
+        made += encode_pages(0, numbers, content, shadow, encoding).payloads
     head, body = made[0][:16], zstandard.ZstdDecompressor().decompress(made[0][16:])
     return [b"\0" + made[0], b"\0" + made[1], b"\xff" + head + body]
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -33,9 +33,16 @@ def speak_from_the_lan(net: Lab) -> None:
     assert learned_port() == "lan0"
 
 
+def announced(where: str, mac: str, addresses: Sequence[str], at_ms: Sequence[int]) -> None:
+    """All rounds of it."""
+    repeats = announce(where, mac, addresses, repeat_at_ms=at_ms)
+    assert repeats is not None
+    repeats.join(2)
+
+
 def test_the_lan_hears_it_and_the_bridge_learns_the_tap(net: Lab) -> None:
     speak_from_the_lan(net)
-    announce("vnet0", VM_MAC, ADDRESSES, repeat_at_ms=(0,)).join(2)
+    announced("vnet0", VM_MAC, ADDRESSES, at_ms=(0,))
     assert net.wire.receive(3) == frames(VM_MAC, ADDRESSES)
     assert learned_port() == "vnet0"
 
@@ -45,7 +52,7 @@ def test_frames_from_the_lan_reach_the_vm_before_it_has_spoken(net: Lab) -> None
     speak_from_the_lan(net)
     net.wire.send(inbound_frame(1))
     assert net.vm.silent()
-    announce("vnet0", VM_MAC, (), repeat_at_ms=(0,)).join(2)
+    announced("vnet0", VM_MAC, (), at_ms=(0,))
     net.vm.receive(1, 0.3)  # the announcement itself, flooded
     net.wire.send(inbound_frame(2))
     assert net.vm.receive(1) == [inbound_frame(2)]
@@ -53,19 +60,19 @@ def test_frames_from_the_lan_reach_the_vm_before_it_has_spoken(net: Lab) -> None
 
 def test_the_entry_moves_on_when_the_vm_does(net: Lab) -> None:
     """It is an entry like a learned one: a frame from elsewhere replaces it."""
-    announce("vnet0", VM_MAC, (), repeat_at_ms=(0,)).join(2)
+    announced("vnet0", VM_MAC, (), at_ms=(0,))
     assert learned_port() == "vnet0"
     speak_from_the_lan(net)
 
 
 def test_it_is_repeated(net: Lab) -> None:
-    announce("vnet0", VM_MAC, (), repeat_at_ms=(0, 20, 60)).join(2)
+    announced("vnet0", VM_MAC, (), at_ms=(0, 20, 60))
     assert net.wire.receive(3) == frames(VM_MAC, ()) * 3
     assert net.wire.silent()
 
 
 def test_on_a_bridge(net: Lab) -> None:
-    announce("br0", VM_MAC, ADDRESSES[:1], repeat_at_ms=(0,)).join(2)
+    announced("br0", VM_MAC, ADDRESSES[:1], at_ms=(0,))
     assert net.wire.receive(2) == frames(VM_MAC, ADDRESSES[:1])
     assert learned_port() == ""
 

@@ -13,13 +13,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from remusdb.arbiter.answers import Found
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import Arbiter as Config
-from remusdb.core.ownership import Claim, Ownership, Verdict, give_back, go_solo, open_session, take_over
+from remusdb.core.ownership import Claim, Ownership, Rule, Verdict, give_back, go_solo, open_session, take_over
 from remusdb.errors import ArbiterUnreachable, ConfigError
 from remusdb.transport.certs import make_ca_and_hosts
 from tools.lab.etcd import Etcd
@@ -144,9 +145,9 @@ def test_of_two_who_race_one_wins(arbiter: Arbiter) -> None:
             arbiter.claim(vm, open_session("a", 5))
             start = threading.Barrier(2)
 
-            def run(one: Arbiter, rule: object, vm: str = vm, start: threading.Barrier = start) -> Claim:
+            def run(one: Arbiter, rule: Rule, vm: str = vm, start: threading.Barrier = start) -> Claim:
                 start.wait()
-                return one.claim(vm, rule)  # type: ignore[arg-type]
+                return one.claim(vm, rule)
 
             solo = pool.submit(run, arbiter, go_solo("a", 5))
             takeover = pool.submit(run, other if race % 2 else arbiter, take_over("b", "a", 5))
@@ -383,7 +384,7 @@ def encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def raw(etcd: Etcd, call: str, question: dict[str, str]) -> dict:
+def raw(etcd: Etcd, call: str, question: dict[str, str]) -> dict[str, Any]:
     """A question to etcd that does not go through what is tested."""
     request = urllib.request.Request(f"{etcd.url}/v3/kv/{call}", json.dumps(question).encode())
     with urllib.request.urlopen(request, timeout=5) as answer:

@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from remusdb import safefiles
-from remusdb.capture import fifo as fifo_module
 from remusdb.capture.fifo import NAME, StateFifo
 from remusdb.errors import ConfigError, DiskError, VmError
 from remusdb_agents.backup.disks.images import ReplicaImages
@@ -80,7 +80,7 @@ class NoGuard:
 @pytest.fixture
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(fifo_module.subprocess, "Popen", NoGuard)
+        patch.setattr(subprocess, "Popen", NoGuard)
         yield
 
 
@@ -88,7 +88,7 @@ def test_a_racing_user_gets_no_file_of_roots(folder: Path, secret: Path, monkeyp
     command = ["/usr/bin/python3", "-I", "-c", SWAPPER, str(folder / NAME), str(secret)]
     with subprocess.Popen(command, user=OTHER, group=OTHER, extra_groups=[], stdout=subprocess.PIPE) as racing:
         assert racing.stdout is not None and racing.stdout.readline() == b"ready\n"
-        monkeypatch.setattr(fifo_module.subprocess, "Popen", NoGuard)
+        monkeypatch.setattr(subprocess, "Popen", NoGuard)
         made = refused = 0
         end = time.monotonic() + RACE_S
         try:
@@ -111,8 +111,8 @@ def test_what_takes_the_fifos_place_at_once_is_not_given_away(
     make = os.mkfifo
 
     def swapped(put: str) -> None:
-        def mkfifo(path: object, *args: object, **more: object) -> None:
-            make(path, *args, **more)  # type: ignore[arg-type]
+        def mkfifo(path: Any, *args: Any, **more: Any) -> None:
+            make(path, *args, **more)
             (folder / NAME).unlink()
             if put == "link":
                 (folder / NAME).symlink_to(secret)
@@ -159,9 +159,9 @@ def test_a_link_is_followed_only_where_root_alone_could_make_it(tmp_path: Path, 
     (folder / "away").symlink_to(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
-    for path in (folder / "away", folder / "away" / "real", tmp_path / "loop", tmp_path / "file", tmp_path / "no"):
+    for bad in (folder / "away", folder / "away" / "real", tmp_path / "loop", tmp_path / "file", tmp_path / "no"):
         with pytest.raises(OSError):
-            safefiles.open_folder(path)
+            safefiles.open_folder(bad)
     with pytest.raises(VmError, match="others may have made"), safefiles.folder_of(folder / "away"):
         pass
     folder.parent.chmod(0o777)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from remusdb import log
 from remusdb.config import load_agent
@@ -98,14 +99,14 @@ def refuse_threads_while(file: Path) -> None:
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    threading.Thread.start = refusing  # type: ignore[method-assign]
+    mock.patch.object(threading.Thread, "start", refusing).start()
 
 
 def main() -> None:
     """As `remusdb agent`."""
     if os.environ.get("NO_THREADS"):
         refuse_threads_while(Path(os.environ["NO_THREADS"]))
-    replica.Machine = MadeUpMachine  # type: ignore[assignment, misc]
+    mock.patch.object(replica, "Machine", MadeUpMachine).start()
     config = load_agent(Path(sys.argv[1]))
     log.setup(debug=False)
     AgentDaemon(config).run()

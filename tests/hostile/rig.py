@@ -252,7 +252,8 @@ class Rig:
         frame = caller.hear(FrameType.WELCOME, FrameType.REFUSE)
         if frame is None:
             return caller, None
-        return caller, unpack(Welcome if frame.type is FrameType.WELCOME else Refuse, frame.payload)
+        kind: type[Welcome | Refuse] = Welcome if frame.type is FrameType.WELCOME else Refuse
+        return caller, unpack(kind, frame.payload)
 
     def refused(self, fields: Mapping[str, Any] | bytes, who: str = "alpha") -> Refuse:
         """The REFUSE that this HELLO must get."""

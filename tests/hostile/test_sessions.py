@@ -13,6 +13,7 @@ import pytest
 from remusdb.core.messages import Question, pack
 from remusdb.core.wire import FrameType
 from remusdb.errors import RemusError
+from remusdb.names import VmName
 from tests.hostile.measure import MIB
 from tests.hostile.rig import Rig, eventually
 from tests.hostile.sayings import frame, hello, packed
@@ -56,7 +57,7 @@ def test_first_frames_that_are_none(agent: Rig) -> None:
         b"\xdd\xff\xff\xff\xff",
         b"\x80",
     ]
-    payloads += [b"\xc6\xff\xff\xff\xff", pack(Question("pg", "alpha", 0))[:-3], os.urandom(1000)]
+    payloads += [b"\xc6\xff\xff\xff\xff", pack(Question(VmName("pg"), "alpha", 0))[:-3], os.urandom(1000)]
     with agent.unchanged(peak=128 * MIB):
         for kind in [*FrameType]:
             for payload in payloads:

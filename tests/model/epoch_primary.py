@@ -10,6 +10,7 @@ from remusdb.core.messages import Commit, Hello, Notice, Refuse, Taken, Welcome,
 from remusdb.core.pipeline import Pipeline, PrimaryState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, Fenced, PeerUnreachable
+from remusdb.names import VmName
 from remusdb.worker.encoder import EpochFrames
 from remusdb.worker.outbox import Outbox
 from tests.model.epoch_world import CELL, CELLS, Connection, Disk, End, Gate, World
@@ -146,7 +147,7 @@ class Primary:
         pipeline, connection = self.session, Connection()
         self._world.connecting.append(connection)
         self.stream, self.hello_sent = End(connection, is_agent=False), True
-        hello = Hello("1", "alpha", "vm", UUID, pipeline.term, resume, 0, "q35", "", [], [], 50, "10")
+        hello = Hello("1", "alpha", VmName("vm"), UUID, pipeline.term, resume, 0, "q35", "", [], [], 50, "10")
         self.stream.send(FrameType.HELLO, pipeline.term, 0, pack(hello))
 
     def _act(self, frame: Frame) -> None:

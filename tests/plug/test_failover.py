@@ -23,7 +23,7 @@ from tools.lab.guest import Mode
 from tools.lab.product import Product
 from tools.matrix.watch import Speakers
 
-PROTECTION = {
+PROTECTION: dict[str, int | str | bool] = {
     "gate": "plug",
     "epoch_ms": 1000,
     "heartbeat_ms": 1000,

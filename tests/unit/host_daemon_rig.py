@@ -18,6 +18,7 @@ from remusdb.errors import (
 )
 from remusdb.history import read as read_history
 from remusdb.host.daemon import HostDaemon
+from remusdb.names import VmName
 from remusdb.state import StateStore
 from remusdb.worker.spec import Order
 
@@ -56,12 +57,12 @@ class DeadLibvirt(NoLibvirt):
 def ask_standing(order: Order, term: int) -> Standing:
     """The other host's word: it owns what is called `taken`, and keeps a standby of all else."""
     if order.vm == "taken":
-        return Standing(order.vm, term + 1, order.peer.name, "promoted", "it took over")
+        return Standing(VmName(order.vm), term + 1, order.peer.name, "promoted", "it took over")
     if order.vm == "quiet":
         raise PeerUnreachable("no route")
     if order.vm == "gone":
-        return Standing(order.vm, term, order.host, "none", "the agent was restarted")
-    return Standing(order.vm, term, order.host, "standby", "follows")
+        return Standing(VmName(order.vm), term, order.host, "none", "the agent was restarted")
+    return Standing(VmName(order.vm), term, order.host, "standby", "follows")
 
 
 class Running:

@@ -16,6 +16,7 @@ from remusdb.config import Protection, Tls
 from remusdb.core.messages import Hello, Notice, Refuse, Standing, Welcome, pack
 from remusdb.core.wire import ANSWERS, FROM_AGENT, Frame, FrameType
 from remusdb.errors import BadFrame, CannotProtect, ConfigError, Fenced, NoStandby, PeerRefused, PeerUnreachable
+from remusdb.names import VmName
 from remusdb.worker import agent_link as peer_module
 from remusdb.worker import greeting as module
 from remusdb.worker.agent_link import Peer
@@ -25,7 +26,7 @@ from remusdb.worker.spec import Order, PeerAddress
 UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
 HERE = Path()
 ORDER = Order("pg", "alpha", "", HERE, HERE, HERE, PeerAddress("beta", "192.0.2.2", 1), Tls(), Protection())
-FRESH = Hello("0", "alpha", "pg", UUID, 7, False, 0, "q35", "<domain/>", [], [], 100, "10")
+FRESH = Hello("0", "alpha", VmName("pg"), UUID, 7, False, 0, "q35", "<domain/>", [], [], 100, "10")
 RESUME = msgspec.structs.replace(FRESH, resume=True)
 WELCOME = Welcome("0", "beta", 8, 0, False, 500)
 RESUMED = Welcome("0", "beta", 7, 3, True, 500)
@@ -146,11 +147,11 @@ def test_no_error_leaves_a_connection(dial: Callable[..., Stream], said: Said, e
 def test_the_standing_of_another_vm_is_not_believed(dial: Callable[..., Stream]) -> None:
     """By it, a VM would be destroyed here that nobody else has."""
     for vm in ("other", "PG", "pg "):
-        stream = dial(frame(FrameType.STANDING, Standing(vm, 9, "beta", "promoted", "took over")))
+        stream = dial(frame(FrameType.STANDING, Standing(VmName(vm), 9, "beta", "promoted", "took over")))
         with pytest.raises(BadFrame, match="speaks of another"):
             ask_standing(ORDER, 7)
         assert stream.closed.is_set()
-    good = Standing("pg", 9, "beta", "promoted", "took over")
+    good = Standing(VmName("pg"), 9, "beta", "promoted", "took over")
     dial(frame(FrameType.STANDING, good))
     assert ask_standing(ORDER, 7) == good
     dial(frame(FrameType.REFUSE, Refuse("you are not listed", "list it")))

@@ -249,6 +249,11 @@ def test_epochs_without_a_byte_take_room_too(bench: Bench) -> None:
         for epoch in range(MOST // FRAME_COST_BYTES + 2, 2 * MOST // FRAME_COST_BYTES + 4):
             bench.applier.put(WholeEpoch(1, epoch, [], []))
         over = threading.Event()
-        threading.Thread(target=lambda: (bench.applier.await_room(lambda: True), over.set()), daemon=True).start()
+
+        def waits() -> None:
+            bench.applier.await_room(lambda: True)
+            over.set()
+
+        threading.Thread(target=waits, daemon=True).start()
         assert not over.wait(0.3)
     assert over.wait(20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -181,6 +182,7 @@ A = Ownership("a", 1)
         ([A, Ownership("a", 2)], [KeyError("x")], Verdict.LOST),
     ],
 )
-def test_a_claim_has_a_verdict_whatever_fails(reads: list[object], swaps: list[object], verdict: Verdict) -> None:
+def test_a_claim_has_a_verdict_whatever_fails(reads: list[Any], swaps: list[Any], verdict: Verdict) -> None:
     rule: Rule = RULE
-    assert claim(Broken(reads, swaps), rule).verdict is verdict  # type: ignore[arg-type]
+    record: Any = Broken(reads, swaps)
+    assert claim(record, rule).verdict is verdict

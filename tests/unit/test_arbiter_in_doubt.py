@@ -59,7 +59,7 @@ def test_a_replica_acknowledges_nothing_while_its_claim_may_be_won(
 ) -> None:
     stream: Any = ready(replica)
     FakeMachine.gate.set()
-    with_arbiter(replica, gateway.arbiter)  # type: ignore[arg-type]
+    with_arbiter(replica, gateway.arbiter)
     gateway.says("kv/range", RECORD, RECORD, body)  # before anything is staked; in the claim; and after the swap
     gateway.says("kv/txn", (500, ""))
     gateway.says("maintenance/status", f'{{"header": {HEADER.replace("41", "x")}, "leader": ""}}')
@@ -80,7 +80,7 @@ def test_a_replica_asks_again_although_nobody_can_say_what_the_matter_is(
 ) -> None:
     ready(replica)
     FakeMachine.gate.set()
-    with_arbiter(replica, gateway.arbiter)  # type: ignore[arg-type]
+    with_arbiter(replica, gateway.arbiter)
     gateway.says("kv/range", RECORD)
     gateway.says("kv/txn", *[(500, "")] * TRIES, WON)
 

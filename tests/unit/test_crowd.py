@@ -52,13 +52,15 @@ def test_the_bounds_hold_and_nothing_is_left_behind(moves: list[tuple[int, bool]
     here: dict[int, str] = {}
     for number, (source, leaves) in enumerate(moves):
         if leaves and here:
-            gone: int | None = next(iter(here))
-            crowd.leave(gone)  # type: ignore[arg-type]
+            gone = next(iter(here))
+            crowd.leave(gone)
+            del here[gone]
         else:
             here[number] = str(source)
-            gone = crowd.enter(str(source), number)
-            assert gone != number
-        here.pop(gone, None)  # type: ignore[arg-type]
+            pushed_out = crowd.enter(str(source), number)
+            assert pushed_out != number
+            if pushed_out is not None:
+                del here[pushed_out]
         assert list(crowd) == list(here) and len(crowd) <= most
         assert all(list(here.values()).count(source) <= each for source in here.values())
         assert set(crowd._members) == set(here.values())

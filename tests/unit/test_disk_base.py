@@ -207,8 +207,8 @@ def test_the_copy_waits_for_every_table() -> None:
     told: list[tuple[str, int, int, str]] = []
     ended = threading.Event()
 
-    def progress(*step: object) -> None:
-        told.append(step)  # type: ignore[arg-type]
+    def progress(step: str, done: int, total: int, unit: str) -> None:
+        told.append((step, done, total, unit))
         if len(told) == 1:
             bases.take(Base(0, 0, bytes(HASH_BYTES)))
             bases.take(Base(1, 0, bytes(2 * HASH_BYTES)))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,9 @@ from remusdb.vm.process import is_qemu_of
 
 
 @pytest.mark.parametrize("role", ["none", "seeding", "protected", "solo", "standby", "promoting", "promoted"])
-def test_only_a_fenced_vm_is_put_away(tmp_path: Path, role: str) -> None:
+def test_only_a_fenced_vm_is_put_away(tmp_path: Path, role: Any) -> None:
     with pytest.raises(ValueError, match=role):
-        put_away("qemu:///system", VmState(vm="pg", role=role), "keep", tmp_path, tmp_path)  # type: ignore[arg-type]
+        put_away("qemu:///system", VmState(vm="pg", role=role), "keep", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_session_is_not_forgotten(replica: Replica) -> None:
 
 
 def test_the_only_copy_needs_a_clear_word(replica: Replica, tmp_path: Path) -> None:
-    replica.lost(ready(replica), "reset")  # type: ignore[arg-type]
+    replica.lost(ready(replica), "reset")
     with pytest.raises(RefusedForSafety, match="it may be the only copy") as caught:
         try_to(replica)
     assert "remusdb failover vm" in caught.value.hint and not FakeMachine.made[0].closed

@@ -14,6 +14,7 @@ from remusdb.core.messages import Hello, Notice, RamBlock, Refuse, Welcome, pack
 from remusdb.core.ownership import Ownership
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import CannotProtect
+from remusdb.names import VmName
 from remusdb.state import StateStore, VmState
 from remusdb_agents.backup import replica as module
 from remusdb_agents.backup.context import Context
@@ -26,7 +27,7 @@ OTHER = UUID.replace("5a", "66")
 
 def hello(primary: str, term: int, *, resume: bool = False, uuid: str = UUID, xml: str = "") -> Hello:
     xml = xml or f"<domain><name>vm</name><uuid>{uuid}</uuid></domain>"
-    return Hello("0", primary, "vm", uuid, term, resume, 0, "q35", xml, [], [], 100, "10")
+    return Hello("0", primary, VmName("vm"), uuid, term, resume, 0, "q35", xml, [], [], 100, "10")
 
 
 def stream(peer: str) -> Any:
@@ -139,7 +140,7 @@ def test_a_session_that_ended_otherwise_leaves_the_vm_its_owners(replica: Replic
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_the_same_name_with_another_uuid_is_another_vm(replica: Replica, resume: bool) -> None:
-    replica.lost(ready(replica), "reset")  # type: ignore[arg-type]
+    replica.lost(ready(replica), "reset")
     answer = refused(replica, hello("a", 1, uuid=OTHER, resume=resume))
     assert f"with UUID {UUID}, not {OTHER}" in answer.reason and "remusdb forget vm" in answer.hint
     assert replica.status()["state"] == "ready"
@@ -209,7 +210,7 @@ def test_a_vm_that_cannot_be_agreed_on_leaves_nothing(
 ) -> None:
     """No state, no term, no history; and the replica that was there stays, for the same owner's next try."""
     if known:
-        replica.lost(ready(replica), "reset")  # type: ignore[arg-type]
+        replica.lost(ready(replica), "reset")
     assert replica.context.history.flush(20)
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     answer = told(replica, hello("a", term, xml=xml))
@@ -220,7 +221,7 @@ def test_a_vm_that_cannot_be_agreed_on_leaves_nothing(
 
 def test_a_vm_that_has_no_room_here_any_more_costs_nothing(replica: Replica) -> None:
     """It grew: its next session is refused while the replica of the last one is still worth something."""
-    replica.lost(ready(replica), "reset")  # type: ignore[arg-type]
+    replica.lost(ready(replica), "reset")
     grown = msgspec.structs.replace(hello("a", 1), blocks=[RamBlock("pc.ram", 1 << 50)])
     answer = refused(replica, grown)
     assert "MiB of memory" in answer.reason and replica.status()["state"] == "ready"
@@ -252,7 +253,7 @@ def test_whatever_fails_while_the_standby_is_made_is_answered(
 def test_a_failure_before_a_session_begins_costs_the_replica_nothing(
     replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica.lost(ready(replica), "reset")  # type: ignore[arg-type]
+    replica.lost(ready(replica), "reset")
 
     def fails(*_args: object) -> None:
         raise ZeroDivisionError
@@ -268,12 +269,12 @@ def test_a_stranger_for_whom_the_arbiter_is_asked_does_not_hold_up_the_owner(rep
     asked, may = threading.Event(), threading.Event()
 
     class Slow(Etcd):
-        def read(self, vm: str) -> Ownership | None:
+        def read(self, vm: str) -> Ownership:
             asked.set()
             assert may.wait(20)
             return super().read(vm)
 
-    replica.lost(ready(replica), "reset")  # type: ignore[arg-type]
+    replica.lost(ready(replica), "reset")
     with_arbiter(replica, Slow(Ownership("a", 1)))
     strange = threading.Thread(target=told, args=(replica, hello("alpha", 9)), daemon=True)
     strange.start()
@@ -282,7 +283,8 @@ def test_a_stranger_for_whom_the_arbiter_is_asked_does_not_hold_up_the_owner(rep
     owner = threading.Thread(target=lambda: answers.append(told(replica, hello("a", 1, resume=True))), daemon=True)
     owner.start()
     owner.join(10)
-    waited, _ = owner.is_alive(), may.set()
+    waited = owner.is_alive()
+    may.set()
     strange.join(20)
     assert not waited and isinstance(answers[0], Welcome) and answers[0].resumed
 

@@ -8,6 +8,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -174,7 +175,7 @@ def test_after_one_value_that_cannot_be_nothing_is_written_any_more(qemu: Qemu, 
     for _ in range(5):
         time.sleep(0.01)
         at_stop: list[int] = []
-        qemu.cut(before_repair=lambda found=at_stop: found.extend(qemu.fields))  # type: ignore[misc]
+        qemu.cut(before_repair=partial(at_stop.extend, qemu.fields))
         assert list(qemu.fields) == at_stop
     assert len(heard) == 1
 

@@ -60,7 +60,7 @@ class House:
             before = len(self.guests._open)
             threading.Thread(target=self.serve, args=(stream,), daemon=True).start()
             until = time.monotonic() + WITHIN_S
-            while stream not in self.guests._open and not stream.closed.is_set():  # type: ignore[comparison-overlap]
+            while cast(Any, stream) not in self.guests._open and not stream.closed.is_set():
                 assert time.monotonic() < until, before
                 time.sleep(0.001)
             came.append(stream)

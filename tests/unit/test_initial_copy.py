@@ -19,9 +19,10 @@ from remusdb.disk.base import Bases
 from remusdb.disk.stream import LogStream
 from remusdb.errors import BadFrame, DiskError, NoStandby, PeerUnreachable, RemusError
 from remusdb.worker import agent_link as peer
-from remusdb.worker.agent_link import Greeting, Peer
+from remusdb.worker.agent_link import Peer
 from remusdb.worker.brake import FULL_SPEED, GUEST_WAITS_S, SLOW_BYTES_S, Brake, BrakeThread
 from remusdb.worker.encoder import EpochFrames
+from remusdb.worker.greeting import Greeting
 from remusdb.worker.outbox import COPY_MAX_BYTES, Outbox
 from remusdb.worker.spec import Order, PeerAddress
 from remusdb_agents.backup.seeding import Seeding, TornCopy
@@ -45,6 +46,11 @@ class Wire:
 
     def close(self) -> None:
         self.closed.set()
+
+
+def wire(stuck: bool = False) -> Any:
+    """It, in a stream's place."""
+    return Wire(stuck)
 
 
 def page(number: int, size: int = 1) -> tuple[FrameType, bytes]:
@@ -87,27 +93,27 @@ def test_a_count_that_cannot_be_is_refused(count: int) -> None:
 
 
 def test_a_lost_connection_is_gone_on_from_where_the_agent_is() -> None:
-    outbox, first, second = Outbox(), Wire(), Wire()
-    outbox.attach(first, 1, 0)  # type: ignore[arg-type]
+    outbox, first, second = Outbox(), wire(), wire()
+    outbox.attach(first, 1, 0)
     outbox.seed([page(0), page(1), page(2)])
     outbox.seed_taken(1)
     outbox.detach()
     outbox.seed([page(3)])
     outbox.ship(EpochFrames(1, [(FrameType.DEVICES, b"c")], Commit(1, 1, [])))
-    outbox.attach_apart(second, 1, 0, 2)  # type: ignore[arg-type]
+    outbox.attach_apart(second, 1, 0, 2)
     eventually(lambda: len(second.sent) == 4)
     assert second.sent[:3] == [(0, b"\2"), (0, b"\3"), (1, b"c")]
     with pytest.raises(BadFrame):
-        outbox.attach_apart(second, 1, 0, 5)  # type: ignore[arg-type]
+        outbox.attach_apart(second, 1, 0, 5)
 
 
 def test_a_connection_that_breaks_while_things_are_sent_again_does_not_outlive_the_next() -> None:
-    outbox, stuck, last = Outbox(), Wire(stuck=True), Wire()
+    outbox, stuck, last = Outbox(), wire(stuck=True), wire()
     outbox.seed([page(0), page(1)])
-    outbox.attach_apart(stuck, 1, 0, 0)  # type: ignore[arg-type]
+    outbox.attach_apart(stuck, 1, 0, 0)
     assert stuck.sending.wait(5)
     outbox.detach()
-    outbox.attach_apart(last, 1, 0, 1)  # type: ignore[arg-type]
+    outbox.attach_apart(last, 1, 0, 1)
     eventually(lambda: last.sent == [(0, b"\1")])
     outbox.seed([page(2)])
     assert last.sent == [(0, b"\1"), (0, b"\2")]
@@ -178,8 +184,9 @@ class Log:
 
 
 def test_half_of_the_log_is_the_guests() -> None:
-    log, speeds = Log(), []
-    brake = Brake([log], speeds.append)  # type: ignore[list-item]
+    log: Any = Log()
+    speeds: list[float] = []
+    brake = Brake([log], speeds.append)
     for filled in (0.4, 0.6, 0.7, 0.4, 0.2, 0.3, 0.6):
         log.filled = filled
         assert brake.look(0.0, 0.0)
@@ -189,8 +196,9 @@ def test_half_of_the_log_is_the_guests() -> None:
 
 
 def test_the_guests_writes_do_not_wait_for_a_backup_that_is_away() -> None:
-    log, speeds = Log(), []
-    brake = Brake([log], speeds.append)  # type: ignore[list-item]
+    log: Any = Log()
+    speeds: list[float] = []
+    brake = Brake([log], speeds.append)
     log.filled = 1.0
     assert brake.look(10.0, 50.0) and brake.look(100.0, 50.0), "a backup that is slow is no reason"
     assert brake.look(100.0, 5000.0) and brake.look(100.0 + GUEST_WAITS_S / 2, 6000.0)
@@ -200,9 +208,10 @@ def test_the_guests_writes_do_not_wait_for_a_backup_that_is_away() -> None:
 
 
 def test_giving_up_is_told_once() -> None:
-    log, told = Log(), []
+    log: Any = Log()
+    told: list[Exception] = []
     log.filled = 1.0
-    thread = BrakeThread(Brake([log], lambda _speed: None), lambda: 1e6, told.append)  # type: ignore[list-item]
+    thread = BrakeThread(Brake([log], lambda _speed: None), lambda: 1e6, told.append)
     thread.start()
     thread.join(GUEST_WAITS_S + 5)
     thread.finish()

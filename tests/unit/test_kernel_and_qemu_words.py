@@ -27,7 +27,7 @@ from tests.unit.odd_bytes import DEEP, LINES
 def test_a_packet_of_the_gate_is_one_or_a_gate_error(data: bytes) -> None:
     for kind in (Request, Reply):
         with pytest.raises(GateError):
-            kind.unpack(data)  # type: ignore[attr-defined]
+            kind.unpack(data)
     assert Request.unpack(Request(Op.MARK, 1, 2).pack()) == Request(Op.MARK, 1, 2)
     assert Reply.unpack(Reply(Status.DONE, 1).pack()) == Reply(Status.DONE, 1)
 

@@ -36,6 +36,7 @@ from remusdb.core.messages import (
 from remusdb.core.probe import XML_MAX_BYTES, Answer, Bridge, Forwarding, HugePages, Namesake, Probe, Uplink
 from remusdb.core.wire import FrameType, payload_limit
 from remusdb.errors import BadFrame, CannotProtect, RemusError
+from remusdb.names import VmName
 
 UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
 XML = f"<domain><name>pg</name><uuid>{UUID}</uuid></domain>"
@@ -59,7 +60,8 @@ ANSWER = Answer(
 )
 SAMPLES: list[msgspec.Struct] = [
     Hello(
-        "0.1", "alpha", "pg", UUID, 7, False, 0, "pc-q35-10.0", XML, BLOCKS, DISKS, 100, "10.0.2", "c7", [3, 0], True
+        *("0.1", "alpha", VmName("pg"), UUID, 7, False, 0, "pc-q35-10.0"),
+        *(XML, BLOCKS, DISKS, 100, "10.0.2", "c7", [3, 0], True),
     ),
     Welcome("0.1", "beta", 8, 4, True, 500, [160, 0], 99, 2, 60_000),
     Refuse("the disk is full", "free some", 8, False, True, "preflight"),
@@ -68,8 +70,8 @@ SAMPLES: list[msgspec.Struct] = [
     Commit(3, 4096, ["192.0.2.7", "2001:db8::7"], 5_000_000, True),
     Notice("unprotect was asked", True),
     Proof("refused", 1_700_000_000_000_000_000, 7, 12.5, "no", "look"),
-    Question("pg", "alpha", 7),
-    Standing("pg", 8, "beta", "promoted", "it took over"),
+    Question(VmName("pg"), "alpha", 7),
+    Standing(VmName("pg"), 8, "beta", "promoted", "it took over"),
     Probe(XML, "<cpu/>"),
     AgentFacts("0.1", (10, 0, 2), (11, 3, 0), ["pc-q35-10.0"], ANSWER),
 ]
@@ -150,7 +152,7 @@ def test_words_of_15_mb_are_words_of_1_kb(kind: Any) -> None:
     assert len(pack(kind(**{**msgspec.structs.asdict(sample), "reason": "x" * 5000}))) < 1400, "also what we say"
 
 
-BAD_FIELDS = {
+BAD_FIELDS: dict[type[msgspec.Struct], dict[str, list[Any]]] = {
     Hello: {
         "vm": ["", "./pg", "a/b", "/etc", "a\0", "a\n", "x" * 248, 7],
         "primary": ["", "a/b", ".x", "a\n", "x" * 65],
@@ -222,7 +224,7 @@ def test_what_is_no_such_field_is_refused(kind: Any, field: str, value: Any) -> 
     assert len(str(caught.value)) < 2000
 
 
-ADVISED = {
+ADVISED: dict[tuple[str | int, ...], list[Any]] = {
     ("namesakes", 0, "leftovers", 0): ["--nvram; reboot", "--" + "x" * 41, ""],
     ("namesakes", 0, "name"): ["a/b", "\n"],
     ("cpus",): ["0 --help", "all"],
@@ -248,7 +250,11 @@ def test_what_becomes_part_of_an_advised_command_holds_nothing_that_a_shell_obey
 def test_what_a_primary_cannot_send_it_says_itself() -> None:
     """Before a connection is made, and by name."""
     fields = msgspec.structs.asdict(SAMPLES[0])
-    changes = [{"disks": [DISKS[0], DISKS[0]]}, {"blocks": [BLOCKS[0]] * 2}, {"domain_xml": "x" * 600_000}]
+    changes: list[dict[str, Any]] = [
+        {"disks": [DISKS[0], DISKS[0]]},
+        {"blocks": [BLOCKS[0]] * 2},
+        {"domain_xml": "x" * 600_000},
+    ]
     changes += [{"disks": DISKS * 33}, {"blocks": BLOCKS * 513}]
     for change in changes:
         with pytest.raises(CannotProtect, match="VM pg"):
@@ -260,7 +266,9 @@ def test_the_largest_messages_fit_their_frames() -> None:
     disks = [Disk(f"vd{chr(97 + n // 26)}{chr(97 + n % 26)}", 2**53, 2**53) for n in range(DISKS_MAX)]
     many = [2**62] * DISKS_MAX
     xml, long = "x" * XML_MAX_BYTES, "x" * 128
-    hello = Hello(long, "a" * 64, "y" * 247, UUID, 2**62, True, 2**62, long, xml, blocks, disks, 100, long, long, many)
+    hello = Hello(
+        long, "a" * 64, VmName("y" * 247), UUID, 2**62, True, 2**62, long, xml, blocks, disks, 100, long, long, many
+    )
     assert len(pack(hello)) <= payload_limit(FrameType.HELLO) and unpack(Hello, pack(hello)) == hello
     welcome = Welcome(long, "a" * 64, 2**62, 2**62, True, 500, many, 2**62 - 1, 2**62, 60_000)
     assert len(pack(welcome)) <= payload_limit(FrameType.WELCOME) and unpack(Welcome, pack(welcome)) == welcome
@@ -268,8 +276,8 @@ def test_the_largest_messages_fit_their_frames() -> None:
     assert len(pack(commit)) <= payload_limit(FrameType.COMMIT) and unpack(Commit, pack(commit)) == commit
     base = Base(63, 2**62, bytes(messages.HASHES_MAX_BYTES - 64))
     assert len(pack(base)) <= payload_limit(FrameType.BASE)
-    assert len(pack(Question("y" * 247, "a" * 64, 2**62))) <= payload_limit(FrameType.ASK)
-    standing = Standing("y" * 247, 2**62, "a" * 64, long, "z" * 9000)
+    assert len(pack(Question(VmName("y" * 247), "a" * 64, 2**62))) <= payload_limit(FrameType.ASK)
+    standing = Standing(VmName("y" * 247), 2**62, "a" * 64, long, "z" * 9000)
     assert len(pack(standing)) <= payload_limit(FrameType.STANDING)
     asked = Probe(xml, "x" * probe.CPU_MAX_BYTES)
     assert len(pack(asked)) <= payload_limit(FrameType.PROBE)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, cast
 
 from remusdb.core.messages import Commit
 from remusdb.errors import PeerUnreachable
@@ -45,7 +45,8 @@ def epoch(number: int) -> EpochFrames:
 
 
 def test_a_blocked_sender_is_freed_and_its_epoch_goes_out_again() -> None:
-    outbox, blocked, again = Outbox(), BlockedStream(), Recorder()
+    outbox = Outbox()
+    blocked, again = cast(Any, BlockedStream()), cast(Any, Recorder())
     failed: list[BaseException] = []
 
     def ship() -> None:
@@ -54,7 +55,7 @@ def test_a_blocked_sender_is_freed_and_its_epoch_goes_out_again() -> None:
         except BaseException as exc:
             failed.append(exc)
 
-    outbox.attach(blocked, 1, 0)  # type: ignore[arg-type]
+    outbox.attach(blocked, 1, 0)
     sender = threading.Thread(target=ship)
     sender.start()
     assert blocked.sending.wait(5)
@@ -62,14 +63,14 @@ def test_a_blocked_sender_is_freed_and_its_epoch_goes_out_again() -> None:
     sender.join(5)
     assert not sender.is_alive() and failed == []
     outbox.ship(epoch(2))
-    outbox.attach(again, 1, 0)  # type: ignore[arg-type]
+    outbox.attach(again, 1, 0)
     assert again.epochs == [1, 2]
 
 
 def test_what_the_agent_holds_is_not_sent_again() -> None:
-    outbox, again = Outbox(), Recorder()
+    outbox, again = Outbox(), cast(Any, Recorder())
     for number in (1, 2, 3):
         outbox.ship(epoch(number))
     outbox.acked(1)
-    outbox.attach(again, 1, 2)  # type: ignore[arg-type]
+    outbox.attach(again, 1, 2)
     assert again.epochs == [3]

@@ -40,11 +40,12 @@ def pages() -> Iterator[PageMap]:
 @pytest.mark.parametrize("act", ["written", "protect"])
 def test_a_scan_that_does_not_advance_is_an_error(pages: PageMap, act: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of 1 GiB that is to be protected in part: the walk ends where it began."""
-    monkeypatch.setattr(kernel, "libc", Ioctl([64 << 20, 0]))
+    ioctl = Ioctl([64 << 20, 0])
+    monkeypatch.setattr(kernel, "libc", ioctl)
     with pytest.raises(VmError, match="PAGEMAP_SCAN does not advance") as told:
         getattr(pages, act)(GIB, 2 * GIB)
     assert "1 GiB" in told.value.hint
-    assert not kernel.libc.steps  # type: ignore[attr-defined]
+    assert not ioctl.steps
 
 
 def test_check_tells_of_a_scan_that_does_not_advance(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,12 @@ def test_a_worker_answers_what_it_does_not_understand_and_hears_on(tmp_path: Pat
     heard: list[dict[str, Any]] = []
     with daemon:
         daemon.sendall(line + b'\n{"op": "stop"}\n')
-        channel.read(lambda message: heard.append(message) or message != {"op": "stop"})  # type: ignore[func-returns-value]
+
+        def takes(message: dict[str, Any]) -> bool:
+            heard.append(message)
+            return message != {"op": "stop"}
+
+        channel.read(takes)
         assert heard[-1] == {"op": "stop"}
         if len(heard) == 1:
             assert json.loads(daemon.makefile("rb").readline())["error"]["id"] == BadFrame.id
@@ -94,7 +99,12 @@ def test_a_worker_hangs_up_on_a_line_without_end_and_hears_the_next_daemon(tmp_p
         second.connect(str(tmp_path / "worker.sock"))
         assert channel.next_daemon(20)
         second.sendall(b'{"op": "stop"}\n')
-        channel.read(lambda message: heard.append(message) is not None)
+
+        def takes(message: dict[str, Any]) -> bool:
+            heard.append(message)
+            return False
+
+        channel.read(takes)
     assert heard == [{"op": "stop"}]
     channel.close()
 

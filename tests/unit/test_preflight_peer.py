@@ -92,7 +92,7 @@ def test_one_question_that_fails_spoils_no_other() -> None:
     assert failed(checks, "advice") == ["peer answer"]
     assert "cpus of beta could not be asked: no such file" in checks["peer answer"].detail
     for name in fields:
-        assert failed(look(**{name: None})) == []
+        assert failed(look(**dict[str, Any]({name: None}))) == []
 
 
 GONE = {"br0": Bridge("br-lan")}
@@ -218,7 +218,7 @@ def test_our_own_standby_is_no_problem() -> None:
         memory_problem=None, taken_links=["db-tap"],
     )  # fmt: skip
     assert failed(checks) == [] and failed(checks, "advice") == []
-    display = {"listens": {"0.0.0.0:5999": "Address already in use"}}
+    display: dict[str, Any] = {"listens": {"0.0.0.0:5999": "Address already in use"}}
     assert failed(look(with_device(FIXED), standby=True, **display)) == []
 
 
@@ -276,7 +276,7 @@ def test_a_cpu_that_neither_host_has_in_full_runs_on_both() -> None:
 
 
 def test_offloads_that_the_machine_type_does_not_offer() -> None:
-    without = {"tun_offloads": 0x1F}
+    without: dict[str, Any] = {"tun_offloads": 0x1F}
     assert failed(look(XML.replace("8.2", "8.1"), **without)) == []
     assert failed(look(XML.replace("pc-q35-8.2", "pc-q35-noble"), **without)) == ["peer offloads"]
     assert failed(look(XML.replace("type='virtio'", "type='e1000e'"), **without)) == []

@@ -12,6 +12,7 @@ from remusdb.config import Agent, AgentConfig, Primary, load_agent
 from remusdb.core.messages import Hello, Question, Refuse, Standing, pack, unpack
 from remusdb.core.probe import Probe
 from remusdb.core.wire import Frame, FrameType
+from remusdb.names import VmName
 from remusdb_agents.backup.daemon import AgentDaemon
 
 UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
@@ -39,9 +40,9 @@ class Stream:
 
 
 def frames(vm: str) -> dict[FrameType, Frame]:
-    hello = Hello("0", "alpha", vm, UUID, 7, False, 0, "q35", "<domain/>", [], [], 100, "10")
+    hello = Hello("0", "alpha", VmName(vm), UUID, 7, False, 0, "q35", "<domain/>", [], [], 100, "10")
     xml = f"<domain><name>{vm}</name></domain>"
-    payloads = {FrameType.HELLO: hello, FrameType.ASK: Question(vm, "alpha", 7), FrameType.PROBE: Probe(xml)}
+    payloads = {FrameType.HELLO: hello, FrameType.ASK: Question(VmName(vm), "alpha", 7), FrameType.PROBE: Probe(xml)}
     return {kind: Frame(kind, 0, 0, memoryview(pack(message))) for kind, message in payloads.items()}
 
 

@@ -117,7 +117,7 @@ def test_a_refusal_has_qemus_own_words_and_ends_nothing(qemu: FakeQemu, monitor:
 
 
 def test_commands_of_many_threads_get_their_own_replies(monitor: PrivateMonitor) -> None:
-    wrong = []
+    wrong: list[Any] = []
 
     def ask(name: str) -> None:
         wrong.extend(got for _ in range(50) if (got := monitor.execute(name, {})) != {"ran": name})

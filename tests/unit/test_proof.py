@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,7 @@ from remusdb.config import Agent, AgentConfig
 from remusdb.core.messages import Hello, Proof, RamBlock
 from remusdb.errors import LibvirtAway, RefusedForSafety, VmError
 from remusdb.history import History
+from remusdb.names import VmName
 from remusdb.state import StateStore
 from remusdb_agents.backup.admission import QEMU_OVERHEAD_BYTES, Admission
 from remusdb_agents.backup.applier import Frozen
@@ -77,11 +78,11 @@ class Rig:
 
     def __init__(self, tmp_path: Path, free: int, xml: str = "<domain/>") -> None:
         blocks = [RamBlock("pc.ram", RAM), RamBlock("vga.vram", 16 * MiB)]
-        hello = Hello("0", "a", "vm", "uuid", 0, False, 0, "q35", xml, blocks, [], 100, "10")
+        hello = Hello("0", "a", VmName("vm"), "uuid", 0, False, 0, "q35", xml, blocks, [], 100, "10")
         config = AgentConfig(agent=Agent(name="b"))
         self.admission = admission = Admission(available=lambda: free)
         context = Context(config, StateStore(tmp_path), History(tmp_path, None), None, admission)
-        self.applier: Any = FakeApplier()
+        self.applier = cast(Any, FakeApplier())
         standby: Any = None
         self.rehearsals = Rehearsals(context, hello, standby, self.applier, {})
         self.prover = Prover(context, hello, standby, self.applier, {}, self.rehearsals)

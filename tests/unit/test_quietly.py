@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from subprocess import PIPE
+from typing import Any
 
 import pytest
 
@@ -25,9 +26,9 @@ class Log:
         self.lines: list[str] = []
         self.quiet = Quiet(self._say, lambda: self.now)
         self.logger = logging.Logger("test")
-        handler = logging.Handler()
+        handler: Any = logging.Handler()
         handler.addFilter(self.quiet)
-        handler.emit = self._say  # type: ignore[method-assign]
+        handler.emit = self._say
         self.logger.addHandler(handler)
 
     def _say(self, record: logging.LogRecord) -> None:

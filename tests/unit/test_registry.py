@@ -18,6 +18,7 @@ from remusdb.core.messages import Commit, Hello, Question, Refuse, Standing, Wel
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import NotProtected, PeerUnreachable, UnreadableState
 from remusdb.history import History
+from remusdb.names import VmName
 from remusdb.state import StateStore
 from remusdb_agents.backup import replica as module
 from remusdb_agents.backup.admission import Admission
@@ -77,7 +78,7 @@ def serve(context: Context, registry: Registry, kind: FrameType, payload: bytes)
 def test_questions_about_unknown_vms_cost_nothing(context: Context, tmp_path: Path) -> None:
     registry, threads = Registry(context), threading.active_count()
     for number in range(300):
-        kind, payload = serve(context, registry, FrameType.ASK, pack(Question(f"vm{number}", "a", 0)))
+        kind, payload = serve(context, registry, FrameType.ASK, pack(Question(VmName(f"vm{number}"), "a", 0)))
         assert kind is FrameType.STANDING and unpack(Standing, payload).role == "none"
     assert registry._replicas == {} and threading.active_count() <= threads
     assert not (tmp_path / "vms").exists()
@@ -86,7 +87,7 @@ def test_questions_about_unknown_vms_cost_nothing(context: Context, tmp_path: Pa
 def test_a_refused_hello_leaves_no_replica(context: Context, tmp_path: Path) -> None:
     registry, threads = Registry(context), threading.active_count()
     for number in range(100):
-        said = Hello("0", "a", f"vm{number}", UUID, 0, False, 0, "q35", "<domain/>", [], [], 100, "10")
+        said = Hello("0", "a", VmName(f"vm{number}"), UUID, 0, False, 0, "q35", "<domain/>", [], [], 100, "10")
         assert serve(context, registry, FrameType.HELLO, pack(said))[0] is FrameType.REFUSE
     assert registry._replicas == {} and threading.active_count() <= threads
     assert not (tmp_path / "vms").exists()
@@ -134,6 +135,14 @@ def test_a_takeover_that_died_is_told_as_undecided(context: Context) -> None:
         assert registry.standing("vm").owner == "" == replica.standing().owner
 
 
+def in_its_place(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    def spoil(file: Path) -> None:
+        file.unlink()
+        make(file)
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -148,9 +157,9 @@ def test_a_takeover_that_died_is_told_as_undecided(context: Context) -> None:
         lambda file: file.write_text('{"format": 2, "vm": "good"}'),
         lambda file: file.write_text('{"format": 2, "vm": "bad", "kept": ["vda"]}'),
         lambda file: file.write_bytes(b'{"format": 2, "vm": "bad", "reason": "\xff"}'),
-        lambda file: (file.unlink(), file.mkdir()),
-        lambda file: (file.unlink(), os.mkfifo(file)),  # nobody writes: whoever opens it to read waits for ever
-        lambda file: (file.unlink(), file.symlink_to("/dev/zero")),
+        in_its_place(Path.mkdir),
+        in_its_place(os.mkfifo),  # nobody writes: whoever opens it to read waits for ever
+        in_its_place(lambda file: file.symlink_to("/dev/zero")),
         lambda file: os.truncate(file, 1 << 40),
     ],
 )
@@ -167,8 +176,8 @@ def test_a_state_file_that_cannot_be_read_costs_its_vm_alone(
     assert (bad["vm"], bad["state"]) == ("bad", "failed") and str(file) in bad["reason"]
     assert "move the file away" in bad["reason"]
     assert (good["vm"], good["state"]) == ("good", "empty")
-    said = Hello("0", "a", "bad", UUID, 9, False, 0, "q35", "<domain/>", [], [], 100, "10")
-    for kind, message in ((FrameType.HELLO, said), (FrameType.ASK, Question("bad", "a", 9))):
+    said = Hello("0", "a", VmName("bad"), UUID, 9, False, 0, "q35", "<domain/>", [], [], 100, "10")
+    for kind, message in ((FrameType.HELLO, said), (FrameType.ASK, Question(VmName("bad"), "a", 9))):
         answer, payload = serve(context, registry, kind, pack(message))
         refuse = unpack(Refuse, payload)
         assert answer is FrameType.REFUSE and not refuse.fenced and not refuse.renounced and refuse.hint

@@ -11,9 +11,8 @@ import pytest
 
 from remusdb.errors import CannotProtect
 from remusdb.net.island import neighbour_of
-from remusdb.vm.prepare import prepare
+from remusdb.vm.prepare import QEMU_NS, prepare
 from remusdb_agents.backup.rehearsal.xml import MARKER_NS, rehearsal_xml
-from remusdb_agents.backup.standby.xml import QEMU_NS
 
 LIVE = """
 <domain type='kvm' id='7'>
@@ -96,15 +95,21 @@ def test_memory_of_a_cell_that_is_shared_is_in_no_file_either() -> None:
     assert made(live).find("./memoryBacking/source[@type='memfd']") is not None
 
 
+def inside(element: ET.Element, path: str) -> ET.Element:
+    found = element.find(path)
+    assert found is not None, path
+    return found
+
+
 def test_disks_are_overlays_that_lock_nothing() -> None:
     root = made()
     disk = root.find("./devices/disk")
     assert disk is not None
-    assert disk.find("driver").attrib == {"name": "qemu", "type": "qcow2", "cache": "none"}  # type: ignore[union-attr]
-    assert disk.find("source").attrib == {"file": str(FOLDER / "vda.qcow2")}  # type: ignore[union-attr]
+    assert inside(disk, "driver").attrib == {"name": "qemu", "type": "qcow2", "cache": "none"}
+    assert inside(disk, "source").attrib == {"file": str(FOLDER / "vda.qcow2")}
     device = root.find(f"./{{{QEMU_NS}}}override/{{{QEMU_NS}}}device")
     assert device is not None and device.get("alias") == "virtio-disk0"
-    assert device.find(f"./{{{QEMU_NS}}}frontend/{{{QEMU_NS}}}property").get("name") == "share-rw"  # type: ignore[union-attr]
+    assert inside(device, f"./{{{QEMU_NS}}}frontend/{{{QEMU_NS}}}property").get("name") == "share-rw"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +130,7 @@ def test_the_guest_agents_channel_is_libvirts_again(path: str) -> None:
 def test_interfaces_are_taps_on_no_bridge_and_the_same_to_the_guest() -> None:
     interfaces = made().findall("./devices/interface")
     assert [interface.get("type") for interface in interfaces] == ["ethernet", "ethernet"]
-    assert [interface.find("target").attrib for interface in interfaces] == [  # type: ignore[union-attr]
+    assert [inside(interface, "target").attrib for interface in interfaces] == [
         {"dev": "rdbrabc-0", "managed": "yes"},
         {"dev": "rdbrabc-1", "managed": "yes"},
     ]
@@ -147,9 +152,9 @@ def test_nothing_names_the_host() -> None:
 
 def test_serial_and_its_console_share_a_file_and_the_agents_channel_stays() -> None:
     root = made()
-    sources = [device.find("source").get("path") for device in root.iterfind("./devices/serial")]  # type: ignore[union-attr]
+    sources = [inside(device, "source").get("path") for device in root.iterfind("./devices/serial")]
     assert sources == [str(FOLDER / "serial.log"), str(FOLDER / "serial1.log")]
-    consoles = [device.find("source").get("path") for device in root.iterfind("./devices/console")]  # type: ignore[union-attr]
+    consoles = [inside(device, "source").get("path") for device in root.iterfind("./devices/console")]
     assert consoles == [str(FOLDER / "serial.log"), str(FOLDER / "console1.log")]
     agent, mine = root.findall("./devices/channel")
     assert (agent.get("type"), agent.find("source")) == ("unix", None)

@@ -37,7 +37,7 @@ VM = {
     "vm": "db1", "role": "primary", "state": "held", "reason": FOUL, "peer": FOUL, "term": 3, "committed": 812,
     "clock_slow": FOUL, "troubles": [FOUL], FOUL: 1,
 }  # fmt: skip
-EVENT = {
+EVENT: dict[str, Any] = {
     "vm": "db1", "host": "alpha", "by": "worker", "event": "held", "was": "protected", "now": "held", "reason": FOUL,
     "term": 1, "epoch": 812, "heard_ms_ago": 510.5, "peer": "beta", "details": {"said": FOUL, "epochs": 4},
 }  # fmt: skip
@@ -191,7 +191,7 @@ def test_a_hook_is_told_in_plain_text(tmp_path: Path) -> None:
     hook.write_text(f"#!/bin/sh\nenv > {out}.env\ncat > {out}.new\nmv {out}.new {out}\n")
     hook.chmod(0o755)
     history = History(tmp_path, Hooks(folder))
-    history.record(Event(**EVENT, at_ns=time.time_ns()))  # type: ignore[arg-type]
+    history.record(Event(**EVENT, at_ns=time.time_ns()))
     assert history.flush(20)
     require_harmless(out.read_text())
     require_harmless((tmp_path / "out.env").read_text())

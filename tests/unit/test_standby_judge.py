@@ -14,6 +14,7 @@ import pytest
 from remusdb.config import AgentConfig, load_agent
 from remusdb.core.messages import Disk, Hello
 from remusdb.errors import CannotProtect, RemusError
+from remusdb.names import VmName
 from remusdb.vm.prepare import QEMU_NS, prepare, qmp_socket
 from remusdb_agents.backup.standby.here import fitted, look
 from remusdb_agents.backup.standby.host_side import choose_emulator, strip
@@ -86,7 +87,7 @@ def good(config: AgentConfig) -> str:
 def fit(xml: str, config: AgentConfig, *targets: str) -> str:
     """The XML of the standby; RemusError where it is refused."""
     disks = [Disk(target, 1 << 20) for target in targets or ("vda",)]
-    hello = Hello("1", "alpha", "pg", UUID, 0, False, 0, "pc-q35-10.0", xml, [], disks, 100, "10.0")
+    hello = Hello("1", "alpha", VmName("pg"), UUID, 0, False, 0, "pc-q35-10.0", xml, [], disks, 100, "10.0")
     made = fitted(hello, config).domain_xml
     images = {target: Path(f"/images/pg/{target}.raw") for target in targets or ("vda",)}
     nvram = Path("/images/pg/nvram.fd")
@@ -334,6 +335,6 @@ def test_memory_that_the_xml_makes_qemu_take_is_counted() -> None:
 
 
 def test_a_hello_keeps_all_else(config: AgentConfig) -> None:
-    hello = Hello("1", "alpha", "pg", UUID, 3, False, 0, "m", good(config), [], [Disk("vda", 9)], 100, "10.0")
+    hello = Hello("1", "alpha", VmName("pg"), UUID, 3, False, 0, "m", good(config), [], [Disk("vda", 9)], 100, "10.0")
     changed = fitted(hello, config)
     assert msgspec.structs.replace(changed, domain_xml=hello.domain_xml) == hello

@@ -10,6 +10,7 @@ import pytest
 from remusdb.core.messages import Standing
 from remusdb.core.ownership import Ownership
 from remusdb.host.reconcile import disputed, hearsay, superseded
+from remusdb.names import VmName
 from remusdb.state import VmState
 
 ARMED = VmState(vm="vm", uuid="u", role="protected", term=5, owner="a", peer="b", armed=True, wanted=True)
@@ -17,7 +18,7 @@ FREE = VmState(vm="vm", uuid="u", role="solo", term=5, owner="a", peer="b", want
 
 
 def says(owner: str, term: int, uuid: str = "u", role: str = "promoted") -> Standing:
-    return Standing("vm", term, owner, role, "", uuid)
+    return Standing(VmName("vm"), term, owner, role, "", uuid)
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,8 @@ def test_hooks_wait_for_a_thread(tmp_path: Path, no_threads: NoThreads) -> None:
 
 def test_a_call_that_had_no_thread_is_never_made(no_threads: NoThreads) -> None:
     """A pool keeps what it had no thread for: it would stop the VM some time later, with nobody there any more."""
-    deadline, made = Deadline(WITHIN_S), []
+    deadline = Deadline(WITHIN_S)
+    made: list[str] = []
     with no_threads(), pytest.raises(NoThread):
         deadline.start(made.append, "late")
     deadline.call("later", made.append, "later")
@@ -213,7 +214,12 @@ def test_whether_to_go_on_alone_needs_no_thread_at_the_time(
     session: Any = SimpleNamespace(order=SimpleNamespace(goes_solo=True), ended=ended)
     solo = Solo(cast(Any, session))
     why: list[str] = []
-    monkeypatch.setattr(solo, "_run", lambda reason: (why.append(reason), considered.set()))
+
+    def run(reason: str) -> None:
+        why.append(reason)
+        considered.set()
+
+    monkeypatch.setattr(solo, "_run", run)
     solo.start()
     with no_threads():
         for reason in ("the link is cut", "and again"):

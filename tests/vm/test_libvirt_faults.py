@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -33,6 +34,10 @@ def killed(pair: Pair, host: Host) -> Iterator[None]:
     finally:
         host.run(["libvirtd", "-d"])
         host.run(["virsh", "version"])
+
+
+def committed_after(pair: Pair, vm: str, epoch: int) -> bool:
+    return int(pair.product.status(vm)["committed"]) > epoch
 
 
 @contextlib.contextmanager
@@ -95,7 +100,7 @@ def test_libvirtd_of_the_primary_is_restarted_at_any_moment(pair: Pair) -> None:
         with killed(pair, pair.a):
             pass
         committed = int(pair.product.status(vm.name)["committed"])
-        eventually(lambda low=committed: pair.product.status(vm.name)["committed"] > low, 15, "epochs do not go on")
+        eventually(partial(committed_after, pair, vm.name, committed), 15, "epochs do not go on")
         time.sleep(chance.uniform(0.0, 0.2))
     for _ in range(10):
         with stopped(pair, pair.a):
