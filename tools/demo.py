@@ -60,6 +60,7 @@ def _one(built: image.Image, seed: int, kill: Kill, folder: Path) -> Outcome:
 
 
 def main() -> int:
+    """As `make demo` calls it; the exit code."""
     parser = argparse.ArgumentParser(prog="make demo")
     parser.add_argument("--seed", type=int, default=1, help="of the first run; each further run has the next")
     parser.add_argument("--runs", type=int, default=1)

@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ class Ack(NamedTuple):
 
 
 class Transfer(NamedTuple):
+    """So much from one account to another."""
+
     source: int
     target: int
     amount: int
@@ -64,7 +67,7 @@ def outage_ms(acks: Iterable[Ack], at_ns: int, end_ns: int) -> float:
         times.sort()
         before = [time for time in times if time <= at_ns][-1:]
         points = before + [time for time in times if at_ns < time < end_ns] + [end_ns]
-        worst = max(worst, *(later - earlier for earlier, later in zip(points, points[1:], strict=False)), 0)
+        worst = max(worst, *(later - earlier for earlier, later in pairwise(points)), 0)
     return worst / 1e6
 
 

@@ -35,6 +35,7 @@ class Rig:
         self.resets = 0  # connections that the clients have lost so far, as far as anybody looked
 
     def host(self, name: str) -> Host:
+        """The host of this name in the lab."""
         return self.lab.host(name)
 
     def state(self, name: str) -> str:

@@ -148,6 +148,7 @@ def soak(rounds: int, by: By) -> tuple[dict[str, Any], list[str]]:
 
 
 def main() -> int:
+    """As `make soak` calls it; the exit code."""
     parser = argparse.ArgumentParser(prog="make soak")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--by", type=By, choices=list(By), default=By.KILL, metavar="{kill,switchover}")

@@ -60,6 +60,7 @@ class Client(threading.Thread):
         self._go = go
 
     def run(self) -> None:
+        """Transfers, one after the other, until it is told to stop; connects again after each error."""
         while not self._stop_asked.is_set():
             try:
                 with connect(self._server) as connection:
@@ -182,6 +183,7 @@ def amcheck(server: str) -> list[str]:
 
 
 def main() -> int:
+    """As called on the command line; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.workload")
     parser.add_argument("action", choices=["run", "verify"])
     parser.add_argument("--server", required=True, help="address of the database")

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What decides, as values: no thread, socket, clock or file."""

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The daemon of a primary: which VMs are protected, by which workers."""

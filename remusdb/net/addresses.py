@@ -53,6 +53,7 @@ class AddressWatch:
             return tuple(self._found)
 
     def close(self) -> None:
+        """Watch no longer; what was learned is gone."""
         self._socket.close()
 
     def _learn(self, frame: bytes) -> None:

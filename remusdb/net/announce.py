@@ -21,6 +21,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from remusdb.errors import GateError, NoThread
 from remusdb.net.links import Links
@@ -88,7 +89,7 @@ def announce(
     except OSError as error:
         sender.close()
         raise GateError(f"nothing can be announced on {out}: {error.strerror}") from error
-    waits_ms = [later - earlier for earlier, later in zip(repeat_at_ms, repeat_at_ms[1:], strict=False)]
+    waits_ms = [later - earlier for earlier, later in pairwise(repeat_at_ms)]
     try:
         return spawn(_repeat, sender, said, waits_ms, name=f"announce-{out}")
     except NoThread as error:  # the VM runs and was announced: that must not fail for it

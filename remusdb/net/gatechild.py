@@ -59,6 +59,7 @@ class GateChild:
 
     @property
     def pid(self) -> int:
+        """The process."""
         return self._process.pid
 
     def begin(self, op: Op, epoch: int = 0) -> None:

@@ -39,11 +39,14 @@ class Status(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Request:
+    """What is asked of the gate's process; the answer has the same sequence number."""
+
     op: Op
     sequence: int
     epoch: int = 0
 
     def pack(self) -> bytes:
+        """As one packet."""
         return _REQUEST.pack(self.op, self.sequence, self.epoch)
 
     @staticmethod
@@ -58,6 +61,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
+    """How it went, and the counters at that moment."""
+
     status: Status
     sequence: int
     held_frames: int = 0
@@ -66,6 +71,7 @@ class Reply:
     dropped_frames: int = 0
 
     def pack(self) -> bytes:
+        """As one packet."""
         return _REPLY.pack(
             self.status, self.sequence, self.held_frames, self.held_bytes, self.released_frames, self.dropped_frames
         )

@@ -46,6 +46,7 @@ class LinkNewsSocket:
             raise GateError(f"the kernel's news of links cannot be heard: {exc.strerror}", hint="run as root") from exc
 
     def close(self) -> None:
+        """Hear no more."""
         self._socket.close()
 
     def __enter__(self) -> Self:

@@ -51,6 +51,7 @@ class Links:
             self._ipr = IPRoute()
 
     def close(self) -> None:
+        """Let go of the socket."""
         self._ipr.close()
 
     def __enter__(self) -> Self:

@@ -62,6 +62,7 @@ class Netlink:
         self._sequence = itertools.count(1)
 
     def close(self) -> None:
+        """Let go of the socket."""
         self._socket.close()
 
     def __enter__(self) -> Self:

@@ -83,6 +83,7 @@ class Tc:
         self._netlink = Netlink()
 
     def close(self) -> None:
+        """Let go of the socket."""
         self._netlink.close()
 
     def __enter__(self) -> Self:

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class HostFacts:
     cpus: int = 2
     memory_available_bytes: int = 1 << 40
     huge_page_bytes: int = 2 << 20  # what <hugepages/> means here
-    confinement: Confinement = Confinement(confined=False)
+    confinement: Confinement = field(default_factory=lambda: Confinement(confined=False))
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""TLS between hosts, with frames on it."""

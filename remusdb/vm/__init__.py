@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""A VM as libvirt and QEMU have it."""

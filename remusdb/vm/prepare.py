@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
@@ -63,7 +64,7 @@ def confined_without_rule(capabilities: str) -> bool:
 def remove_monitor(line: ET.Element) -> None:
     """Take the options of a private QMP socket, whatever its path, out of a `qemu:commandline`."""
     arguments = list(line)
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in pairwise(arguments):
         if option.get("value") in ("-chardev", "-mon") and CHARDEV in value.get("value", ""):
             line.remove(option)
             line.remove(value)

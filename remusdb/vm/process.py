@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from remusdb import safexml
@@ -70,7 +71,7 @@ def socket_of(chardev: str, line: bytes) -> Path | None:
 def _values(line: bytes, option: bytes) -> Iterator[bytes]:
     """What stands behind each such option."""
     words = line.split(b"\0")
-    return (value for word, value in zip(words, words[1:], strict=False) if word == option)
+    return (value for word, value in pairwise(words) if word == option)
 
 
 def _words(value: bytes) -> list[bytes]:

@@ -279,6 +279,7 @@ class Session:
             raise PeerUnreachable(f"agent {self.order.peer.name} did not take the first epoch: {why}")
 
     def hello(self, resume: bool) -> Hello:
+        """What this session says first: of a new one, or of one that goes on (`resume`)."""
         parts = self.parts
         assert parts is not None
         domain = parts.domain

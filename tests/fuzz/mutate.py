@@ -43,11 +43,11 @@ def _changed(value: Any, chance: random.Random) -> Any:
             case 0:
                 return value[:at] + value[at + 1 :]
             case 1:
-                return value[:at] + [value[at]] * chance.choice((2, 3, 40)) + value[at + 1 :]
+                return [*value[:at], *[value[at]] * chance.choice((2, 3, 40)), *value[at + 1 :]]
             case 2:
-                return value + [chance.choice(ODD)]
+                return [*value, chance.choice(ODD)]
             case _:
-                return value[:at] + [_changed(value[at], chance)] + value[at + 1 :]
+                return [*value[:at], _changed(value[at], chance), *value[at + 1 :]]
     return _other(value, chance)
 
 

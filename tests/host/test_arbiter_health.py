@@ -64,9 +64,13 @@ def maintain(etcd: Etcd, call: str, question: dict[str, Any]) -> dict[str, Any]:
 
 def fill(etcd: Etcd, key: str = "") -> None:
     """Until it refuses: each time another key, or the same again."""
-    with pytest.raises(urllib.error.HTTPError) as refused:
+
+    def put() -> None:
         for number in range(100):
             raw(etcd, "put", {"key": encoded(key or f"fill{number}"), "value": encoded("z" * 100_000)})
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        put()
     assert refused.value.code == 429
 
 

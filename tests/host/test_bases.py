@@ -7,7 +7,6 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +64,9 @@ def written(path: Path, size: int = SIZE) -> bytes:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "vm").mkdir()
-    yield tmp_path / "vm"
+    return tmp_path / "vm"
 
 
 def told(images: ReplicaImages, kept: dict[int, Kept], wire: Any) -> Bases:

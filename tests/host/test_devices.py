@@ -93,11 +93,15 @@ def test_a_device_that_another_vm_uses_is_refused(tmp_path: Path, device: Path) 
     """QEMU does not open its disks for itself alone; its locks tell."""
     command = ["qemu-io", "-f", "raw", "-c", "sleep 20000", str(device)]
     qemu = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def take_while_it_can_be_had() -> None:
+        for _ in range(200):
+            ReplicaImages(tmp_path / "vm", [SIZE], ["vda"], {"vda": device}).close()
+            time.sleep(0.05)
+
     try:
         with pytest.raises(DiskError, match="in use by a QEMU"):
-            for _ in range(200):
-                ReplicaImages(tmp_path / "vm", [SIZE], ["vda"], {"vda": device}).close()
-                time.sleep(0.05)
+            take_while_it_can_be_had()
     finally:
         qemu.kill()
         qemu.wait()

@@ -244,8 +244,10 @@ def test_without_the_worker_every_write_fails(tmp_path: Path) -> None:
     (tmp_path / "pos").write_bytes(bytes(8))
     plugin = Path(__file__).parents[2] / "remusdb/disk/nbd_plugin.py"
     nbdkit = subprocess.Popen(
-        ["nbdkit", "-f", "--exit-with-parent", "-U", str(tmp_path / "nbd"), "python", str(plugin)]
-        + [f"size={SIZE}", "disk=0", f"log={tmp_path}/log", f"position={tmp_path}/pos"]
+        [
+            *("nbdkit", "-f", "--exit-with-parent", "-U", str(tmp_path / "nbd"), "python", str(plugin)),
+            *(f"size={SIZE}", "disk=0", f"log={tmp_path}/log", f"position={tmp_path}/pos"),
+        ]
     )
     try:
         worker = listener.accept()[0]
@@ -359,7 +361,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_nbdkit_that_refuses_to_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("remusdb.disk.writelog.PLUGIN", tmp_path / "none.py")
-    with pytest.raises(DiskError, match="none.py"):
+    with pytest.raises(DiskError, match=r"none\.py"):
         WriteLog(tmp_path, 0, SIZE).start()
     assert list(tmp_path.iterdir()) == []
 

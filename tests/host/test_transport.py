@@ -154,7 +154,7 @@ def test_ipv6(certs: Path) -> None:
 
 
 def test_another_ca_is_refused_on_both_sides(server: Server, certs: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(PeerRefused, match="certificate of 127.0.0.1:.* is refused") as caught:
+    with pytest.raises(PeerRefused, match=r"certificate of 127\.0\.0\.1:.* is refused") as caught:
         connect(LOOPBACK, server.port, client_context(*files(certs / "stranger/alpha")), "beta", 5)
     assert "remusdb certs" in caught.value.hint
     # A client that trusts our CA and shows another one's certificate: the listener's refusal reaches connect().
@@ -232,7 +232,7 @@ def test_an_encrypted_key_is_an_error_not_a_question(tmp_path: Path, certs: Path
 
 
 def test_an_address_that_cannot_be_had(certs: Path, server: Server) -> None:
-    with pytest.raises(ConfigError, match="cannot listen on 127.0.0.1"):
+    with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1"):
         Listener(LOOPBACK, server.port, server_context(*files(certs / "beta")))
 
 
@@ -291,7 +291,7 @@ def test_a_frame_cut_short_is_no_frame(server: Server, certs: Path) -> None:
     agent = server.sessions.get(timeout=5)
     client.sendall(encode_header(FrameType.PAGES, 1, 1, bytes(1000)) + bytes(999))
     client.close()
-    with pytest.raises(PeerUnreachable, match="closed the connection|reset"):
+    with pytest.raises(PeerUnreachable, match=r"closed the connection|reset"):
         agent.receive(5)
 
 

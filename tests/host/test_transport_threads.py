@@ -211,9 +211,13 @@ def test_what_was_said_before_a_reset_can_still_be_read(pair: Pair) -> None:
     pair[1].send(FrameType.RENOUNCE, 1, 0, b"disk full")
     time.sleep(0.1)
     pair[1].close()
-    with pytest.raises(PeerUnreachable):
+
+    def send() -> None:
         for _ in range(100):
             pair[0].send(FrameType.PAGES, 1, 1, bytes(MIB))
+
+    with pytest.raises(PeerUnreachable):
+        send()
     frame = pair[0].receive(5)
     assert frame is not None and frame.payload == b"disk full"
 

@@ -151,7 +151,7 @@ def test_health_is_told_whatever_the_members_say(gateway: Gateway, status: int, 
 class Broken:
     """A register in which something fails that nobody thought of."""
 
-    def __init__(self, reads: list[Ownership | None | Exception], swaps: list[bool | Exception]) -> None:
+    def __init__(self, reads: list[Ownership | Exception | None], swaps: list[bool | Exception]) -> None:
         self.reads, self.swaps = reads, swaps
 
     def read(self) -> tuple[Ownership | None, int]:

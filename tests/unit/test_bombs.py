@@ -69,7 +69,7 @@ def test_what_is_right_is_read(kind: Callable[[bytes], bytes]) -> None:
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_not_one_frame_of_its_size_is_refused(wrong: str) -> None:
-    with pytest.raises(BadFrame, match="^it "):
+    with pytest.raises(BadFrame, match=r"^it "):
         decompress(WRONG[wrong], "it", 100, 100)
     with pytest.raises(BadFrame):
         decode_devices(HEAD.pack(WHOLE, 100) + WRONG[wrong], b"")

@@ -68,7 +68,7 @@ def test_a_host_is_added_under_the_same_ca(tmp_path: Path) -> None:
 def test_a_host_key_is_overwritten_only_when_asked(tmp_path: Path) -> None:
     make_ca_and_hosts(tmp_path, {"alpha": []})
     old = (tmp_path / "alpha/key.pem").read_bytes()
-    with pytest.raises(UsageError, match="alpha/key.pem exists already"):
+    with pytest.raises(UsageError, match=r"alpha/key\.pem exists already"):
         make_ca_and_hosts(tmp_path, {"new": [], "alpha": []})
     assert (tmp_path / "alpha/key.pem").read_bytes() == old
     assert not (tmp_path / "new").exists()

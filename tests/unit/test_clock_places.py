@@ -87,7 +87,7 @@ def test_fields_of_a_process_are_read_and_written() -> None:
     assert fields.read() == [-4, 1]
     fields.write([-40, 10])
     assert memory.unpack(buffer) == (10, 2, 3, -40)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="8 of 16 bytes"):
         Fields(os.getpid(), [at, 8]).read()
 
 

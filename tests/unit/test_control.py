@@ -194,7 +194,7 @@ def serve_once(path: Path, reply: bytes, hold_s: float = 0) -> threading.Thread:
 @pytest.mark.parametrize("reply", [b"", b'{"progress": {}}\n'])
 def test_a_daemon_that_dies(tmp_path: Path, reply: bytes) -> None:
     serve_once(tmp_path / "host.sock", reply)
-    with pytest.raises(PeerUnreachable, match="ended before it answered|hung up"):
+    with pytest.raises(PeerUnreachable, match=r"ended before it answered|hung up"):
         call(tmp_path / "host.sock", "status", {})
 
 
@@ -207,7 +207,7 @@ def test_a_daemon_that_talks_nonsense(tmp_path: Path, reply: bytes) -> None:
 
 def test_a_daemon_that_hangs(tmp_path: Path) -> None:
     serve_once(tmp_path / "host.sock", b"", hold_s=1)
-    with pytest.raises(PeerUnreachable, match="did not answer `status` within 0.1 s"):
+    with pytest.raises(PeerUnreachable, match=r"did not answer `status` within 0\.1 s"):
         call(tmp_path / "host.sock", "status", {}, timeout_s=0.1)
 
 

@@ -91,7 +91,7 @@ def test_the_same_devices_pass(watch: DeviceWatch) -> None:
 
 def test_another_section_is_told_as_libvirt_calls_it(vm: Vm, watch: DeviceWatch) -> None:
     vm.xml = LIVE.format(DISK)
-    with pytest.raises(DevicesChanged, match="^devices changed: disk vdb was attached$"):
+    with pytest.raises(DevicesChanged, match=r"^devices changed: disk vdb was attached$"):
         watch.require_same(state("timer", "cpu", "0000:00:05.0/virtio-blk"))
 
 

@@ -45,7 +45,10 @@ def test_disk_targets_that_libvirt_takes(good: str) -> None:
 
 
 BAD = {
-    DiskTarget: ["", "vd", "vdA", "foo", "../x", "vda/..", "vda.raw", "vda\n", ".", "vda1234", "vd" + "a" * 9, "vdа"],
+    DiskTarget: [
+        *("", "vd", "vdA", "foo", "../x", "vda/..", "vda.raw", "vda\n", ".", "vda1234", "vd" + "a" * 9),
+        "vd\u0430",  # a Cyrillic letter
+    ],
     HostName: ["", ".a", "a/b", "a b", "a\n", "x" * 65, "hostä", "-a", "a\x1b"],
     HostOrNobody: [".a", "a/b", "a\n", "x" * 65],
     BlockName: ["", "a\n", "a\x00", "x" * 256, "ä"],

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +36,7 @@ from remusdb.core.messages import (
 )
 from remusdb.core.probe import XML_MAX_BYTES, Answer, Bridge, Forwarding, HugePages, Namesake, Probe, Uplink
 from remusdb.core.wire import FrameType, payload_limit
-from remusdb.errors import BadFrame, CannotProtect, RemusError
+from remusdb.errors import BadFrame, CannotProtect
 from remusdb.names import VmName
 
 UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
@@ -134,12 +135,13 @@ def test_every_text_is_short_or_cut(sample: msgspec.Struct) -> None:
     """And nothing that a terminal obeys comes through, but in XML, whose parser has its own say."""
     evil = "\x1b]0;x\x07\u202e" + "y" * 600_000
     for path in values(sample, str):
+        got, refusal = None, ""
         try:
             got = unpack(type(sample), altered(sample, path, evil))
         except BadFrame as exc:
-            assert len(str(exc)) < 2000 and str(exc).isprintable()
-            continue
-        if path != ("xml",):  # counted by whoever parses it
+            refusal = str(exc)
+        assert len(refusal) < 2000 and refusal.isprintable()
+        if got is not None and path != ("xml",):  # counted by whoever parses it
             texts = [text for _, text in places(msgspec.to_builtins(got)) if isinstance(text, str) and "yy" in text]
             assert all(len(text.encode()) <= 1024 and text.isprintable() for text in texts), path
 
@@ -349,7 +351,5 @@ def test_any_mutated_message_is_one_or_is_refused(
     ),
 )
 def test_any_values_in_any_place(kind: type[msgspec.Struct], value: object) -> None:
-    try:
+    with contextlib.suppress(BadFrame):
         unpack(kind, msgspec.msgpack.encode(value))
-    except RemusError as exc:
-        assert isinstance(exc, BadFrame)

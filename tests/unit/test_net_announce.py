@@ -54,5 +54,5 @@ def test_one_frame_an_address_and_one_for_switches() -> None:
 
 
 def test_no_address_no_frame() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not an address"):
         frames(MAC, ["not an address"])

@@ -146,7 +146,7 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: byte
 def test_a_path_that_no_file_has_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "host.toml"
     path.write_text('[host]\nname = "a"\nstate_dir = "/var\\u0000lib"\n')
-    with pytest.raises(ConfigError, match="host.state_dir"):
+    with pytest.raises(ConfigError, match=r"host\.state_dir"):
         load_host(path)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -50,7 +50,7 @@ class FakeCopy:
     no_start: Exception | None = None
     no_load: Exception | None = None
     kernel_too = True
-    made: list[FakeCopy] = []
+    made: ClassVar[list[FakeCopy]] = []
 
     def __init__(self, *_: Any) -> None:
         if self.no_start:

@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from subprocess import PIPE
 from typing import Any
 
@@ -42,12 +41,12 @@ class Log:
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     def none(*_args: object, **_kwargs: object) -> None:
         raise NoThread("none")
 
     monkeypatch.setattr(quietly, "spawn", none)
-    yield Log()
+    return Log()
 
 
 def test_a_few_lines_a_second_and_then_how_many_more(log: Log) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -61,7 +61,7 @@ class FakeProver:
 class FakeMachine:
     """Counts what is done to it; a takeover waits at `gate`."""
 
-    made: list[FakeMachine] = []
+    made: ClassVar[list[FakeMachine]] = []
     gate = threading.Event()
     dead = ""  # what does not come up at a takeover: the "standby", or "both" it and its disks
     bases = None

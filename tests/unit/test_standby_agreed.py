@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -24,7 +24,7 @@ from tests.unit.test_replica import XML, FakeMachine, FakeStream, hello
 class Recorder(FakeMachine):
     """Remembers the HELLO that it was made of."""
 
-    hellos: list[Hello] = []
+    hellos: ClassVar[list[Hello]] = []
 
     def __init__(self, config: Any, said: Hello, moved: Any, broken: Any, kept: Any) -> None:
         super().__init__(config, said, moved, broken, kept)

@@ -62,7 +62,7 @@ def test_protect_waits_for_the_proof() -> None:
 def test_a_refusal_is_protects_with_qemus_words() -> None:
     session = FakeSession()
     session.proof.take(REFUSED)
-    with pytest.raises(CannotProtect, match="agent b.*refuses.*Unknown savevm section") as caught:
+    with pytest.raises(CannotProtect, match=r"agent b.*refuses.*Unknown savevm section") as caught:
         session.protect()
     assert caught.value.hint == "the same QEMU"
     assert [event for event, _ in session.events] == ["unproven"]

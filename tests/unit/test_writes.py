@@ -60,12 +60,12 @@ def test_round_trip(raw: bytes) -> None:
 @given(logs(), st.data())
 def test_a_cut_log_is_refused_or_ends_between_records(raw: bytes, data: st.DataObject) -> None:
     cut = raw[: data.draw(st.integers(0, len(raw)))]
+    refusal, whole = "", 0
     try:
-        whole = list(iter_records(cut))
+        whole = sum(RECORD.size + len(record.data) for record in iter_records(cut))
     except BadFrame as error:
-        assert "cut inside" in str(error)
-    else:
-        assert sum(RECORD.size + len(record.data) for record in whole) == len(cut)
+        refusal = str(error)
+    assert "cut inside" in refusal or whole == len(cut)
 
 
 def test_a_long_log_is_split_between_records() -> None:

@@ -63,7 +63,7 @@ def heard(sock: socket.socket, mac: str) -> bool:
     found = False
     while True:
         try:
-            frame, address = sock.recvfrom(2048)
+            frame = sock.recv(2048)
         except BlockingIOError:
             return found
         found |= frame[6:12] == bytes.fromhex(mac.replace(":", ""))

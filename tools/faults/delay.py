@@ -67,6 +67,7 @@ def _port_socket(port: str) -> socket.socket:
 
 
 def main() -> None:
+    """Delay what passes this port, until killed: `PORT SECONDS_OUT SECONDS_IN`. The other end's name on stdout."""
     port, out_s, in_s = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
     tap = f"w{port}"
     tap_fd = open_tap(tap, persist=False)

@@ -137,6 +137,7 @@ class Host(Node):
         (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(uuid=uuid.uuid4()))
 
     def enter(self, cwd: Path = REPO) -> list[str]:
+        """The command prefix that runs a program on this host."""
         assert self._holder is not None, "create() first"
         pid = self._holder.pid
         return ["nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--net=/proc/{pid}/ns/net", "--", "env", f"--chdir={cwd}"]
@@ -189,6 +190,7 @@ class Host(Node):
         return Killed(at, wall, (time.monotonic_ns() - at) / 1e6, (pid,))
 
     def close(self) -> None:
+        """Its processes die, and the namespaces with them."""
         super().close()
         if self._holder:
             self._holder.kill()

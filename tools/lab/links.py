@@ -61,4 +61,5 @@ class LinkSwitch:
         fcntl.ioctl(self._socket, _SIOCSIFFLAGS, struct.pack("16sH22x", self._name, flags))
 
     def close(self) -> None:
+        """Let go of the socket; the link stays as it is."""
         self._socket.close()

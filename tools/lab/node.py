@@ -56,6 +56,7 @@ class Node:
 
     @property
     def netns_id(self) -> tuple[int, int]:
+        """Device and inode of its network namespace, by which processes are known to be here."""
         return procs.namespace_id(NETNS / self.netns)
 
     def pids(self) -> list[int]:

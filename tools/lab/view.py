@@ -31,4 +31,5 @@ class View:
 
     @property
     def reason(self) -> str:
+        """Why, or ""."""
         return str(self.told.get("reason") or "")

@@ -108,6 +108,7 @@ def _named(cell: Cell, name: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """As `make matrix` calls it; the exit code."""
     parser = argparse.ArgumentParser(prog="make matrix")
     parser.add_argument("--cells", default="all", help="all, ci, or FAULT/PHASE,... (either side may be left out)")
     parser.add_argument("--keep", action="store_true", help="go on with the table of the last run: cells add to it")

@@ -49,6 +49,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
+        """Whether all went as expected."""
         return not self.complaints
 
 

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tools.lab import Lab
 from tools.lab.links import socket_in
@@ -55,9 +56,7 @@ class Speakers:
     def complaints(self, moves: int) -> list[str]:
         """What is wrong with it, if the VM has moved from one host to the other at most so many times."""
         frames = self.frames()
-        changes = [
-            (earlier, later) for earlier, later in zip(frames, frames[1:], strict=False) if earlier.host != later.host
-        ]
+        changes = [(earlier, later) for earlier, later in pairwise(frames) if earlier.host != later.host]
         if len(changes) <= moves:
             return []
         first, wrong = changes[0][1], changes[moves][1]
@@ -67,6 +66,7 @@ class Speakers:
         ]
 
     def close(self) -> None:
+        """Listen no longer."""
         self._closed.set()
         self._thread.join(5)
         for sock in self._sockets:

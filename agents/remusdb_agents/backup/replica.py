@@ -499,11 +499,13 @@ class Replica:
             self.tell("renounced", was, reason)
 
     def drop_stream(self) -> None:
+        """Hang up on the primary, if it is connected."""
         stream, self.stream = self.stream, None
         if stream is not None:
             stream.close()
 
     def save(self, role: Role, reason: str, **changes: Any) -> None:
+        """Make durable what this host is to the VM, and why; other fields of `VmState` as named."""
         self.reason = reason
         self.state = self._store.update(self.vm, role=role, reason=reason, changed_at_ns=time.time_ns(), **changes)
 
