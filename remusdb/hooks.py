@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remusdb.deadline import Deadline
 from remusdb.errors import NoThread
 from remusdb.printable import json_text
 from remusdb.quietly import NOISY
@@ -165,7 +166,7 @@ def _run(path: Path, event: Event, timeout_s: float) -> None:
     assert process.stdout is not None
     with process.stdout as stdout:
         output = _Output(stdout.fileno())
-        ended = _wait(process.pid, output, started + timeout_s)
+        ended = _wait(process.pid, output, Deadline(started + timeout_s))
         with suppress(ProcessLookupError):  # before it is reaped: until then the number is its own
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(KILLED_S)
@@ -176,14 +177,14 @@ def _run(path: Path, event: Event, timeout_s: float) -> None:
             time.monotonic() - started, output.words())  # fmt: skip
 
 
-def _wait(pid: int, output: _Output, until: float) -> bool:
+def _wait(pid: int, output: _Output, deadline: Deadline) -> bool:
     """Read until the process itself ends; a child of it may hold its stdout for ever. False: the time is over."""
     with open(os.pidfd_open(pid), "rb", buffering=0) as pidfd:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.register(output.fd, select.POLLIN)
-        while (left_s := until - time.monotonic()) > 0:
-            ready = [fd for fd, _ in poll.poll(left_s * 1000)]
+        while not deadline.over:
+            ready = [fd for fd, _ in poll.poll(deadline.left() * 1000)]
             if pidfd.fileno() in ready:
                 return True
             if output.fd in ready and not output.read():

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from remusdb.deadline import Deadline
 from remusdb.errors import NoThread
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,12 @@ def apart(work: Callable[..., object], *args: object, name: str) -> threading.Th
 
     For what must be done, whatever else has to wait for it: the end of a session, giving a VM back. None: it is done.
     """
-    until = time.monotonic() + PATIENCE_S
+    deadline = Deadline.after(PATIENCE_S)
     while True:
         try:
             return spawn(work, *args, name=name)
         except NoThread as exc:
-            if time.monotonic() >= until:
+            if deadline.over:
                 log.error("%s; it is done without one, and what else this thread has to do waits", exc)
                 work(*args)
                 return None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from remusdb.deadline import Deadline, poll_until
 from tools import ledger
 from tools.lab import Lab, domains
 
@@ -114,11 +115,8 @@ class Load:
 
 def wait_for(done: Callable[[], object], timeout_s: float, otherwise: str, every_s: float = 0.1) -> None:
     """Until it is true. TimeoutError with these words after that time."""
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{otherwise} after {timeout_s:.0f} s")
-        time.sleep(every_s)
+    if not poll_until(done, Deadline.after(timeout_s), every_s):
+        raise TimeoutError(f"{otherwise} after {timeout_s:.0f} s")
 
 
 def sql(lab: Lab, statement: str, timeout_s: float = 30.0) -> str:

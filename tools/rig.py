@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from remusdb.deadline import Deadline
 from tools.faults import find
 from tools.lab import Host, Lab, domains, image
 from tools.lab.etcd import Etcd
@@ -67,9 +68,9 @@ class Rig:
 
     def make_protected(self) -> str:
         """Does what an operator would until the VM is protected; gives the host that runs it. Raises Broken."""
-        deadline = time.monotonic() + _REPAIR_S
+        deadline = Deadline.after(_REPAIR_S)
         said = ""
-        while time.monotonic() < deadline:
+        while not deadline.over:
             owner = self.product.owner(VM)
             if owner and self.protected(owner):
                 return owner

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from remusdb.deadline import Deadline, poll_until
 from tools import ledger
 from tools.lab import Host, Lab, domains
 from tools.lab.host import Killed
@@ -105,12 +106,8 @@ class Trial:
     def _recover(self, lab: Lab, load: Load, killed: Killed) -> None:
         """Waits until every client works again. If one does not, the verdict will say so."""
         with step("the backup takes over"):
-            deadline = time.monotonic() + _RECOVER_S
-            while time.monotonic() < deadline:
-                # The first moments on the survivor may answer what the primary had already committed to.
-                if load.all_work(killed.monotonic_ns):
-                    break
-                time.sleep(0.1)
+            # The first moments on the survivor may answer what the primary had already committed to.
+            poll_until(lambda: load.all_work(killed.monotonic_ns), Deadline.after(_RECOVER_S), 0.1)
             if self._kill is Kill.LINK:
                 lab.host("a").restore_link()  # now a primary that still speaks would break the connections
             time.sleep(_AFTER_S)

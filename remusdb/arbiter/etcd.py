@@ -13,7 +13,6 @@ import io
 import logging
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +21,7 @@ import msgspec
 from remusdb.arbiter.answers import Answer, Changed, Failure
 from remusdb.arbiter.endpoints import Endpoint, parse_endpoint, tls_context
 from remusdb.config import Arbiter as Config
+from remusdb.deadline import Deadline
 from remusdb.errors import ArbiterSilent, ArbiterUnreachable
 from remusdb.jsontext import parse_json
 from remusdb.printable import printable
@@ -107,7 +107,7 @@ class Etcd:
         )
 
     def _once(self, endpoint: Endpoint, path: str, body: bytes, kind: type[Answer]) -> Answer:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = Deadline.after(self._timeout_s)
         try:
             sock = self._connect(endpoint, deadline)
         except (OSError, ValueError) as error:
@@ -120,14 +120,14 @@ class Etcd:
             sock.close()
         return self._understood(status, text, kind)
 
-    def _connect(self, endpoint: Endpoint, deadline: float) -> socket.socket:
-        sock = socket.create_connection((endpoint.address, endpoint.port), timeout=_left(deadline))
+    def _connect(self, endpoint: Endpoint, deadline: Deadline) -> socket.socket:
+        sock = socket.create_connection((endpoint.address, endpoint.port), timeout=deadline.timeout_s())
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if not endpoint.secure:
                 return sock
             assert self._tls is not None
-            sock.settimeout(_left(deadline))
+            sock.settimeout(deadline.timeout_s())
             return self._tls.wrap_socket(sock, server_hostname=endpoint.address)
         except BaseException:
             sock.close()
@@ -161,12 +161,12 @@ class Etcd:
 class _Bounded:
     """A socket for http.client, none of whose calls outlasts the deadline, however slowly the answer comes."""
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self._sock = sock
         self._deadline = deadline
 
     def sendall(self, data: bytes) -> None:
-        self._sock.settimeout(_left(self._deadline))
+        self._sock.settimeout(self._deadline.timeout_s())
         self._sock.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -177,7 +177,7 @@ class _Bounded:
 
 
 class _Reader(io.RawIOBase):
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self._sock = sock
         self._deadline = deadline
 
@@ -185,7 +185,7 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(_left(self._deadline))
+        self._sock.settimeout(self._deadline.timeout_s())
         return self._sock.recv_into(buffer)
 
 
@@ -198,13 +198,6 @@ def _exchange(stream: _Bounded, endpoint: Endpoint, path: str, body: bytes) -> t
         if len(text) > MAX_ANSWER:
             raise ValueError(f"an answer of more than {MAX_ANSWER} bytes")
         return response.status, text  # one that ends early is no JSON
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
 
 
 def _told(error: Exception) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from remusdb.capture.kernel import F_SETPIPE_SZ
 from remusdb.core.devices import MAX_DEVICE_STATE_BYTES
+from remusdb.deadline import Deadline
 from remusdb.errors import VmError
 from remusdb.safefiles import make_fifo, open_folder, remove, reopen
 
@@ -104,20 +105,20 @@ def wait_any(descriptors: Sequence[int], timeout_s: float) -> set[int]:
 def drain(fd: int, timeout_s: float, least: int | None = None) -> bytes:
     """Everything until the writer closes, or `least` bytes and a few more; VmError when that takes longer, or when it
     is more than any device state."""
-    end = time.monotonic() + timeout_s
+    deadline = Deadline.after(timeout_s)
     parts: list[bytes] = []
     had = 0
     while least is None or had < least:
         try:
             part = os.read(fd, 1 << 16)
         except BlockingIOError:
-            if time.monotonic() > end or not select.select([fd], [], [], timeout_s)[0]:
+            if deadline.over or not select.select([fd], [], [], timeout_s)[0]:
                 raise VmError(f"QEMU stopped handing its device state for {timeout_s:g} s") from None
             continue
         if not part:
             break
         parts.append(part)
         had += len(part)
-        if had > MAX_DEVICE_STATE_BYTES or time.monotonic() > end:
+        if had > MAX_DEVICE_STATE_BYTES or deadline.over:
             raise VmError(f"QEMU hands {had} bytes of device state and does not come to an end")
     return b"".join(parts)

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 
+from remusdb.deadline import Deadline
 from remusdb.safefiles import remove, reopen
 
 FREE_FOR_S = 5.0  # a monitor call that libvirt had already begun reaches QEMU within this
@@ -27,8 +28,8 @@ def free(fifo: int, folder: int, name: str) -> None:
     reader = reopen(fifo, os.O_RDONLY | os.O_NONBLOCK)
     with contextlib.suppress(OSError):
         remove(folder, name)
-    end = time.monotonic() + FREE_FOR_S
-    while time.monotonic() < end:
+    deadline = Deadline.after(FREE_FOR_S)
+    while not deadline.over:
         select.select([reader], [], [], 0.05)
         try:
             if not os.read(reader, 1 << 16):

@@ -116,7 +116,7 @@ class Stops:
 
     def _drain(self, fd: int, stopped_at: int) -> bytes:
         """The device state. The guest's clock is put right as late as can be: what follows is lost to it for now."""
-        timeout_s = self._domain.deadline.timeout_s
+        timeout_s = self._domain.calls.timeout_s
         head = drain(fd, timeout_s, self._clock.after_bytes)
         self._clock.repair(stopped_at)
         return head + drain(fd, timeout_s)
@@ -156,7 +156,7 @@ class Stops:
         """
         assert save.call is not None
         try:
-            self._domain.deadline.finish(save.call, SAVE)
+            self._domain.calls.finish(save.call, SAVE)
         except LibvirtAway:
             save.call, save.saving = None, False
             return
@@ -168,7 +168,7 @@ class Stops:
         """QEMU's word that the save went well; where libvirt keeps it from us, the state itself must tell."""
         if save.saving and save.call is not None:
             try:
-                self._domain.deadline.finish(save.call, SAVE, CONFIRM_S if self._end else self._patience_s)
+                self._domain.calls.finish(save.call, SAVE, CONFIRM_S if self._end else self._patience_s)
                 self._end = devices[-END_BYTES:] if devices[-END_BYTES] == SECTION_FOOTER else b""
                 return
             except LibvirtAway:
@@ -178,7 +178,7 @@ class Stops:
 
     def _begin(self, command: str, **arguments: Any) -> Future[Any]:
         """Begin a monitor call. A save with `live=true` of a paused VM would inactivate its disks."""
-        call = self._domain.deadline.start(self._domain.qmp_blocking, command, **arguments)
+        call = self._domain.calls.start(self._domain.qmp_blocking, command, **arguments)
         call.add_done_callback(lambda _done: self._wake_up())
         return call
 

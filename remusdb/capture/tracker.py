@@ -24,7 +24,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import time
 from collections import deque
 from typing import NamedTuple
 
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 from remusdb.capture import kernel
 from remusdb.capture.inject import userfaultfd_of
 from remusdb.capture.pagemap import PageMap, Runs
+from remusdb.deadline import Deadline
 from remusdb.errors import VmError
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
 
@@ -94,9 +94,9 @@ class Tracker:
         Only while QEMU is stopped and drained.
         """
         assert self._map is not None
-        end = time.monotonic() + within_s
+        deadline = Deadline.after(within_s)
         found: list[tuple[int, Runs]] = []
-        while spans and (not found or time.monotonic() < end):
+        while spans and (not found or not deadline.over):
             span = spans.popleft()
             found.append((span.block, self._map.protect(span.start, span.end, whole=span.whole)))
         return found

@@ -9,11 +9,11 @@ being made: the writer behind the stream (the guest) is then held up, never the 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from remusdb.deadline import Deadline
 from remusdb.errors import DiskError
 
 
@@ -91,7 +91,7 @@ class LogStream:
 
     def take(self, upto: int, timeout_s: float) -> bytes:
         """Remove and return the bytes up to position `upto`, waiting until they are here."""
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline.after(timeout_s)
         with self._changed:
             if upto < self._taken and not self._discarding:
                 raise DiskError(f"write log position {upto} is already taken (now at {self._taken})")
@@ -99,7 +99,7 @@ class LogStream:
             self._changed.notify_all()  # the receiver may be waiting for room
             self._changed.wait_for(
                 lambda: self._received >= upto or self.failed is not None or self._discarding,
-                deadline - time.monotonic(),
+                deadline.left(),
             )
             self._check(upto, timeout_s)
             return self._remove(upto - self._taken)

@@ -33,7 +33,7 @@ from remusdb.preflight.gather import Facts, PeerFacts, VmFacts, gather_host, gat
 from remusdb.preflight.here import gather
 from remusdb.transport.tls import client_context
 from remusdb.transport.tls import connect as connect_peer
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 from remusdb.vm.prepare import confined_without_rule, prepare
 
@@ -66,7 +66,7 @@ class LibvirtInspection:
     def __init__(self, config: HostConfig) -> None:
         self._config = config
         self._uri = config.host.libvirt_uri
-        self._deadline = Deadline(LIST_TIMEOUT_S, threads=2)  # one for the question, one for connect() inside it
+        self._calls = BlockingCalls(LIST_TIMEOUT_S, threads=2)  # one for the question, one for connect() inside it
         self._lock = threading.Lock()
         self._pending: Future[dict[str, bool]] | None = None
         self._connection: libvirt.virConnect | None = None
@@ -75,14 +75,14 @@ class LibvirtInspection:
         """Name -> running. VmError when libvirt is not there, or does not answer in time."""
         with self._lock:  # a question that hangs is waited for again, not asked again
             if self._pending is None or self._pending.done():
-                self._pending = self._deadline.start(self._ask)
+                self._pending = self._calls.start(self._ask)
             pending = self._pending
-        return self._deadline.finish(pending, "list of VMs")
+        return self._calls.finish(pending, "list of VMs")
 
     def _ask(self) -> dict[str, bool]:
         try:
             if self._connection is None or not self._connection.isAlive():
-                self._connection = connect(self._uri, self._deadline)
+                self._connection = connect(self._uri, self._calls)
             return {domain.name(): bool(domain.isActive()) for domain in self._connection.listAllDomains()}
         except (libvirt.libvirtError, VmError):
             self._connection = None
@@ -91,9 +91,9 @@ class LibvirtInspection:
     def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
         """Gather and decide."""
         protection = self._config.for_vm(vm)
-        deadline = Deadline(LOOK_TIMEOUT_S, threads=1)  # of its own: a look may take longer than a list
+        calls = BlockingCalls(LOOK_TIMEOUT_S, threads=1)  # of its own: a look may take longer than a list
         try:
-            vm_facts, capabilities = deadline.call(f"VM {vm}", self._gather_vm, vm)
+            vm_facts, capabilities = calls.call(f"VM {vm}", self._gather_vm, vm)
             facts = Facts(
                 vm=vm_facts,
                 host=gather_host(capabilities, try_plug=protection.gate != "tap"),
@@ -102,9 +102,9 @@ class LibvirtInspection:
                 run_dir=self._config.host.run_dir,
                 peer=self._look_at(peer, Probe(vm_facts.xml, host_cpu(capabilities))) if peer else None,
             )
-            peers = deadline.call(f"VM {vm}", self._compare, facts, facts.peer) if facts.peer else []
+            peers = calls.call(f"VM {vm}", self._compare, facts, facts.peer) if facts.peer else []
         finally:
-            deadline.close()
+            calls.close()
         checks = [*decide(facts), *peers, self._hook(), *self._arbiter()]
         return [msgspec.to_builtins(check) for check in checks]
 
@@ -136,19 +136,19 @@ class LibvirtInspection:
 
     def prepare(self, vm: str) -> list[str]:
         """Edit the persistent definition."""
-        deadline = Deadline(LOOK_TIMEOUT_S, threads=1)
+        calls = BlockingCalls(LOOK_TIMEOUT_S, threads=1)
         try:
-            return deadline.call(f"VM {vm}", self._prepare, vm)
+            return calls.call(f"VM {vm}", self._prepare, vm)
         finally:
-            deadline.close()
+            calls.close()
 
     def start(self, vm: str) -> None:
         """Boot it."""
-        deadline = Deadline(LOOK_TIMEOUT_S, threads=1)
+        calls = BlockingCalls(LOOK_TIMEOUT_S, threads=1)
         try:
-            deadline.call(f"start VM {vm}", self._start, vm)
+            calls.call(f"start VM {vm}", self._start, vm)
         finally:
-            deadline.close()
+            calls.close()
 
     def _start(self, vm: str) -> None:
         with self._connected() as connection:

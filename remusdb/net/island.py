@@ -14,11 +14,11 @@ import ctypes
 import ipaddress
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import GateError
 from remusdb.net.addresses import AddressWatch
 from remusdb.net.links import Links
@@ -110,14 +110,11 @@ def _connect(taps: Mapping[str, str]) -> list[AddressWatch]:
 
 
 def _answers(address: str) -> str:
-    end = time.monotonic() + ANSWER_S
     with Links() as links:
         links.add_peer(BRIDGE, neighbour_of(address), address)
         with _socket(address, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
             sock.sendto(b"", _target(address, _DISCARD_PORT))  # has the kernel ask for the MAC
-        while not (mac := links.neighbour(BRIDGE, address)) and time.monotonic() < end:
-            time.sleep(0.02)
-    return mac
+        return poll_until(lambda: links.neighbour(BRIDGE, address), Deadline.after(ANSWER_S), 0.02)
 
 
 def _open_tcp(address: str, port: int, timeout_s: float) -> None:

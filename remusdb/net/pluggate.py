@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
+from remusdb.deadline import Deadline
 from remusdb.errors import GateError
 from remusdb.net.addresses import AddressWatch
 from remusdb.net.bpf import match_all
@@ -211,9 +212,9 @@ class PlugGate:
             self._draining = None
 
     def _drained_of(self, index: int) -> None:
-        tc, deadline = self._ready(), time.monotonic() + _DRAIN_TIMEOUT_S
+        tc, deadline = self._ready(), Deadline.after(_DRAIN_TIMEOUT_S)
         while tc.root_stats(index).held_frames:
-            if time.monotonic() > deadline:
+            if deadline.over:
                 raise GateError(f"an IFB of {self.tap} does not let its frames go")
             time.sleep(0)
 

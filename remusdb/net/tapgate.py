@@ -20,6 +20,7 @@ import errno
 import os
 import time
 
+from remusdb.deadline import Deadline
 from remusdb.errors import GateError
 from remusdb.net.addresses import AddressWatch
 from remusdb.net.bpf import match_all_but_mark, match_mark
@@ -181,11 +182,11 @@ class TapGate:
 
 def open_tap_when_free(name: str) -> int:
     """Attach to our tap, waiting a little for the process of a dead worker to let go of it."""
-    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    deadline = Deadline.after(_BUSY_TIMEOUT_S)
     while True:
         try:
             return open_tap(name, persist=True)
         except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+            if error.errno != errno.EBUSY or deadline.over:
                 raise GateError(f"opening {name} failed: {error.strerror}", hint="run as root") from error
             time.sleep(0.01)

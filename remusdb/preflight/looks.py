@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from remusdb.deadline import Deadline
 
 Looks = dict[str, Callable[[], Any]]
 THREADS = 4
@@ -18,10 +19,10 @@ def look_at(looks: Looks, limit_s: float) -> tuple[dict[str, Any], dict[str, str
     errors: dict[str, str] = {}
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="look")
     futures = {name: pool.submit(look) for name, look in looks.items()}
-    end = time.monotonic() + limit_s
+    deadline = Deadline.after(limit_s)
     for name, future in futures.items():
         try:
-            found[name] = future.result(max(0.0, end - time.monotonic()))
+            found[name] = future.result(deadline.left())
         except TimeoutError:
             errors[name] = "no answer in time"
         except Exception as exc:  # task boundary: whatever one look runs into is told

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterable
 
+from remusdb.deadline import Deadline
 from remusdb.errors import PeerUnreachable, RemusError
 from remusdb.transport import problems
 
@@ -71,7 +72,7 @@ class TlsLink:
 
     def handshake(self, timeout_s: float) -> None:
         """Shake hands. PeerRefused if a certificate or version does not do; PeerUnreachable after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline.after(timeout_s)
         with self._send_lock, self._recv_lock:
             while not self._shaken():
                 self._flush()
@@ -107,8 +108,8 @@ class TlsLink:
         finally:
             self._send_lock.release()
 
-    def read_into(self, target: memoryview, deadline: float | None) -> int:
-        """Fill `target` from its start; return the bytes filled, fewer only when `deadline` (monotonic) came first."""
+    def read_into(self, target: memoryview, deadline: Deadline | None) -> int:
+        """Fill `target` from its start; return the bytes filled, fewer only when `deadline` came first."""
         filled = 0
         with self._recv_lock:
             while filled < len(target):
@@ -126,7 +127,7 @@ class TlsLink:
         """
         self._ended(PeerUnreachable(f"the connection with {self.peer} was closed on this side"))
         if drain_s:
-            self._drain(time.monotonic() + drain_s)
+            self._drain(Deadline.after(drain_s))
         with contextlib.suppress(OSError):  # already closed, or never connected
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the threads that poll it
         with self._send_lock, self._recv_lock:  # they are out: its number can be given to another file now
@@ -187,7 +188,7 @@ class TlsLink:
                 self._send_failure = self._send_failure or problems.socket_failure(error, self.peer)
                 raise self._send_failure from error
 
-    def _receive_some(self, deadline: float | None) -> bool:
+    def _receive_some(self, deadline: Deadline | None) -> bool:
         """Take in what the socket has, waiting for it until `deadline`; False if nothing came."""
         while True:
             _raise_again(self._recv_failure)
@@ -195,8 +196,7 @@ class TlsLink:
                 count = self._socket.recv_into(self._received)
                 break
             except BlockingIOError:
-                left_s = None if deadline is None else deadline - time.monotonic()
-                if (left_s is not None and left_s <= 0) or not self._wait(select.POLLIN, left_s):
+                if (deadline and deadline.over) or not self._wait(select.POLLIN, deadline.left() if deadline else None):
                     return False
             except OSError as error:
                 raise self._ended(problems.socket_failure(error, self.peer)) from error
@@ -212,10 +212,10 @@ class TlsLink:
         poll.register(self._socket, event)
         return bool(poll.poll(None if within_s is None else max(0.0, within_s) * 1000))
 
-    def _drain(self, deadline: float) -> None:
+    def _drain(self, deadline: Deadline) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-            while (left_s := deadline - time.monotonic()) > 0 and self._wait(select.POLLIN, left_s):
+            while not deadline.over and self._wait(select.POLLIN, deadline.left()):
                 if not self._socket.recv(_CHUNK):
                     return
 

@@ -7,12 +7,12 @@ and its checksum holds; after the first one that does not, the stream is closed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
 from remusdb.core.wire import HEADER_BYTES, Frame, FrameType, Header, check_payload, decode_header, encode_header
+from remusdb.deadline import Deadline
 from remusdb.errors import BadFrame
 from remusdb.transport.link import TlsLink
 
@@ -58,7 +58,7 @@ class FrameStream:
 
         What has arrived of it by then is kept, and the next call goes on from there; see `last_heard`.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None if timeout_s is None else Deadline.after(timeout_s)
         try:
             return self._receive(deadline)
         except BadFrame:
@@ -72,7 +72,7 @@ class FrameStream:
         """
         self._link.close(drain_s)
 
-    def _receive(self, deadline: float | None) -> Frame | None:
+    def _receive(self, deadline: Deadline | None) -> Frame | None:
         if self._header is None:
             if not self._fill(self._header_bytes, deadline):
                 return None
@@ -86,7 +86,7 @@ class FrameStream:
         self.spoken = True
         return Frame(header.type, header.term, header.epoch, payload)
 
-    def _fill(self, target: memoryview, deadline: float | None) -> bool:
+    def _fill(self, target: memoryview, deadline: Deadline | None) -> bool:
         """Go on filling `target`; True once it is full."""
         self._filled += self._link.read_into(target[self._filled :], deadline)
         if self._filled < len(target):

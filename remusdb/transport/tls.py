@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import socket
 import ssl
-import time
 from pathlib import Path
 
 from remusdb.core.wire import FrameType
+from remusdb.deadline import Deadline
 from remusdb.errors import ConfigError, PeerRefused, PeerUnreachable, RemusError
 from remusdb.transport import problems
 from remusdb.transport.handshake import REFUSAL_DRAIN_S
@@ -39,7 +39,7 @@ def connect(address: str, port: int, context: ssl.SSLContext, server_name: str, 
     PeerUnreachable if nobody answers within `timeout_s`; PeerRefused if one side's certificate does not do;
     BadFrame if the listener speaks another version of the protocol.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline.after(timeout_s)
     try:
         sock = socket.create_connection((address, port), timeout=timeout_s)
     except OSError as error:
@@ -47,13 +47,13 @@ def connect(address: str, port: int, context: ssl.SSLContext, server_name: str, 
     return _open(sock, context, server_name, deadline)
 
 
-def _open(sock: socket.socket, context: ssl.SSLContext, server_name: str, deadline: float) -> FrameStream:
+def _open(sock: socket.socket, context: ssl.SSLContext, server_name: str, deadline: Deadline) -> FrameStream:
     """Handshake and greeting over a connected socket, which is closed if they fail."""
     link = None
     try:
         set_options(sock)
         link = TlsLink(sock, TlsState(context, server_name=server_name))
-        link.handshake(max(0.0, deadline - time.monotonic()))
+        link.handshake(deadline.left())
         stream = FrameStream(link)
         _await_greeting(stream, deadline)
         return stream
@@ -65,8 +65,8 @@ def _open(sock: socket.socket, context: ssl.SSLContext, server_name: str, deadli
         raise problems.socket_failure(error, "peer") from error
 
 
-def _await_greeting(stream: FrameStream, deadline: float) -> None:
-    frame = stream.receive(max(0.0, deadline - time.monotonic()))
+def _await_greeting(stream: FrameStream, deadline: Deadline) -> None:
+    frame = stream.receive(deadline.left())
     if frame is None:
         raise PeerUnreachable(f"{stream.peer_address} did not accept the session in time")
     if (frame.type, frame.term, frame.epoch) != (FrameType.HEARTBEAT, 0, 0):

@@ -2,7 +2,7 @@
 """libvirt's autostart of a protected VM: off, so that a host that comes back does not start what another one owns.
 The backup is told, and switches it on in the definition of a VM that it took over.
 
-All functions block as libvirt does: call them under a deadline.
+All functions block as libvirt does: call them by `BlockingCalls`.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from typing import Any
 import libvirt
 
 from remusdb import safexml
+from remusdb.deadline import Deadline
 from remusdb.errors import LibvirtAway, VmError
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.monitor import LibvirtMonitor, Monitor
 from remusdb.vm.private import private_monitor
 from remusdb.vm.process import RUN_FOLDER, domain_folder, qemu_pid
@@ -42,16 +43,16 @@ class Nic:
 
 
 class Domain:
-    """A running domain. All libvirt calls are made under `deadline`; `handle` is of the present connection."""
+    """A running domain. All libvirt calls are made by `calls`; `handle` is of the present connection."""
 
-    def __init__(self, connection: libvirt.virConnect, name: str, deadline: Deadline) -> None:
+    def __init__(self, connection: libvirt.virConnect, name: str, calls: BlockingCalls) -> None:
         self.name = name
-        self.deadline = deadline
-        self.handle: libvirt.virDomain = deadline.call(f"VM {name}", connection.lookupByName, name)
-        if not deadline.call(f"VM {name}", self.handle.isActive):
+        self.calls = calls
+        self.handle: libvirt.virDomain = calls.call(f"VM {name}", connection.lookupByName, name)
+        if not calls.call(f"VM {name}", self.handle.isActive):
             raise VmError(f"VM {name} is not running", hint=f"start it: virsh start {name}")
         self.uuid: str = self.handle.UUIDString()
-        self.xml = deadline.call(f"VM {name}", self.handle.XMLDesc, libvirt.VIR_DOMAIN_XML_SECURE)
+        self.xml = calls.call(f"VM {name}", self.handle.XMLDesc, libvirt.VIR_DOMAIN_XML_SECURE)
         self.tree = safexml.parse(self.xml)
         self.pid = pid_of(name)
         self.pidfd = os.pidfd_open(self.pid)  # readable once QEMU has ended
@@ -104,26 +105,26 @@ class Domain:
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """One QMP command, on the private socket or through libvirt's monitor; its return value."""
-        return self.deadline.call(f"{command} on {self.name}", self.qmp_blocking, command, **arguments)
+        return self.calls.call(f"{command} on {self.name}", self.qmp_blocking, command, **arguments)
 
     def qmp_blocking(self, command: str, **arguments: Any) -> Any:
-        """Like `qmp`, in the caller's thread and without a deadline."""
+        """Like `qmp`, in the caller's thread and without a limit."""
         monitor: Monitor = self._private or LibvirtMonitor(self.handle)
         return monitor.execute(command, arguments)
 
     def qmp_patiently(self, command: str, patience_s: float, given_up: Callable[[], bool]) -> Any:
         """Like `qmp`, but LibvirtAway only after so long: one that hangs may go on, one that died may come back."""
-        what, end = f"{command} on {self.name}", time.monotonic() + patience_s
-        call = self.deadline.start(self.qmp_blocking, command)
+        what, deadline = f"{command} on {self.name}", Deadline.after(patience_s)
+        call = self.calls.start(self.qmp_blocking, command)
         while True:
             try:
-                return self.deadline.finish(call, what, LOOK_S)
+                return self.calls.finish(call, what, LOOK_S)
             except LibvirtAway:
-                if time.monotonic() > end or given_up() or not self.alive():
+                if deadline.over or given_up() or not self.alive():
                     raise
             if call.done():
                 time.sleep(LOOK_S)
-                call = self.deadline.start(self.qmp_blocking, command)
+                call = self.calls.start(self.qmp_blocking, command)
 
     def blocks(self) -> list[Block]:
         """The RAM blocks of QEMU."""
@@ -154,20 +155,20 @@ class Domain:
         with 0 when its guest, `virsh` or a SIGTERM ended it, and with something else when it was killed or crashed.
         False also when neither tells within SHUTOFF_S: a VM that may have crashed must be taken over.
         """
-        end = time.monotonic() + SHUTOFF_S
+        deadline = Deadline.after(SHUTOFF_S)
         wanted = (libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED)
-        asked = self.deadline.start(self.handle.state)
-        while time.monotonic() < end:
+        asked = self.calls.start(self.handle.state)
+        while not deadline.over:
             status = _exit_status(self.pid)
             if status is not None and not os.WIFSIGNALED(status):
                 return status == 0
             with contextlib.suppress(VmError):
-                state, reason = self.deadline.finish(asked, f"state of {self.name}", STATE_LOOK_S)
+                state, reason = self.calls.finish(asked, f"state of {self.name}", STATE_LOOK_S)
                 if state == libvirt.VIR_DOMAIN_SHUTOFF:
                     return reason in wanted
             if asked.done():
                 time.sleep(STATE_LOOK_S)
-                asked = self.deadline.start(self.handle.state)
+                asked = self.calls.start(self.handle.state)
         return False
 
     def state_folder(self) -> Path:
@@ -205,10 +206,10 @@ def _exit_status(pid: int) -> int | None:
     return int(fields[EXIT_CODE_FIELD]) if fields[0] == "Z" else None
 
 
-def connect(uri: str, deadline: Deadline) -> libvirt.virConnect:
+def connect(uri: str, calls: BlockingCalls) -> libvirt.virConnect:
     """A connection to libvirt; its default error printing is silenced."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     try:
-        return deadline.call(f"libvirt at {uri}", libvirt.open, uri)
+        return calls.call(f"libvirt at {uri}", libvirt.open, uri)
     except VmError as exc:
         raise LibvirtAway(str(exc), hint="is libvirtd running on this host?") from exc

@@ -18,7 +18,7 @@ import libvirt
 
 from remusdb.errors import VmError
 from remusdb.threads import spawn
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,14 @@ Renewed = Callable[[libvirt.virConnect], None]
 class LibvirtLink:
     """The connection of this process. Needs libvirt's event loop (`start_event_loop`) to learn of its end."""
 
-    def __init__(self, uri: str, deadline: Deadline) -> None:
+    def __init__(self, uri: str, calls: BlockingCalls) -> None:
         """Connect; VmError when libvirtd is not there now."""
         self._uri = uri
         self._listeners: list[Renewed] = []
         self._lost = threading.Event()
         self._closed = threading.Event()
-        self.connection: libvirt.virConnect = connect(uri, deadline)
-        deadline.call("libvirt", self.connection.registerCloseCallback, self._on_close, None)
+        self.connection: libvirt.virConnect = connect(uri, calls)
+        calls.call("libvirt", self.connection.registerCloseCallback, self._on_close, None)
         self._there = True
         spawn(self._keep, name="libvirt-link")
 

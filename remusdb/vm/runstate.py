@@ -66,7 +66,7 @@ def _disk_words(domain: Domain) -> str:
     """Which disk, and whether its file system is full."""
     retry = f"then: virsh resume {domain.name}"
     try:
-        errors = domain.deadline.call(f"disks of {domain.name}", domain.handle.diskErrors, 0)
+        errors = domain.calls.call(f"disks of {domain.name}", domain.handle.diskErrors, 0)
     except VmError:
         errors = {}
     full = sorted(disk for disk, code in errors.items() if code == libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE)
@@ -79,7 +79,7 @@ def _disk_words(domain: Domain) -> str:
 def _dumped(domain: Domain) -> bool:
     """Whether libvirt stopped the VM for a dump and will start it again: nobody wants it to stand still."""
     try:
-        state, reason = domain.deadline.call(f"state of {domain.name}", domain.handle.state)
+        state, reason = domain.calls.call(f"state of {domain.name}", domain.handle.state)
     except VmError:
         return False
     return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_DUMP)

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from remusdb import safexml
 from remusdb.core.sections import Section, differences, sections_of
+from remusdb.deadline import Deadline
 from remusdb.errors import DevicesChanged, LibvirtAway, VmError
 from remusdb.threads import spawn
 from remusdb.vm.device_events import DeviceEvents
@@ -152,17 +152,17 @@ class DeviceWatch:
 
     def _different(self, within_s: float) -> str:
         """What became different by libvirt's list, waited for so long; empty when nothing did, or nobody can say."""
-        end = time.monotonic() + within_s
+        deadline = Deadline.after(within_s)
         while True:
             told = self._ask_libvirt()
-            if told or time.monotonic() > end or self._over.wait(EXPLAIN_LOOK_S):
+            if told or deadline.over or self._over.wait(EXPLAIN_LOOK_S):
                 return ", ".join(told)
 
     def _ask_libvirt(self) -> list[str]:
-        deadline = self._domain.deadline
+        calls = self._domain.calls
         try:
-            asked = deadline.start(lambda: self._domain.handle.XMLDesc(0))
-            tree = safexml.parse(deadline.finish(asked, "devices", ANSWER_S))
+            asked = calls.start(lambda: self._domain.handle.XMLDesc(0))
+            tree = safexml.parse(calls.finish(asked, "devices", ANSWER_S))
         except VmError as exc:
             log.debug("libvirt does not tell the devices: %s", exc)
             return []

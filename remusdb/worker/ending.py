@@ -195,7 +195,7 @@ class Ending:
         session = self._session
         if session.state.autostart and session.parts is not None:
             with contextlib.suppress(RemusError):
-                session.parts.deadline.call("autostart", autostart_back, session.parts.domain.handle, True)
+                session.parts.calls.call("autostart", autostart_back, session.parts.domain.handle, True)
                 session.save(autostart=False)
 
     def _stop_work(self) -> None:

@@ -73,8 +73,8 @@ def wait_for_disks(domain: Domain, mirrors: list[Mirror], pump: DiskPump, progre
     while waiting:
         if pump.error is not None:
             raise pump.error
-        waiting = [mirror for mirror in waiting if not domain.deadline.call("block job", mirror.ready)]
-        totals = [domain.deadline.call("block job", mirror.progress) for mirror in mirrors]
+        waiting = [mirror for mirror in waiting if not domain.calls.call("block job", mirror.ready)]
+        totals = [domain.calls.call("block job", mirror.progress) for mirror in mirrors]
         progress("copy disks", sum(done for done, _ in totals), sum(total for _, total in totals), "bytes")
         time.sleep(0.1 if waiting else 0)
 
@@ -93,4 +93,4 @@ def start_mirrors(domain: Domain, logs: list[WriteLog], mirrors: list[Mirror]) -
     """Begin the copy of every disk."""
     for log, mirror in zip(logs, mirrors, strict=True):
         log.start()
-        domain.deadline.call(f"block copy of {mirror.target}", mirror.start)
+        domain.calls.call(f"block copy of {mirror.target}", mirror.start)

@@ -20,7 +20,7 @@ from remusdb.errors import DevicesChanged, RemusError
 from remusdb.net.factory import GateGroup, make_gate, plug_works
 from remusdb.safefiles import make_folder
 from remusdb.vm.autostart import has_autostart
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import Domain
 from remusdb.vm.endwatch import EndWatch
 from remusdb.vm.libvirt_link import LibvirtLink
@@ -40,19 +40,19 @@ class Parts:
         self._undo = contextlib.ExitStack()
         self.devices: DeviceWatch | None = None
         self.end: EndWatch | None = None
-        self.deadline = Deadline(order.protection.vm_call_timeout_ms / 1000)
-        self._undo.callback(self.deadline.close)
+        self.calls = BlockingCalls(order.protection.vm_call_timeout_ms / 1000)
+        self._undo.callback(self.calls.close)
         start_event_loop()
         try:
-            self.link = LibvirtLink(order.libvirt_uri, self.deadline)
+            self.link = LibvirtLink(order.libvirt_uri, self.calls)
             self._undo.callback(self.link.close)
-            self.domain = Domain(self.link.connection, order.vm, self.deadline)
+            self.domain = Domain(self.link.connection, order.vm, self.calls)
             self._undo.callback(self.domain.close)
             self.link.on_renewed(self.domain.reconnect)
-            self.qemu_version = str(self.deadline.call("QEMU's version", self.link.connection.getVersion))
-            self.disks: list[DiskSpec] = self.deadline.call("disks", disks_of, self.domain.handle)
+            self.qemu_version = str(self.calls.call("QEMU's version", self.link.connection.getVersion))
+            self.disks: list[DiskSpec] = self.calls.call("disks", disks_of, self.domain.handle)
             self.replicas = [self._replica(disk) for disk in self.disks if disk.mirrored]
-            self.autostart: bool = self.deadline.call("autostart", has_autostart, self.domain.handle)
+            self.autostart: bool = self.calls.call("autostart", has_autostart, self.domain.handle)
             self.blocks = self.domain.blocks()
             self.clock = GuestClock(self.domain.pid, self.blocks, kvm=self.domain.accel == "kvm")
             nics = self.domain.nics
@@ -70,7 +70,7 @@ class Parts:
 
     def _replica(self, disk: DiskSpec) -> Disk:
         """What the agent must know of a disk."""
-        info = self.deadline.call(f"disk {disk.target}", self.domain.handle.blockInfo, disk.target)
+        info = self.calls.call(f"disk {disk.target}", self.domain.handle.blockInfo, disk.target)
         return Disk(disk.target, disk.capacity_bytes, int(info[1]))
 
     def build(self) -> None:
@@ -111,7 +111,7 @@ class Parts:
     def copy_speed(self, bytes_s: int) -> None:
         """Bound the initial copy of every disk; 0 is no bound."""
         for mirror in self.mirrors:
-            self.deadline.call(f"speed of the copy of {mirror.target}", mirror.set_speed, bytes_s)
+            self.calls.call(f"speed of the copy of {mirror.target}", mirror.set_speed, bytes_s)
 
     def watch_devices(self, changed: Callable[[DevicesChanged], None]) -> None:
         """Have `changed` told when the VM's devices are no more those that the agent was told of."""
@@ -137,6 +137,6 @@ class Parts:
 
     def _stop_mirror(self, mirror: Mirror) -> None:
         try:
-            self.deadline.call(f"end block copy of {mirror.target}", mirror.stop)
+            self.calls.call(f"end block copy of {mirror.target}", mirror.stop)
         except RemusError as exc:
             log.warning("block copy of %s not ended: %s", mirror.target, exc)

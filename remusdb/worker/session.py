@@ -235,7 +235,7 @@ class Session:
 
     def _arm(self, parts: Parts) -> None:
         """From here on the agent may take over: that is on the disk before the first epoch is cut."""
-        autostart = self.state.autostart or parts.deadline.call("autostart", autostart_off, parts.domain.handle)
+        autostart = self.state.autostart or parts.calls.call("autostart", autostart_off, parts.domain.handle)
         gates = [{"kind": parts.gate_kind, "tap": nic.tap, "mac": nic.mac} for nic in parts.domain.nics]
         self.save(role="protected", reason="protected", wanted=True, armed=True, gates=gates, autostart=autostart)
         with parts.gates.turn:

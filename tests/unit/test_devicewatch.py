@@ -15,7 +15,7 @@ import pytest
 
 from remusdb.core.sections import EOF, HEAD
 from remusdb.errors import DevicesChanged, GateError, VmError
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import Domain
 from remusdb.vm.ramblocks import Block
 from remusdb.worker import devicewatch
@@ -44,7 +44,7 @@ class Vm:
     """A domain, as far as the watch asks it."""
 
     def __init__(self) -> None:
-        self.deadline = Deadline(2.0)
+        self.calls = BlockingCalls(2.0)
         self.handle = self
         self.pid = os.getpid()
         self.xml = LIVE.format("")

@@ -108,7 +108,7 @@ class Vm:
 
     def __init__(self, status: str, state: Any = (), errors: Any = ()) -> None:
         self._status, self._state, self._errors = status, state, errors
-        self.deadline = self.handle = self
+        self.calls = self.handle = self
 
     def qmp(self, _command: str) -> dict[str, str]:
         return {"status": self._status}

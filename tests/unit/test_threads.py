@@ -29,7 +29,7 @@ from remusdb.disk.writelog import WriteLog
 from remusdb.errors import DiskError, NoThread
 from remusdb.hooks import Hooks
 from remusdb.host import reconciler as tender_module
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.worker.orders import Channel, Worker
 from remusdb.worker.solo import Solo
 from remusdb_agents.backup.standby.definition import Definition
@@ -180,14 +180,14 @@ def test_hooks_wait_for_a_thread(tmp_path: Path, no_threads: NoThreads) -> None:
 
 def test_a_call_that_had_no_thread_is_never_made(no_threads: NoThreads) -> None:
     """A pool keeps what it had no thread for: it would stop the VM some time later, with nobody there any more."""
-    deadline = Deadline(WITHIN_S)
+    calls = BlockingCalls(WITHIN_S)
     made: list[str] = []
     with no_threads(), pytest.raises(NoThread):
-        deadline.start(made.append, "late")
-    deadline.call("later", made.append, "later")
+        calls.start(made.append, "late")
+    calls.call("later", made.append, "later")
     time.sleep(0.1)
     assert made == ["later"]
-    deadline.close()
+    calls.close()
 
 
 def test_libvirts_events_are_heard_after_all(no_threads: NoThreads, monkeypatch: pytest.MonkeyPatch) -> None:

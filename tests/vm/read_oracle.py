@@ -23,7 +23,7 @@ from remusdb.capture.fifo import StateFifo
 from remusdb.capture.memory import ProcessMemory
 from remusdb.capture.pauses import PauseMeter, start_event_loop
 from remusdb.capture.tracker import Pages, Span, Tracker
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import Domain
 from remusdb.vm.libvirt_link import LibvirtLink
 from remusdb.worker.memory_copy import MemoryCopy
@@ -45,9 +45,9 @@ class Oracle:
 
     def __init__(self, vm: str, live: bool) -> None:
         start_event_loop()
-        deadline = Deadline(20)
-        link = LibvirtLink("qemu:///system", deadline)
-        self.domain = Domain(link.connection, vm, deadline)
+        calls = BlockingCalls(20)
+        link = LibvirtLink("qemu:///system", calls)
+        self.domain = Domain(link.connection, vm, calls)
         self.tracker = Tracker(self.domain.pid, self.domain.blocks())
         self.fifo = StateFifo(self.domain.state_folder(), os.getuid(), os.getgid())
         kind = LiveCapture if live else Capture

@@ -10,10 +10,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from types import TracebackType
 from typing import Self
 
+from remusdb.deadline import Deadline, poll_until
 from tools.lab.links import ip
 from tools.lab.node import Node
 from tools.lab.paths import NETNS, REPO
@@ -78,12 +78,12 @@ class LinkFault:
         Gives how many there were; with none in `within_s`, 0.
         """
         which = ["state", "established", f"( sport = :{port} or dport = :{port} )"]
-        deadline = time.monotonic() + within_s
-        while True:
+
+        def busy() -> bool:
             lines = self._node.run(["ss", "-Htn", *which]).stdout.splitlines()
-            busy = any(int(line.split()[1]) > 0 for line in lines)
-            if busy or time.monotonic() > deadline:
-                break
+            return any(int(line.split()[1]) > 0 for line in lines)
+
+        poll_until(busy, Deadline.after(within_s), 0.0)
         killed = self._node.run(["ss", "-HKtn", *which]).stdout
         return len(killed.splitlines())
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from remusdb.deadline import Deadline
 from tools.lab.node import Node
 
 
@@ -30,9 +31,9 @@ def kill(pids: Iterable[int], timeout_s: float = 10.0) -> None:
     """SIGKILL, and wait until they are gone or zombies. TimeoutError when one is not."""
     wanted = list(pids)
     _signal(wanted, signal.SIGKILL)
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline.after(timeout_s)
     while left := [pid for pid in wanted if _state(pid) not in ("", "Z", "X")]:
-        if time.monotonic() > deadline:
+        if deadline.over:
             raise TimeoutError(f"processes {left} do not end")
         time.sleep(0.01)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from remusdb.deadline import Deadline
 from tools.lab.links import socket_in
 from tools.lab.node import Node
 
@@ -70,9 +71,9 @@ class Etcd:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True, start_new_session=True
                 )
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline.after(timeout_s)
         while not self._healthy():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._process.poll() is not None or deadline.over:
                 self.kill()
                 raise RuntimeError(f"etcd did not start:\n{self._log.read_text()[-2000:]}")
             time.sleep(0.02)

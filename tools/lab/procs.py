@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from remusdb.deadline import Deadline
+
 
 def namespace_id(path: Path) -> tuple[int, int]:
     """Identity of a namespace file such as /run/netns/x or /proc/1/ns/net."""
@@ -50,10 +52,10 @@ def kill_members(netns: tuple[int, int], *, spare: Iterable[int] = (), timeout_s
     Raises TimeoutError when something is still there after `timeout_s`.
     """
     kept = set(spare)
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline.after(timeout_s)
     while left := set(members(netns)) - kept:
         kill_all(left)
-        if time.monotonic() > deadline:
+        if deadline.over:
             raise TimeoutError(f"processes {sorted(left)} do not end")
         time.sleep(0.01)
 

@@ -18,12 +18,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from remusdb.control.client import call
+from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import RemusError
 from remusdb.state import OWNING, StateStore, VmState
 from tools.lab.lab import Lab
@@ -110,13 +110,9 @@ class Product:
 
     def _await_socket(self, daemon: str, on: str) -> None:
         socket = self._lab.host(on).path(f"/run/remusdb/{daemon}.sock")
-        deadline = time.monotonic() + self._start_s
-        while not socket.exists():
-            if not self.running(daemon, on) or time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"remusdb {daemon} on {on} did not start:\n{self._log(daemon, on).read_text()[-2000:]}"
-                )
-            time.sleep(0.05)
+        poll_until(lambda: socket.exists() or not self.running(daemon, on), Deadline.after(self._start_s), 0.05)
+        if not socket.exists():
+            raise RuntimeError(f"remusdb {daemon} on {on} did not start:\n{self._log(daemon, on).read_text()[-2000:]}")
 
     def _log(self, daemon: str, on: str) -> Path:
         return self._logs / f"{daemon}-{on}.log"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import time
 
+from remusdb.deadline import Deadline
 from tools.lab.host import Host
 
 _FILE = "disk"
@@ -40,8 +41,8 @@ class SlowDisk:
 
     def _start(self, command: list[str], ready: list[str]) -> None:
         self._programs.append(self._host.popen(command))
-        deadline = time.monotonic() + _START_S
+        deadline = Deadline.after(_START_S)
         while self._host.run(ready, check=False).returncode:
-            if time.monotonic() > deadline or self._programs[-1].poll() is not None:
+            if deadline.over or self._programs[-1].poll() is not None:
                 raise RuntimeError(f"{command[0]} did not start on {self._host.name}")
             time.sleep(0.02)

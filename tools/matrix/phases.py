@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
+from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import RemusError
 from tools.lab import Lab, domains
 from tools.load import sql, wait_for
@@ -95,11 +96,12 @@ def _apply(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Arme
     with _heavy_writes(rig.lab):
         time.sleep(_SETTLE_S + chance.uniform(0.0, 0.5))
         armed = fault.arm(scene)
-        deadline = time.monotonic() + _APPLY_S
-        while time.monotonic() < deadline:
+
+        def behind() -> bool:
             told = rig.product.view(scene.backup, VM).agent
-            if told.get("committed", 0) > told.get("applied", 0):
-                break
+            return bool(told.get("committed", 0) > told.get("applied", 0))
+
+        poll_until(behind, Deadline.after(_APPLY_S), 0.0)
         at = time.monotonic_ns()
         armed.strike()
         return at, armed
@@ -119,13 +121,13 @@ def _promotion(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, 
     else:
         at = host.kill().monotonic_ns
         scene.killed = True
-    deadline = time.monotonic() + _PROMOTING_S
-    while time.monotonic() < deadline:
+
+    def promoting() -> bool:
         with contextlib.suppress(RemusError, LookupError):
-            if rig.product.ask("agent", scene.backup, vm=VM)["vms"][0]["state"] in ("deciding", "promoted"):
-                break
-        time.sleep(_LOOK_S)
-    else:
+            return rig.product.ask("agent", scene.backup, vm=VM)["vms"][0]["state"] in ("deciding", "promoted")
+        return False
+
+    if not poll_until(promoting, Deadline.after(_PROMOTING_S), _LOOK_S):
         armed.heal()
         raise TimeoutError(f"no promotion begins in {_PROMOTING_S:.0f} s")
     armed.strike()

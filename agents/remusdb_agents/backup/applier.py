@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -20,6 +19,7 @@ from remusdb.core.devices import decode_devices
 from remusdb.core.pages import decode_pages
 from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import decode_writes
+from remusdb.deadline import Deadline
 from remusdb.errors import RefusedForSafety
 from remusdb.threads import start
 from remusdb_agents.backup.catch_up import CatchUp
@@ -160,14 +160,14 @@ class Applier:
                     self._thaw()
 
     def _freeze(self, backlog_max_bytes: int) -> Frozen:
-        end = time.monotonic() + FREEZE_S
+        deadline = Deadline.after(FREEZE_S)
         with self._changed:
             self._changed.wait_for(lambda: self._over or self.epoch, FREEZE_S)
             if self._over or not self.epoch or self._frozen is not None:
                 raise RefusedForSafety(self._over or "the replica cannot be frozen: it is being rehearsed or copied")
             frozen = self._frozen = Frozen(0, b"", CatchUp(), lambda: len(self._epochs))
             self._backlog_max_bytes = backlog_max_bytes
-            self._changed.wait_for(lambda: self._over or not self._applying, end - time.monotonic())
+            self._changed.wait_for(lambda: self._over or not self._applying, deadline.left())
             if self._applying and not self._over:
                 self._thaw()
                 raise RefusedForSafety(f"the replica did not come to the end of an epoch within {FREEZE_S:g} s")

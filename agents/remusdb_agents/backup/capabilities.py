@@ -26,7 +26,7 @@ from remusdb.net import forwarding, offloads
 from remusdb.preflight import apparmor, cpus, resources
 from remusdb.preflight.looks import Looks, look_at
 from remusdb.state import OWNING
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 from remusdb_agents.backup import lookups
 from remusdb_agents.backup.context import Context
@@ -65,23 +65,23 @@ def gather(context: Context, asked: Asked | None, asker: str, known: Known) -> A
     `asked`: None from a primary that asks about no VM. `asker`: the name in the certificate of whoever asks.
     `known`: the replica of a VM on this host.
     """
-    deadline = Deadline(CALL_S, threads=LIBVIRT_THREADS)
+    calls = BlockingCalls(CALL_S, threads=LIBVIRT_THREADS)
     try:
-        connection = connect(context.config.agent.libvirt_uri, deadline)
+        connection = connect(context.config.agent.libvirt_uri, calls)
         try:
-            capabilities = deadline.call("capabilities", connection.getCapabilities)
+            capabilities = calls.call("capabilities", connection.getCapabilities)
             host = Host(context, connection, capabilities)
             return AgentFacts(
                 version=__version__,
-                qemu_version=_triple(deadline.call("QEMU's version", connection.getVersion)),
-                libvirt_version=_triple(deadline.call("libvirt's version", connection.getLibVersion)),
+                qemu_version=_triple(calls.call("QEMU's version", connection.getVersion)),
+                libvirt_version=_triple(calls.call("libvirt's version", connection.getLibVersion)),
                 machines=host.machines,
                 answer=host.answer(asked, asker, known) if asked else None,
             )
         finally:
             connection.close()
     finally:
-        deadline.close()
+        calls.close()
 
 
 def question(asked: bytes | memoryview) -> Asked | None:

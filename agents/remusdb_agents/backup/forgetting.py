@@ -19,7 +19,7 @@ from remusdb.core.standby import StandbyState
 from remusdb.errors import RefusedForSafety
 from remusdb.names import file_stem
 from remusdb.state import NOBODYS, VmState
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 from remusdb_agents.backup.replica import Replica
 
@@ -87,12 +87,12 @@ def _held(state: VmState) -> str | None:
 
 def _there(libvirt_uri: str, vm: str) -> bool:
     """Whether libvirt has a domain of this name, running or not. VmError when it does not say."""
-    deadline = Deadline(CALL_S)
+    calls = BlockingCalls(CALL_S)
     try:
-        connection = connect(libvirt_uri, deadline)
-        return bool(deadline.call(f"VM {vm}", _has, connection, vm))
+        connection = connect(libvirt_uri, calls)
+        return bool(calls.call(f"VM {vm}", _has, connection, vm))
     finally:
-        deadline.close()
+        calls.close()
 
 
 def _has(connection: libvirt.virConnect, vm: str) -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from remusdb.core.messages import Proof, pack
 from remusdb.core.standby import StandbyState
 from remusdb.core.wire import FrameType
+from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import NoThread, PeerUnreachable
 from remusdb.threads import spawn
 from remusdb.transport.stream import FrameStream
@@ -58,9 +59,8 @@ class Proving:
         while self._current(machine):
             self._prove(machine)
             unable = self._last is None or self._last.verdict == "unable"
-            end = time.monotonic() + (next(delays) if unable else AGAIN_S)
-            while self._current(machine) and (left := end - time.monotonic()) > 0:
-                time.sleep(min(LOOK_S, left))
+            again = Deadline.after(next(delays) if unable else AGAIN_S)
+            poll_until(lambda: not self._current(machine), again, LOOK_S)
 
     def _prove(self, machine: Machine) -> None:
         try:

@@ -31,7 +31,7 @@ from remusdb.history import Author
 from remusdb.quietly import NOISY
 from remusdb.threads import apart, spawn
 from remusdb.transport.stream import FrameStream
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.silence import SilenceWatch
@@ -335,10 +335,10 @@ def run(machine: Machine, vm: str, applied: Callable[[], bool], stays: bool) -> 
 
 def runs(libvirt_uri: str, vm: str) -> bool:
     """Whether libvirt has the VM running, and not paused. Waits for a libvirt that is away."""
-    deadline = Deadline(CALL_S)
+    calls = BlockingCalls(CALL_S)
     while True:
         try:
-            return deadline.call(f"VM {vm}", _is_running, connect(libvirt_uri, deadline), vm)
+            return calls.call(f"VM {vm}", _is_running, connect(libvirt_uri, calls), vm)
         except VmError as exc:
             log.warning("%s: libvirt does not say whether it runs: %s", vm, exc)
             time.sleep(1.0)

@@ -18,6 +18,7 @@ from typing import Literal
 
 import libvirt
 
+from remusdb.deadline import Deadline
 from remusdb.errors import RemusError, VmError
 from remusdb.host.quarantine.files import Papers, remove_older, set_aside
 from remusdb.names import file_stem
@@ -25,7 +26,7 @@ from remusdb.net.factory import make_gate
 from remusdb.net.links import Links
 from remusdb.state import VmState
 from remusdb.vm.autostart import autostart_off
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 from remusdb.vm.killing import kill_qemu
 
@@ -90,16 +91,16 @@ def put_away(libvirt_uri: str, state: VmState, policy: Policy, image_dir: Path, 
 
 def _end(libvirt_uri: str, vm: str, papers: Papers) -> None:
     """No QEMU of this VM, and no definition."""
-    deadline = Deadline(CALL_S)
+    calls = BlockingCalls(CALL_S)
     connection: libvirt.virConnect | None = None
     try:
-        connection = connect(libvirt_uri, deadline)
-        handle = deadline.call(f"VM {vm}", _find, connection, vm)
+        connection = connect(libvirt_uri, calls)
+        handle = calls.call(f"VM {vm}", _find, connection, vm)
         if handle is not None:
-            deadline.call(f"definition of VM {vm}", _if_there, papers.save, handle)
-            deadline.call(f"autostart of VM {vm}", _if_there, autostart_off, handle)
-            _destroy(deadline, handle, vm)
-            deadline.call(f"undefine VM {vm}", _if_there, _undefine, handle)
+            calls.call(f"definition of VM {vm}", _if_there, papers.save, handle)
+            calls.call(f"autostart of VM {vm}", _if_there, autostart_off, handle)
+            _destroy(calls, handle, vm)
+            calls.call(f"undefine VM {vm}", _if_there, _undefine, handle)
         kill_qemu(vm, END_S)  # one that libvirt has lost sight of
     except VmError as exc:
         papers.save_without_libvirt()
@@ -108,8 +109,8 @@ def _end(libvirt_uri: str, vm: str, papers: Papers) -> None:
     finally:
         if connection is not None:
             with contextlib.suppress(VmError):  # here, as letting go of it asks libvirt too, and may hang like any call
-                deadline.call("close", connection.close)
-        deadline.close()
+                calls.call("close", connection.close)
+        calls.close()
 
 
 def _find(connection: libvirt.virConnect, vm: str) -> libvirt.virDomain | None:
@@ -121,15 +122,15 @@ def _find(connection: libvirt.virConnect, vm: str) -> libvirt.virDomain | None:
         raise
 
 
-def _destroy(deadline: Deadline, handle: libvirt.virDomain, vm: str) -> None:
+def _destroy(calls: BlockingCalls, handle: libvirt.virDomain, vm: str) -> None:
     """By libvirt, which tidies up after it; by the kernel when it takes libvirt too long, and libvirt then follows."""
-    asked = deadline.start(_if_there, _destroy_running, handle)
+    asked = calls.start(_if_there, _destroy_running, handle)
     try:
-        deadline.finish(asked, f"destroy VM {vm}")
+        calls.finish(asked, f"destroy VM {vm}")
     except VmError as exc:
         log.warning("%s: its QEMU is killed", exc)
         kill_qemu(vm, END_S)
-        deadline.finish(asked, f"destroy VM {vm}")
+        calls.finish(asked, f"destroy VM {vm}")
 
 
 def _destroy_running(handle: libvirt.virDomain) -> None:
@@ -173,10 +174,10 @@ def _remove_gates(gates: list[dict[str, str]]) -> None:
 
 def _tap_goes(tap: str, guest_mac: str) -> bool:
     """Whether the tap is gone, or goes in a moment: one that has our VM's MAC (libvirt: with fe in front) may."""
-    end = time.monotonic() + TAP_S
+    deadline = Deadline.after(TAP_S)
     with Links() as links:
         while (link := links.find(tap)) is not None:
-            if link.mac[2:].lower() != guest_mac[2:].lower() or time.monotonic() > end:
+            if link.mac[2:].lower() != guest_mac[2:].lower() or deadline.over:
                 return False
             time.sleep(0.05)
     return True

@@ -114,7 +114,7 @@ class Checks:
         domain = self.copy.domain
         ping = json.dumps({"execute": "guest-ping"})
         try:
-            domain.deadline.call("guest agent", libvirt_qemu.qemuAgentCommand, domain.handle, ping, AGENT_S, 0)
+            domain.calls.call("guest agent", libvirt_qemu.qemuAgentCommand, domain.handle, ping, AGENT_S, 0)
         except VmError as exc:
             self._prove("agent", False, str(exc))
         else:

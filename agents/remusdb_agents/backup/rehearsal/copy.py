@@ -25,7 +25,7 @@ from remusdb.errors import DiskError, RemusError, VmError
 from remusdb.names import file_stem
 from remusdb.net.island import Island
 from remusdb.safefiles import make_folder
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import Domain, connect
 from remusdb_agents.backup.catch_up import CatchUp
 from remusdb_agents.backup.rehearsal.xml import MARKER_NS, SERIAL_FILE, SUFFIX, rehearsal_xml
@@ -55,11 +55,11 @@ class Copy:
 
     def _build(self, config: AgentConfig, hello: Hello, images: Mapping[str, Path]) -> None:
         self.folder = config.agent.image_dir / file_stem(hello.vm) / FOLDER
-        deadline = Deadline(CALL_S)
-        self._undo.callback(deadline.close)
-        connection = connect(config.agent.libvirt_uri, deadline)
+        calls = BlockingCalls(CALL_S)
+        self._undo.callback(calls.close)
+        connection = connect(config.agent.libvirt_uri, calls)
         name = hello.vm + SUFFIX
-        reap(connection, deadline, name)
+        reap(connection, calls, name)
         remove_folder(self.folder)
         self._undo.callback(remove_folder, self.folder)
         overlays = {target: self.folder / f"{target}.qcow2" for target in images}
@@ -70,17 +70,17 @@ class Copy:
             Nvram(self.folder / NVRAM_FILE, variables).close()
         prefix = f"rdbr{os.urandom(3).hex()}-"
         xml = rehearsal_xml(hello.domain_xml, overlays, uuid=str(uuid.uuid4()), tap_prefix=prefix, folder=self.folder)
-        self._undo.callback(reap, connection, deadline, name)  # also when it started and then something failed
-        self._vm = StandbyVm(connection, deadline, name, xml)
+        self._undo.callback(reap, connection, calls, name)  # also when it started and then something failed
+        self._vm = StandbyVm(connection, calls, name, xml)
         self._undo.callback(self.domain.close)
-        self._undo.callback(self._destroy, connection, deadline)
+        self._undo.callback(self._destroy, connection, calls)
         self._island(prefix)
         self._require_no_lock(overlays)
         self._vm.match(hello.blocks)
 
-    def _destroy(self, connection: libvirt.virConnect, deadline: Deadline) -> None:
+    def _destroy(self, connection: libvirt.virConnect, calls: BlockingCalls) -> None:
         """By libvirt, or without it when that hangs."""
-        reap(connection, deadline, self._vm.name)
+        reap(connection, calls, self._vm.name)
         self.domain.kill()
 
     def _island(self, prefix: str) -> None:
@@ -153,13 +153,13 @@ def make_overlay(overlay: Path, image: Path, size: int) -> None:
         raise DiskError(f"no overlay can be made: {done.stderr.strip()}")
 
 
-def reap(connection: libvirt.virConnect, deadline: Deadline, name: str) -> None:
+def reap(connection: libvirt.virConnect, calls: BlockingCalls, name: str) -> None:
     """Destroy the rehearsal of that name. Any other domain stays; quiet when there is none."""
     with contextlib.suppress(VmError):
-        handle = deadline.call(f"VM {name}", connection.lookupByName, name)
+        handle = calls.call(f"VM {name}", connection.lookupByName, name)
         kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
-        deadline.call(f"VM {name}", handle.metadata, kind, MARKER_NS, 0)
-        deadline.call(f"destroy {name}", handle.destroy)
+        calls.call(f"VM {name}", handle.metadata, kind, MARKER_NS, 0)
+        calls.call(f"destroy {name}", handle.destroy)
 
 
 def remove_folder(folder: Path) -> None:
@@ -171,15 +171,15 @@ def remove_folder(folder: Path) -> None:
 
 def sweep(config: AgentConfig) -> None:
     """Remove what rehearsals of an agent that was killed left. Trouble is logged: the next rehearsal tries again."""
-    deadline = Deadline(SWEEP_S, threads=1)
+    calls = BlockingCalls(SWEEP_S, threads=1)
     try:
-        connection = connect(config.agent.libvirt_uri, deadline)
-        for handle in deadline.call("list of VMs", connection.listAllDomains):
+        connection = connect(config.agent.libvirt_uri, calls)
+        for handle in calls.call("list of VMs", connection.listAllDomains):
             if (name := str(handle.name())).endswith(SUFFIX):
-                reap(connection, deadline, name)
+                reap(connection, calls, name)
     except RemusError as exc:
         log.warning("leftovers of rehearsals are not looked for: %s", exc)
     finally:
-        deadline.close()
+        calls.close()
     for folder in config.agent.image_dir.glob(f"*/{FOLDER}"):
         remove_folder(folder)

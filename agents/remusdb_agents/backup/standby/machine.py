@@ -13,10 +13,11 @@ import libvirt
 
 from remusdb import safexml
 from remusdb.core.messages import Hello
+from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import CannotProtect, LibvirtAway, RemusError, VmError
 from remusdb.names import file_stem
 from remusdb.net.announce import announce
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import Domain, connect, nics_of
 from remusdb.vm.prepare import confined_without_rule, qmp_socket
 from remusdb_agents.backup.applier import Applier
@@ -62,10 +63,10 @@ class Machine:
         with self._undo:
             self._undo.callback(context.admission.release, hello.vm)
             config = context.config
-            deadline = Deadline(CALL_S)
-            self._undo.callback(deadline.close)
-            connection = connect(config.agent.libvirt_uri, deadline)
-            reap_leftover(connection, deadline, hello.vm)
+            calls = BlockingCalls(CALL_S)
+            self._undo.callback(calls.close)
+            connection = connect(config.agent.libvirt_uri, calls)
+            reap_leftover(connection, calls, hello.vm)
             self._uri, self._vm = config.agent.libvirt_uri, hello.vm
             self._folder: Path = config.agent.image_dir / file_stem(hello.vm)
             names = [disk.target for disk in hello.disks]
@@ -80,13 +81,13 @@ class Machine:
             nvram = self._nvram = self._make_nvram(flash_bytes(hello.domain_xml, hello.blocks))
             variables = nvram.path if nvram is not None else None
             bridges = config.network.bridges  # one that is not named keeps its name
-            confined = confined_without_rule(deadline.call("libvirt", connection.getCapabilities))
+            confined = confined_without_rule(calls.call("libvirt", connection.getCapabilities))
             monitor = None if confined else qmp_socket(hello.uuid)
             survivor = survivor_xml(hello.domain_xml, images, bridges, monitor, variables)
             self._definition = Definition(self._uri, self._vm, survivor, hello.autostart)
             xml = standby_xml(hello.domain_xml, images, bridges, monitor, variables)
             require_free_taps(xml)
-            self._standby = StandbyVm(connection, deadline, hello.vm, xml)
+            self._standby = StandbyVm(connection, calls, hello.vm, xml)
             self._undo.callback(self._standby.domain.close)
             self._undo.callback(self._standby.destroy)
             self._domain = self._standby.domain  # what is the VM, once promoted
@@ -137,16 +138,16 @@ class Machine:
         All that the database had on its disks at the committed epoch is there; connections and memory are not.
         """
         self._standby.destroy()
-        deadline = Deadline(CALL_S)
-        end = time.monotonic() + COLD_PATIENCE_S
+        calls = BlockingCalls(CALL_S)
+        deadline = Deadline.after(COLD_PATIENCE_S)
         while True:
             try:
-                connection = connect(self._uri, deadline)
-                deadline.call(f"start {self._vm}", self._start_cold, connection, stays)
-                self._domain = Domain(connection, self._vm, deadline)
+                connection = connect(self._uri, calls)
+                calls.call(f"start {self._vm}", self._start_cold, connection, stays)
+                self._domain = Domain(connection, self._vm, calls)
                 return
             except LibvirtAway as exc:
-                if time.monotonic() > end:
+                if deadline.over:
                     raise
                 log.warning("%s waits for libvirtd to be started: %s", self._vm, exc)
                 time.sleep(1)
@@ -155,9 +156,7 @@ class Machine:
         handle = self._definition.define(connection)
         if handle.isActive() and handle.ID() != self._standby_id:
             return  # an earlier try, whose answer was lost
-        end = time.monotonic() + GONE_S
-        while handle.isActive() and time.monotonic() < end:
-            time.sleep(0.05)
+        poll_until(lambda: not handle.isActive(), Deadline.after(GONE_S), 0.05)
         handle.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if stays else 0)
 
     def announce(self, addresses: list[str]) -> None:
@@ -185,25 +184,25 @@ class Machine:
 
 def remove_leftover(libvirt_uri: str, name: str) -> None:
     """Destroy the standby of an agent that died, if one is there. RemusError when libvirt does not do it."""
-    deadline = Deadline(CALL_S)
+    calls = BlockingCalls(CALL_S)
     try:
-        reap_leftover(connect(libvirt_uri, deadline), deadline, name)
+        reap_leftover(connect(libvirt_uri, calls), calls, name)
     finally:
-        deadline.close()
+        calls.close()
 
 
-def reap_leftover(connection: libvirt.virConnect, deadline: Deadline, name: str) -> None:
+def reap_leftover(connection: libvirt.virConnect, calls: BlockingCalls, name: str) -> None:
     """Destroy a standby that an agent which died left behind; CannotProtect for any other domain of that name."""
     try:
-        handle = deadline.call(f"VM {name}", connection.lookupByName, name)
-        if not deadline.call(f"VM {name}", handle.isActive):
+        handle = calls.call(f"VM {name}", connection.lookupByName, name)
+        if not calls.call(f"VM {name}", handle.isActive):
             return
-        tree = safexml.parse(deadline.call(f"VM {name}", handle.XMLDesc, 0))
-        state, _ = deadline.call(f"VM {name}", handle.state)
+        tree = safexml.parse(calls.call(f"VM {name}", handle.XMLDesc, 0))
+        state, _ = calls.call(f"VM {name}", handle.state)
     except VmError:
         return  # it is not there, or went just now
     if not is_standby(tree, state):
         raise CannotProtect(
             f"a domain named {name} already runs on the backup host", hint="is the VM already running there?"
         )
-    deadline.call(f"destroy leftover standby {name}", handle.destroy)
+    calls.call(f"destroy leftover standby {name}", handle.destroy)

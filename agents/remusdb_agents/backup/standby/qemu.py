@@ -24,10 +24,11 @@ from remusdb.capture.clock_search import Timers
 from remusdb.capture.memory import ProcessMemory
 from remusdb.core.messages import RamBlock
 from remusdb.core.pages import PagesDecoded, resolve
+from remusdb.deadline import Deadline
 from remusdb.errors import BadFrame, CannotProtect, LibvirtAway, VmError
 from remusdb.printable import printable
 from remusdb.safefiles import connect, folder_of, remove
-from remusdb.vm.deadline import Deadline
+from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import Domain
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
 from remusdb_agents.backup.catch_up import CatchUp, CaughtUp
@@ -66,19 +67,19 @@ def announce_self(domain: Domain) -> None:
 class StandbyVm:
     """One standby domain on this host. After its start libvirt is needed only where QEMU has no private monitor."""
 
-    def __init__(self, connection: libvirt.virConnect, deadline: Deadline, name: str, xml: str) -> None:
+    def __init__(self, connection: libvirt.virConnect, calls: BlockingCalls, name: str, xml: str) -> None:
         """Start it paused; VmError when libvirt or QEMU refuses the XML."""
-        self._deadline = deadline
+        self._calls = calls
         self.name = name
-        handle = deadline.call(f"start standby {name}", connection.createXML, xml, libvirt.VIR_DOMAIN_START_PAUSED)
+        handle = calls.call(f"start standby {name}", connection.createXML, xml, libvirt.VIR_DOMAIN_START_PAUSED)
         self._handle: libvirt.virDomain = handle
         try:
-            self.domain = Domain(connection, name, deadline)
+            self.domain = Domain(connection, name, calls)
             self._folder: Path = self.domain.state_folder()
             self._memory = ProcessMemory(self.domain.pid)
         except BaseException:  # no paused domain stays behind
             with contextlib.suppress(VmError):
-                deadline.call(f"destroy standby {name}", handle.destroy)
+                calls.call(f"destroy standby {name}", handle.destroy)
             raise
         self._blocks: list[Block] = []
         self._caught_up = CaughtUp(b"")
@@ -194,8 +195,8 @@ class StandbyVm:
     def destroy(self) -> None:
         """End the standby. Quiet when it is gone already; where libvirt is away, QEMU is killed without it."""
         try:
-            handle = self._deadline.start(self._handle.destroy)
-            self._deadline.finish(handle, f"destroy standby {self.name}", DESTROY_S)
+            handle = self._calls.start(self._handle.destroy)
+            self._calls.finish(handle, f"destroy standby {self.name}", DESTROY_S)
         except LibvirtAway:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.domain.pidfd, signal.SIGKILL)
@@ -204,8 +205,8 @@ class StandbyVm:
             return
 
     def _await_load(self) -> None:
-        end = time.monotonic() + LOAD_S
-        while time.monotonic() < end:
+        deadline = Deadline.after(LOAD_S)
+        while not deadline.over:
             state = self.domain.qmp("query-migrate")
             status = state.get("status") if isinstance(state, dict) else None  # none yet: no load has begun
             if status == "completed":

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
+from remusdb.deadline import Deadline, poll_until
 from remusdb.printable import printable
 
 FOLDER = Path("/var/log/libvirt/qemu")  # libvirt has no setting for it; NAME.log
@@ -31,10 +31,7 @@ class QemuLog:
 
     def words(self, wait_s: float = WAIT_S) -> str:
         """What QEMU has complained of since, in one line; waits a little for it. Empty when there is nothing."""
-        end = time.monotonic() + wait_s
-        while not (found := complaints(self._new())) and time.monotonic() < end:
-            time.sleep(LOOK_S)
-        return found
+        return poll_until(lambda: complaints(self._new()), Deadline.after(wait_s), LOOK_S)
 
     def _size(self) -> int:
         try:

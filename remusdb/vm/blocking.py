@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that may block without bound (libvirt's) are made in a worker thread, with a deadline."""
+"""Calls that may block without bound (libvirt's) are made in a thread of their own, and waited for so long."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONNECTION_DOMAINS = (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)  # said by
 _CONNECTION_CODES = (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN)
 
 
-class Deadline:
+class BlockingCalls:
     """A few threads for blocking calls; a call that takes longer than `timeout_s` raises LibvirtAway."""
 
     def __init__(self, timeout_s: float, threads: int = THREADS) -> None:
