@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,6 +20,7 @@ import pytest
 from remusdb.core.wire import FrameType
 from remusdb.transport.listener import MOST_EACH, MOST_WAITING
 from remusdb.transport.tls import client_context, connect
+from tests.waiting import eventually
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Server:
         self.threads = self.cost.num_threads()
         self._begun = time.monotonic()
         self.good()
-        wait(lambda: self.cost.num_threads() == self.threads)
+        eventually(lambda: self.cost.num_threads() == self.threads)
         self.files, self.rss = self.cost.num_fds(), self.cost.memory_info().rss
 
     def good(self) -> float:
@@ -88,13 +89,6 @@ def server(certs: Path, tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def stranger(server: Server, source: str, says: bytes = b"") -> socket.socket:
     sock = socket.socket()
     sock.settimeout(WITHIN_S)
@@ -121,7 +115,7 @@ def test_half_open_connections_keep_nobody_out(server: Server, sources: int, say
     assert server.cost.memory_info().rss < server.rss + RSS_MAX_BYTES
     for sock in idle:
         sock.close()
-    wait(lambda: server.cost.num_fds() == server.files)
+    eventually(lambda: server.cost.num_fds() == server.files)
     assert server.quiet()
 
 
@@ -140,7 +134,7 @@ def test_those_that_come_again_at_once_keep_nobody_out(server: Server) -> None:
     threads = [threading.Thread(target=flood, args=(which,), daemon=True) for which in (0, 1)]
     for thread in threads:
         thread.start()
-    wait(lambda: min(made) > 500)
+    eventually(lambda: min(made) > 500)
     took = [server.good() for _ in range(20)]
     log.info("%d connections meanwhile: a good peer is in after %.0f ms at most", sum(made), max(took) * 1000)
     quiet = server.quiet()
@@ -148,7 +142,7 @@ def test_those_that_come_again_at_once_keep_nobody_out(server: Server) -> None:
     for thread in threads:
         thread.join(WITHIN_S)
     assert quiet
-    wait(lambda: server.cost.num_fds() == server.files and server.cost.num_threads() == server.threads)
+    eventually(lambda: server.cost.num_fds() == server.files and server.cost.num_threads() == server.threads)
 
 
 def test_bytes_that_drip_in_buy_no_time(server: Server) -> None:
@@ -163,11 +157,11 @@ def test_bytes_that_drip_in_buy_no_time(server: Server) -> None:
                 slow.remove(sock)
         time.sleep(0.2)
     assert not slow
-    wait(lambda: server.cost.num_fds() == server.files)
+    eventually(lambda: server.cost.num_fds() == server.files)
 
 
 def test_rubbish_costs_its_own_connection(server: Server) -> None:
     for number in range(300):
         stranger(server, "127.0.1.1", (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"\x00")[number % 3]).close()
     assert server.good() < SOON_S
-    wait(lambda: server.cost.num_fds() == server.files and server.cost.num_threads() == server.threads)
+    eventually(lambda: server.cost.num_fds() == server.files and server.cost.num_threads() == server.threads)

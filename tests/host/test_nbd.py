@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ import pytest
 from remusdb.core.writes import RECORD, Kind, iter_records
 from remusdb.disk.writelog import WriteLog
 from remusdb.errors import DiskError
+from tests.waiting import eventually
 
 SIZE = 64 << 20
 READ, WRITE, FLUSH, TRIM, ZEROES = 0, 1, 3, 4, 6
@@ -76,13 +77,6 @@ class NbdClient:
 
 def seen(raw: bytes) -> list[Seen]:
     return [(r.kind, r.offset, r.length, bytes(r.data)) for r in iter_records(raw)]
-
-
-def eventually(what: Callable[[], object], within_s: float = 5.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from remusdb.control import call
 from remusdb.core.wire import FrameType
 from remusdb.errors import NoThread, PeerUnreachable, RemusError
 from remusdb.transport.tls import client_context, connect
+from tests.waiting import eventually
 
 WITHIN_S = 60.0
 CGROUPS = (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
@@ -87,13 +88,6 @@ def server(certs: Path, tmp_path: Path) -> Iterator[tuple[int, Limit]]:
     limit.remove()
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
 def test_a_limit_of_threads_makes_nobody_deaf(server: tuple[int, Limit], certs: Path, tmp_path: Path) -> None:
     port, limit = server
     context = client_context(*(certs / "alpha" / name for name in ("ca.pem", "cert.pem", "key.pem")))
@@ -121,4 +115,4 @@ def test_a_limit_of_threads_makes_nobody_deaf(server: tuple[int, Limit], certs: 
     assert "can't start new thread; see TasksMax" in (tmp_path / "log").read_text()
     limit.set(None)
     dial()
-    wait(asked)
+    eventually(asked)

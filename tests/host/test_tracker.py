@@ -21,6 +21,7 @@ import pytest
 from remusdb.capture.memory import ProcessMemory
 from remusdb.capture.tracker import SPAN_BYTES, Span, Tracker
 from remusdb.vm.ramblocks import Block
+from tests.waiting import eventually
 
 READ_MS = 1000
 PINNED_S = 0.3  # a read that began so long ago has pinned its pages and has no data yet
@@ -80,10 +81,7 @@ class Reader:
 def reader(tmp_path: Path) -> Iterator[Reader]:
     serve = ["nbdkit", "--foreground", "--unix", str(tmp_path / "nbd"), "--filter=delay", "random", "4M", "seed=1"]
     with subprocess.Popen([*serve, f"rdelay={READ_MS}ms"]) as nbdkit:
-        deadline = time.monotonic() + 10
-        while not (tmp_path / "nbd").exists():
-            assert time.monotonic() < deadline, "nbdkit did not start"
-            time.sleep(0.02)
+        eventually((tmp_path / "nbd").exists, otherwise="nbdkit did not start")
         (tmp_path / "slow").mkdir()
         made = Reader(tmp_path / "slow" / "disk", tmp_path)
         yield made

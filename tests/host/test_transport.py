@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import socket
 import ssl
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from remusdb.core.wire import MAX_PAYLOAD, Frame, FrameType, encode_header
+from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import BadFrame, ConfigError, PeerRefused, PeerUnreachable
 from remusdb.transport import handshake
 from remusdb.transport.certs import make_ca_and_hosts
@@ -333,12 +335,5 @@ def test_a_session_that_raises_is_closed_and_logged(certs: Path, caplog: pytest.
 
 
 def wait_for_log(caplog: pytest.LogCaptureFixture, pattern: str) -> bool:
-    import re
-
     caplog.set_level(logging.WARNING)
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        if re.search(pattern, caplog.text):
-            return True
-        time.sleep(0.01)
-    return False
+    return bool(poll_until(lambda: re.search(pattern, caplog.text), Deadline.after(5), 0.01))

@@ -26,6 +26,7 @@ from remusdb.control.client import call
 from remusdb.control.server import ControlServer
 from remusdb.core.messages import Commit, Notice, Refuse, Standing, Welcome, pack, unpack
 from remusdb.core.wire import Frame, FrameType
+from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import RemusError
 from remusdb.history import Event
 from remusdb.history import read as read_history
@@ -33,6 +34,7 @@ from remusdb.state import StateStore, VmState
 from remusdb.transport.link import TlsLink, TlsState
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import client_context
+from tests import waiting
 from tests.hostile import measure, sayings
 from tests.hostile.measure import FDS_SLACK, MIB, RSS_SLACK, THREADS_SLACK, Size
 
@@ -48,10 +50,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 def eventually(what: Callable[[], object], otherwise: str, within_s: float = SETTLE_S) -> None:
     """Wait until `what` is true; AssertionError after `within_s`."""
-    deadline = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < deadline, f"{otherwise} within {within_s:g} s"
-        time.sleep(0.05)
+    waiting.eventually(what, within_s, otherwise)
 
 
 class Caller:
@@ -89,20 +88,20 @@ class Caller:
 
     def hear(self, *kinds: FrameType, within_s: float = ANSWER_S) -> Frame | None:
         """The next frame of these kinds, or of any but heartbeats; None when the connection ends first."""
-        end = time.monotonic() + within_s
+        deadline = Deadline.after(within_s)
         with contextlib.suppress(RemusError):
-            while (left := end - time.monotonic()) > 0:
-                frame = self.stream.receive(left)
+            while not deadline.over:
+                frame = self.stream.receive(deadline.left())
                 if frame is not None and (frame.type in kinds or (not kinds and frame.type != FrameType.HEARTBEAT)):
                     return frame
         return None
 
     def closed_within(self, seconds: float) -> bool:
         """Whether the agent ends this connection."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        deadline = Deadline.after(seconds)
+        while not deadline.over:
             try:
-                self.stream.receive(left)
+                self.stream.receive(deadline.left())
             except RemusError:
                 return True
         return False
@@ -185,10 +184,8 @@ class Rig:
             )
         self._host = ControlServer(self.run_dir / "host.sock", {"fence": self._fence})
         self._host.start()
-        deadline = time.monotonic() + START_S
-        while not (self.run_dir / "agent.sock").exists() or not self._answers():
-            assert self.alive() and time.monotonic() < deadline, f"the agent does not start:\n{self.told()[-3000:]}"
-            time.sleep(0.05)
+        poll_until(lambda: self._answers() or not self.alive(), Deadline.after(START_S), 0.05)
+        assert self._answers(), f"the agent does not start:\n{self.told()[-3000:]}"
 
     def _config(self) -> str:
         tls = self.certs / "beta"
@@ -202,6 +199,8 @@ class Rig:
         )
 
     def _answers(self) -> bool:
+        if not (self.run_dir / "agent.sock").exists():
+            return False
         with contextlib.suppress(OSError), socket.create_connection((AGENT, self.port), 1, source_address=(AGENT, 0)):
             return True
         return False

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from remusdb.host.daemon import HostDaemon
 from remusdb.names import VmName
 from remusdb.state import StateStore
 from remusdb.worker.spec import Order
+from tests.waiting import eventually
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
@@ -90,11 +89,7 @@ class Running:
         return link.pid
 
 
-def wait_for(what: Callable[[], bool], timeout_s: float = 10) -> None:
-    end = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.02)
+wait_for = eventually
 
 
 def gone(pid: int) -> bool:

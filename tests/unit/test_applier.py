@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -15,6 +15,7 @@ from remusdb.errors import RefusedForSafety
 from remusdb_agents.backup.applier import BACKLOG_EPOCHS, Applier, Frozen
 from remusdb_agents.backup.disks.images import ReplicaImages
 from remusdb_agents.backup.inbox import FRAME_COST_BYTES, WholeEpoch
+from tests.waiting import eventually
 
 LIMIT = 10 * (2 * FRAME_COST_BYTES + 100)  # ten epochs of a frame of 100 bytes
 
@@ -59,14 +60,7 @@ class Bench:
         """Let so many epochs be applied; `moved` is the newest then."""
         for _ in range(count):
             self.images.may.release()
-        wait(lambda: self.applier.epoch == moved)
-
-
-def wait(what: Callable[[], object]) -> None:
-    end = time.monotonic() + 5
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.002)
+        eventually(lambda: self.applier.epoch == moved)
 
 
 @pytest.fixture
@@ -81,7 +75,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 def test_freeze_waits_for_the_epoch_in_hand_and_stands_still(bench: Bench) -> None:
     bench.put(1, 2)
     bench.allow(1, 1)
-    wait(lambda: bench.images.begun == 2)
+    eventually(lambda: bench.images.begun == 2)
     threading.Timer(0.1, bench.images.may.release).start()
     with bench.applier.freeze(LIMIT) as frozen:
         assert (frozen.epoch, bench.moved) == (2, [1, 2])
@@ -90,7 +84,7 @@ def test_freeze_waits_for_the_epoch_in_hand_and_stands_still(bench: Bench) -> No
         time.sleep(0.05)
         assert bench.moved == [1, 2] and bench.images.begun == 2 and frozen.waiting == 1
         frozen.require()
-    wait(lambda: bench.moved == [1, 2, 3])
+    eventually(lambda: bench.moved == [1, 2, 3])
 
 
 def test_whoever_breaks_a_freeze_does_what_was_asked_for_at_once(bench: Bench) -> None:
@@ -120,7 +114,7 @@ def test_before_the_first_epoch_there_is_nothing_to_freeze(bench: Bench, monkeyp
 def test_an_epoch_that_takes_too_long_is_no_freeze(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.put(1, 2)
     bench.allow(1, 1)
-    wait(lambda: bench.images.begun == 2)
+    eventually(lambda: bench.images.begun == 2)
     monkeypatch.setattr("remusdb_agents.backup.applier.FREEZE_S", 0.05)
     with pytest.raises(RefusedForSafety, match="did not come to the end"), bench.applier.freeze(LIMIT):
         pass
@@ -179,7 +173,7 @@ def test_a_takeover_breaks_the_freeze_and_ends_them(bench: Bench) -> None:
 def test_a_takeover_does_not_wait_for_a_freeze_that_waits(bench: Bench) -> None:
     bench.put(1, 2)
     bench.allow(1, 1)
-    wait(lambda: bench.images.begun == 2)
+    eventually(lambda: bench.images.begun == 2)
     said: list[object] = []
 
     def freeze() -> None:
@@ -222,7 +216,7 @@ def test_one_freeze_at_a_time(bench: Bench) -> None:
 def test_of_a_primary_that_does_not_wait_no_more_is_read(bench: Bench) -> None:
     """What waits is bounded by bytes; the reader goes on as epochs are applied, or when its connection was replaced."""
     bench.put(1, 2, 3, size=MOST // 2)
-    wait(lambda: bench.images.begun == 1)
+    eventually(lambda: bench.images.begun == 1)
     assert bench.applier.crowded
     reads, wanted = threading.Event(), True
 

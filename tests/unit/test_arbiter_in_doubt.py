@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +21,7 @@ from remusdb.worker.solo import Solo
 from remusdb_agents.backup.replica import Replica
 from tests.unit.etcd_gateway import DEEP, HEADER, RECORD, WON, Gateway, gateway_at_work, kvs
 from tests.unit.test_replica import FakeMachine, ready, replica, with_arbiter
+from tests.waiting import eventually
 
 __all__ = ["replica"]  # the fixture
 
@@ -42,13 +42,6 @@ def gateway() -> Iterator[Gateway]:
         yield gateway
 
 
-def wait_until(true: Any) -> None:
-    end = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def asked(gateway: Gateway, path: str, times: int) -> bool:
     return gateway.asked.count(f"/v3/{path}") >= times
 
@@ -66,7 +59,7 @@ def test_a_replica_acknowledges_nothing_while_its_claim_may_be_won(
     done: dict[str, Any] = {}
     thread = threading.Thread(target=lambda: done.update(replica.takeover.promote("silence")))
     thread.start()
-    wait_until(lambda: asked(gateway, "kv/range", 5) or not thread.is_alive())
+    eventually(lambda: asked(gateway, "kv/range", 5) or not thread.is_alive())
     assert thread.is_alive() and replica.core.state is StandbyState.DECIDING
     replica.take(stream, Frame(FrameType.COMMIT, 1, 2, pack(Commit(0, 0, []))))
     assert stream.sent.count(FrameType.ACK) == 1 and replica.core.committed == 1
@@ -140,7 +133,7 @@ def test_a_primary_stays_silent_while_its_claim_may_be_lost(
     gateway.says("kv/range", RECORD, body)
     gateway.says("kv/txn", (500, ""))
     primary.lose_its_backup()
-    wait_until(lambda: asked(gateway, "kv/range", 5))
+    eventually(lambda: asked(gateway, "kv/range", 5))
     assert not primary.terms and "output is held" in primary.told
     gateway.says("kv/range", ALONE)
     assert primary.session.ended.wait(LIMIT_S)

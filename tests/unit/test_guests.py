@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from remusdb.errors import BadFrame
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.backup import guests as module
 from remusdb_agents.backup.guests import SPARE, Guests
+from tests.waiting import eventually
 
 WITHIN_S = 30.0
 
@@ -57,15 +58,14 @@ class House:
         for _ in range(count):
             stream = Stream(name)
             stream.spoken = spoken
-            before = len(self.guests._open)
             threading.Thread(target=self.serve, args=(stream,), daemon=True).start()
-            until = time.monotonic() + WITHIN_S
-            while cast(Any, stream) not in self.guests._open and not stream.closed.is_set():
-                assert time.monotonic() < until, before
-                time.sleep(0.001)
+            eventually(partial(self._is_in_or_out, stream))
             came.append(stream)
         self.streams += came
         return came
+
+    def _is_in_or_out(self, stream: Stream) -> bool:
+        return cast(Any, stream) in self.guests._open or stream.closed.is_set()
 
     def serve(self, stream: Stream) -> None:
         try:
@@ -76,10 +76,7 @@ class House:
     def leave(self) -> None:
         for stream in self.streams:
             stream.closed.set()
-        until = time.monotonic() + WITHIN_S
-        while self.guests._open:
-            assert time.monotonic() < until
-            time.sleep(0.001)
+        eventually(lambda: not self.guests._open)
 
 
 def gone(streams: list[Stream]) -> list[bool]:
@@ -90,10 +87,7 @@ def test_the_oldest_that_said_nothing_goes_for_the_newest() -> None:
     house = House()
     other = house.come("gamma", 3)
     silent = house.come("alpha", SPARE + 5)
-    until = time.monotonic() + WITHIN_S
-    while sum(gone(silent)) < 5:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    eventually(lambda: sum(gone(silent)) >= 5)
     assert gone(silent) == [True] * 5 + [False] * SPARE
     assert gone(other) == [False] * 3
     assert len(house.guests._open) == SPARE + 3
@@ -123,10 +117,7 @@ def test_all_peers_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(module, "MOST", 10)
     house = House()
     came = [house.come(f"host{number}", 1)[0] for number in range(15)]
-    until = time.monotonic() + WITHIN_S
-    while sum(gone(came)) < 5:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    eventually(lambda: sum(gone(came)) >= 5)
     assert gone(came) == [True] * 5 + [False] * 10
     house.leave()
 

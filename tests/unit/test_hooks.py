@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -16,6 +15,7 @@ import pytest
 
 from remusdb.history import Event, EventName, History
 from remusdb.hooks import AT_ONCE, OUTPUT_MAX_BYTES, WAITING_MAX_EVENTS, Hooks
+from tests.waiting import eventually
 
 WITHIN_S = 20.0
 
@@ -40,15 +40,6 @@ def put(folder: Path, name: str, script: str, mode: int = 0o755) -> Path:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(mode)
     return path
-
-
-def eventually(true: Callable[[], bool]) -> bool:
-    until = time.monotonic() + WITHIN_S
-    while not true():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def gone(pid_file: Path) -> bool:
@@ -130,12 +121,13 @@ def test_a_hook_that_hangs_is_killed_with_its_children_and_delays_no_other(
     hooks, begun = Hooks(folder, timeout_s=3.0), time.monotonic()
     for _ in range(3):
         hooks.run(event())
-    assert eventually(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").read_text().count("held") == 3)
+    eventually(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").read_text().count("held") == 3)
     assert time.monotonic() - begun < 3.0
     assert not hooks.wait_idle(0.1)
     assert hooks.wait_idle(WITHIN_S)
     assert 9.0 <= time.monotonic() - begun < 15.0
-    assert gone(tmp_path / "parent") and eventually(lambda: dead(tmp_path / "child"))
+    assert gone(tmp_path / "parent")
+    eventually(lambda: dead(tmp_path / "child"))
     assert caplog.text.count("was killed: it ran for more than 3 s") == 3
     assert ": wait" in caplog.text
 
@@ -146,7 +138,7 @@ def test_a_child_that_keeps_stdout_open_is_not_waited_for(folder: Path, tmp_path
     hooks.run(event())
     assert hooks.wait_idle(WITHIN_S)
     assert time.monotonic() - begun < 5.0
-    assert eventually(lambda: dead(tmp_path / "child"))
+    eventually(lambda: dead(tmp_path / "child"))
 
 
 def test_nor_one_that_left_for_a_session_of_its_own(folder: Path, tmp_path: Path) -> None:
@@ -263,7 +255,7 @@ def test_a_hook_too_far_behind_misses_the_oldest(
     put(folder, "slow", f"cat >> {tmp_path}/seen; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done")
     hooks = Hooks(folder)
     hooks.run(event(term=0))
-    assert eventually((tmp_path / "seen").exists)
+    eventually((tmp_path / "seen").exists)
     for term in range(1, WAITING_MAX_EVENTS + 4):
         hooks.run(event(term=term))
     (tmp_path / "go").touch()
@@ -277,7 +269,7 @@ def test_record_returns_at_once_while_a_hook_hangs(folder: Path, tmp_path: Path)
     put(folder, "hangs", f"touch {tmp_path}/hangs; sleep 1000")
     history = History(tmp_path, Hooks(folder, timeout_s=3.0))
     history.record(event(vm="other"))
-    assert eventually((tmp_path / "hangs").exists)
+    eventually((tmp_path / "hangs").exists)
     took = []
     for term in range(30):
         begun = time.monotonic()
@@ -286,5 +278,5 @@ def test_record_returns_at_once_while_a_hook_hangs(folder: Path, tmp_path: Path)
     assert sorted(took)[len(took) // 2] < 0.001
     assert max(took) < 0.5
     path = tmp_path / "history" / "db1.jsonl"
-    assert eventually(lambda: path.exists() and path.read_bytes().count(b"\n") == 30), "the disk waits for no hook"
+    eventually(lambda: path.exists() and path.read_bytes().count(b"\n") == 30, otherwise="the disk waits for a hook")
     assert not history.flush(0.1)

@@ -26,6 +26,7 @@ from remusdb.worker.greeting import Greeting
 from remusdb.worker.outbox import COPY_MAX_BYTES, Outbox
 from remusdb.worker.spec import Order, PeerAddress
 from remusdb_agents.backup.seeding import Seeding, TornCopy
+from tests.waiting import eventually
 
 
 class Wire:
@@ -61,13 +62,6 @@ def apart(work: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_the_log_gives_back_exactly_what_was_not_taken() -> None:

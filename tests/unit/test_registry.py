@@ -27,6 +27,7 @@ from remusdb_agents.backup.registry import Registry
 from remusdb_agents.backup.sessions import Sessions
 from remusdb_agents.backup.ticker import Ticker
 from tests.unit.test_replica import UUID, FakeMachine, FakeStream, hello
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -60,13 +61,6 @@ class Stream(FakeStream):
 
     def beat(self, _term: int) -> None:
         self.beats += 1
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.01)
 
 
 def serve(context: Context, registry: Registry, kind: FrameType, payload: bytes) -> tuple[FrameType, bytes]:
@@ -122,7 +116,7 @@ def test_what_an_earlier_agent_left_is_finished_and_then_forgotten(context: Cont
     context.store.update("vm", role="standby", term=3, owner="a", peer="a")
     registry = Registry(context)
     registry.recover()
-    wait_for(lambda: registry.live() == [])
+    eventually(lambda: registry.live() == [])
     assert context.store.load("vm").role == "none"
 
 
@@ -206,11 +200,11 @@ def test_one_thread_beats_for_all_and_sees_who_is_silent(context: Context) -> No
         ticker = Ticker(lambda: [broken, *registry.live()])
         threads = threading.active_count()
         ticker.start()
-        wait_for(lambda: stream.beats > 2)
+        eventually(lambda: stream.beats > 2)
         assert threading.active_count() <= threads + 1
         assert replica.take(stream, Frame(FrameType.COMMIT, 1, 1, pack(Commit(0, 0, []))))
         stream.last_heard = time.monotonic() - 60
-        wait_for(lambda: context.store.load("vm").role == "promoted")
+        eventually(lambda: context.store.load("vm").role == "promoted")
         ticker.stop()
 
 
@@ -235,4 +229,4 @@ def test_a_replica_that_is_still_being_taken_away_is_not_forgotten(
     with registry.using("vm") as same:
         assert same is replica
     may.set()
-    wait_for(lambda: registry.live() == [])
+    eventually(lambda: registry.live() == [])

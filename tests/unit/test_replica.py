@@ -27,6 +27,7 @@ from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.inbox import EpochTooLarge, WholeEpoch
 from remusdb_agents.backup.replica import Replica
 from remusdb_agents.backup.seeding import TornCopy
+from tests.waiting import eventually
 
 
 class FakeApplier:
@@ -310,10 +311,7 @@ def test_what_cannot_run_here_goes_back_to_its_owner(replica: Replica, tmp_path:
     stream: Any = FakeStream()
     answer = replica.greet(stream, hello(1, resume=True))
     assert isinstance(answer, Refuse) and answer.renounced and not answer.fenced
-    deadline = time.monotonic() + 5
-    while arbiter.record != Ownership("", 2, "a"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: arbiter.record == Ownership("", 2, "a"))
 
 
 def test_without_the_other_hosts_arbiter_there_is_no_session(replica: Replica) -> None:
@@ -383,10 +381,7 @@ def proven(replica: Replica, verdict: Any, **told: Any) -> tuple[FakeStream, Fak
 
 def proofs(stream: FakeStream, count: int = 1) -> None:
     """Wait until the primary was told so often."""
-    end = time.monotonic() + 5
-    while stream.sent.count(FrameType.PROOF) < count:
-        assert time.monotonic() < end, stream.sent
-        time.sleep(0.005)
+    eventually(lambda: stream.sent.count(FrameType.PROOF) >= count)
 
 
 def test_the_standby_is_proven_once_its_first_epoch_is_here(replica: Replica) -> None:
@@ -442,9 +437,7 @@ def test_what_could_not_be_tried_is_tried_again(replica: Replica, monkeypatch: p
     assert "no memory" in replica.status()["unproven"]
     prover.proof = Proof("proven", 9, 4, 70.0)
     proofs(stream, 2)
-    end = time.monotonic() + 5
-    while replica.status()["proven_at_ns"] != 9:
-        assert time.monotonic() < end
+    eventually(lambda: replica.status()["proven_at_ns"] == 9)
     told = stream.sent.count(FrameType.PROOF)
     monkeypatch.setattr(proving, "AGAIN_S", 0.0)
     prover.proof = Proof("unable", 11, reason="no memory")  # what is proven stays so
@@ -562,14 +555,9 @@ def test_a_primary_that_asks_for_a_switchover_again_and_again_costs_one_thread(r
         assert threading.active_count() - before <= 2
     finally:
         stream.may.set()
-    end = time.monotonic() + 20
-    while replica.takeover.busy:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    eventually(lambda: not replica.takeover.busy)
     assert replica.take(stream, takeover_asked)  # and once that is answered, it may ask again
-    while stream.sent.count(FrameType.DECLINE) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    eventually(lambda: stream.sent.count(FrameType.DECLINE) >= 2)
 
 
 def test_a_replica_that_a_hello_renounces_is_taken_away_without_the_lock(

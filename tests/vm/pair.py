@@ -17,6 +17,7 @@ import numpy as np
 
 from remusdb.capture.memory import ProcessMemory
 from remusdb.vm.ramblocks import Block, parse_ramblocks
+from tests import waiting
 from tools.lab import Lab, domains
 from tools.lab.etcd import Etcd
 from tools.lab.guest import Mode
@@ -28,10 +29,7 @@ SLACK = 4  # times what a quiet machine needs at most: how fast it is, a benchma
 
 def eventually(what: Callable[[], object], within_s: float = 10.0, otherwise: str = "it did not happen") -> None:
     """Wait until `what` is true; AssertionError after SLACK times `within_s`."""
-    deadline = time.monotonic() + SLACK * within_s
-    while not what():
-        assert time.monotonic() < deadline, f"{otherwise} within {SLACK * within_s:g} s"
-        time.sleep(0.05)
+    waiting.eventually(what, SLACK * within_s, otherwise)
 
 
 class Pair:

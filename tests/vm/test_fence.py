@@ -18,6 +18,7 @@ import pytest
 
 from remusdb.host import libvirt_hook
 from remusdb.state import StateStore
+from tests.waiting import eventually
 from tools.lab import Host, Lab, domains
 from tools.lab.guest import Mode
 
@@ -96,10 +97,7 @@ class Fenced:
         """As `systemctl restart` does: its VMs run on."""
         pid = self.libvirtd()
         os.kill(pid, signal.SIGTERM)
-        end = time.monotonic() + 20
-        while self.alive(pid):
-            assert time.monotonic() < end, "libvirtd does not end"
-            time.sleep(0.05)
+        eventually(lambda: not self.alive(pid), otherwise="libvirtd does not end")
         self.host.run(["libvirtd", "-d"])
 
 

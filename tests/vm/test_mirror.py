@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fcntl import F_SETPIPE_SZ, fcntl
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from remusdb.disk.mirror import DiskSpec, Mirror, disks_of, query_block_jobs, un
 from remusdb.disk.writelog import WriteLog
 from remusdb.errors import DiskError
 from remusdb_agents.backup.disks.images import ReplicaImages
+from tests.waiting import eventually
 from tools.lab import domains
 from tools.lab.guest import Mode
 from tools.lab.host import Host
@@ -46,13 +47,6 @@ IN_FLIGHT = 32  # MiB: far more than a log of 1 MiB and its socket's buffers hol
 HOLE, DATA = RAW_BYTES - (64 << 20), 1 << 20
 
 log = logging.getLogger(__name__)
-
-
-def eventually(what: Callable[[], object], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 class Machine:
