@@ -10,19 +10,16 @@ next writer starts on a new line. Of a file that exceeds 4 MiB the newest events
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import queue
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
 from remusdb import durable
+from remusdb.deadline import Deadline
 from remusdb.errors import RemusError
 from remusdb.hooks import Hooks
 from remusdb.jsontext import parse_json
@@ -104,10 +101,10 @@ class History:
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all is on the disk and no hook runs any more; False when that took too long."""
-        until = time.monotonic() + timeout_s
+        deadline = Deadline.after(timeout_s)
         with self._queue.all_tasks_done:
             done = self._queue.all_tasks_done.wait_for(lambda: not self._queue.unfinished_tasks, timeout_s)
-        return done and (self._hooks is None or self._hooks.wait_idle(until - time.monotonic()))
+        return done and (self._hooks is None or self._hooks.wait_idle(deadline.left()))
 
     def _write_all(self) -> None:
         told = 0
@@ -150,7 +147,7 @@ def append(folder: Path, event: Event) -> None:
     """Put one line at the end, and on the disk. OSError when it may not be there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = _path(folder, event.vm)
-    with _locked(path) as alone:
+    with durable.alone(path.with_suffix(".lock"), LOCK_S) as alone:
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             before = os.fstat(fd).st_size
@@ -190,7 +187,6 @@ def _lines(path: Path) -> list[bytes]:
 
 def _halve(path: Path) -> None:
     """Keep the newest lines that fit in half of what a file may have."""
-    partial = path.with_name(path.name + ".partial")
     try:
         kept, room = [], FILE_MAX_BYTES // 2
         for line in reversed(_lines(path)):
@@ -198,37 +194,10 @@ def _halve(path: Path) -> None:
             if room < 0:
                 break
             kept.append(line + b"\n")
-        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.writelines(reversed(kept))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        durable.sync_folder(path.parent)
+        durable.write_file(path, b"".join(reversed(kept)))
     except OSError as exc:  # the event itself is on the disk
         log.warning("%s: cannot be shortened: %s", path, exc)
-        partial.unlink(missing_ok=True)
 
 
 def _path(folder: Path, vm: str) -> Path:
     return folder / f"{file_stem(vm)}.jsonl"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """One writer at a time, of any process: they must not replace the file under each other. False: not had in time."""
-    fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        yield _lock(fd, time.monotonic() + LOCK_S)
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int, until: float) -> bool:
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                return False
-            time.sleep(0.005)

@@ -11,12 +11,10 @@ when `update` returns.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +92,7 @@ class StateStore:
         """Change some fields so that they survive a power cut. Fenced when `term` would go back."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._locked(vm):
+            with durable.alone(self._path(vm).with_suffix(".lock"), None):
                 old = self.load(vm)
                 new = msgspec.structs.replace(old, **changes)
                 new = msgspec.structs.replace(new, reason=printable(new.reason))
@@ -131,16 +129,6 @@ class StateStore:
         path = self._path(state.vm)
         text = msgspec.json.format(msgspec.json.encode({"format": FORMAT, **msgspec.to_builtins(state)}))
         durable.write_file(path, text)
-
-    @contextmanager
-    def _locked(self, vm: str) -> Iterator[None]:
-        """One writer at a time, of any process."""
-        fd = os.open(self._path(vm).with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
 
 
 def _read(path: Path) -> bytes:

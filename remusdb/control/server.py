@@ -9,7 +9,6 @@ broken, ends the daemon. One thread a connection, one request a connection.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from remusdb import durable
 from remusdb.control.lines import LineChannel
 from remusdb.errors import BadFrame, NoThread, RemusError, UsageError
 from remusdb.quietly import NOISY
@@ -84,14 +84,11 @@ class ControlServer:
     def _take_lock(self) -> None:
         # A lock instead of a try to connect: the kernel drops it with the process, and two daemons that start
         # together cannot both believe that the other's socket is stale.
-        fd = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            os.close(fd)
+        fd = durable.take_lock(self._path.with_name(f"{self._path.name}.lock"), 0)
+        if fd is None:
             raise RemusError(
                 f"{self._path}: another daemon is listening there", hint="one daemon a run directory: stop the other"
-            ) from exc
+            )
         self._lock_fd = fd
 
     def _accept(self) -> None:

@@ -6,11 +6,9 @@ A daemon that was killed leaves workers that are about to end; two of them must 
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
 from pathlib import Path
 
+from remusdb import durable
 from remusdb.errors import RemusError
 from remusdb.safefiles import make_folder
 
@@ -19,20 +17,11 @@ PATIENCE_S = 5.0
 
 def hold_lock(path: Path, vm: str, patience_s: float = PATIENCE_S) -> int:
     """A locked descriptor, to be inherited; RemusError if another worker still has it after `patience_s`."""
-    end = time.monotonic() + patience_s
     try:
         make_folder(path.parent)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = durable.take_lock(path, patience_s)
     except OSError as exc:
         raise RemusError(f"{path}: cannot be opened: {exc.strerror}") from exc
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError as exc:
-            if time.monotonic() > end:
-                os.close(fd)
-                raise RemusError(
-                    f"an earlier worker of {vm} does not end", hint=f"see who holds it: fuser -v {path}"
-                ) from exc
-            time.sleep(0.05)
+    if fd is None:
+        raise RemusError(f"an earlier worker of {vm} does not end", hint=f"see who holds it: fuser -v {path}")
+    return fd

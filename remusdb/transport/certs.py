@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from remusdb import durable
 from remusdb.errors import UsageError
 from remusdb.printable import printable
 
@@ -71,8 +72,9 @@ def _authority(folder: Path) -> _Authority:
     if certificate.exists() or key.exists():
         raise UsageError(f"{folder} holds half a CA", hint=f"put back the missing file, or remove {folder}")
     made = _new_authority()
-    _write(key, _key_pem(made.key), 0o600)
-    _write(certificate, _pem(made.certificate), 0o644)
+    folder.mkdir(parents=True, exist_ok=True)
+    durable.write_file(key, _key_pem(made.key), 0o600)
+    durable.write_file(certificate, _pem(made.certificate), 0o644)
     return made
 
 
@@ -128,9 +130,10 @@ def _make_host(folder: Path, name: str, names: list[x509.GeneralName], authority
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(_issuer_key_id(authority), critical=False)
     )
-    _write(folder / "ca.pem", _pem(issuer), 0o644)
-    _write(folder / "cert.pem", _pem(builder.sign(authority.key, hashes.SHA256())), 0o644)
-    _write(folder / "key.pem", _key_pem(key), 0o600)
+    folder.mkdir(parents=True, exist_ok=True)
+    durable.write_file(folder / "ca.pem", _pem(issuer), 0o644)
+    durable.write_file(folder / "cert.pem", _pem(builder.sign(authority.key, hashes.SHA256())), 0o644)
+    durable.write_file(folder / "key.pem", _key_pem(key), 0o600)
     return folder
 
 
@@ -193,17 +196,3 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """Put `data` at `path` in one step, never readable by more than `mode` says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(handle, mode)
-        file.write(data)
-        file.flush()
-        os.fsync(handle)
-    fresh.replace(path)

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from remusdb import durable
 from remusdb import history as module
 from remusdb.cli.main import cli
 from remusdb.errors import RemusError
@@ -139,7 +140,7 @@ def test_another_writer_that_hangs_silences_nobody_and_keeps_its_file(
     monkeypatch.setattr(module, "FILE_MAX_BYTES", 1000)
     append(tmp_path / "history", event(0))
     path = tmp_path / "history" / "db1.jsonl"
-    with module._locked(path) as alone:
+    with durable.alone(path.with_suffix(".lock"), 0) as alone:
         assert alone
         inode = path.stat().st_ino
         record(tmp_path, *(event(term) for term in range(1, 8)))
