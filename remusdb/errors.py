@@ -40,10 +40,6 @@ class RemusError(Exception):
         super().__init__(message)
         self.hint = hint
 
-    def to_dict(self) -> dict[str, object]:
-        """The error as `--json` and the control sockets carry it."""
-        return {"id": self.id, "message": str(self), "hint": self.hint, "exit_code": self.exit_code}
-
 
 class UsageError(RemusError):
     """The command line cannot be understood."""
@@ -178,13 +174,12 @@ class NoThread(RemusError):
         super().__init__(message, hint=hint or "see TasksMax (systemctl status), `ulimit -u` and free memory")
 
 
-def from_dict(data: dict[str, object]) -> RemusError:
-    """The error a control socket carried, as an exception of its own class again."""
+def error_of(id_: str, message: str, hint: str = "") -> RemusError:
+    """The error that a control channel carried, as an exception of its own class again."""
     known: dict[str, type[RemusError]] = {}
     for kind in _tree(RemusError):  # a subclass without an id of its own is told as its base
         known.setdefault(kind.id, kind)
-    cls = known.get(str(data.get("id")), RemusError)
-    return cls(str(data.get("message", "failed")), hint=str(data.get("hint", "")))
+    return known.get(id_, RemusError)(message, hint=hint)
 
 
 def _tree(cls: type[RemusError]) -> list[type[RemusError]]:

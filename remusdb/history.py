@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from remusdb import durable
 from remusdb.deadline import Deadline
@@ -25,6 +26,7 @@ from remusdb.hooks import Hooks
 from remusdb.jsontext import parse_json
 from remusdb.names import file_stem
 from remusdb.printable import printable
+from remusdb.says import says
 from remusdb.threads import spawn
 
 log = logging.getLogger(__name__)
@@ -65,21 +67,30 @@ EventName = Literal[
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One transition, with its evidence."""
+    """One transition of a VM, with its evidence. A hook gets the same ([hooks.md](hooks.md))."""
 
-    vm: str
-    at_ns: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # time.time_ns()
-    host: str  # where it happened
-    by: Author
-    event: EventName
-    was: str  # the state before it and after it, as `status` names them
-    now: str
-    reason: str
-    term: Annotated[int, msgspec.Meta(ge=0)]
-    epoch: int | None  # the newest that is committed
-    heard_ms_ago: float | None  # age of the other side's last sign of life
-    peer: str
-    details: dict[str, str | int | float] = {}
+    vm: Annotated[str, says("its name in libvirt")]
+    at_ns: Annotated[int, Meta(ge=0, le=(1 << 63) - 1), says("when, by the clock of `host`")]
+    host: Annotated[str, says("where it happened")]
+    by: Annotated[Author, says("who did it: operator: somebody asked for it")]
+    event: Annotated[EventName, says("what")]
+    was: Annotated[str, says("the state before it, as `status` names it")]
+    now: Annotated[str, says("the state after it")]
+    reason: Annotated[str, says("why, in words")]
+    term: Annotated[int, Meta(ge=0), says("the VM's")]
+    epoch: Annotated[int | None, says("the newest that is committed")]
+    heard_ms_ago: Annotated[
+        float | None, says("age of the other side's last sign of life; null: that says nothing here")
+    ]
+    peer: Annotated[str, says("the other host")]
+    details: Annotated[dict[str, str | int | float], says("more evidence, by event")] = {}
+
+
+class VmEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened to a VM, as far as this host was there."""
+
+    vm: Annotated[str, says("its name in libvirt")]
+    events: Annotated[list[Event], says("the oldest first")]
 
 
 class History:

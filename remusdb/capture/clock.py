@@ -20,6 +20,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from remusdb.capture.clock_fields import Fields
 from remusdb.capture.clock_inject import SlowWay
@@ -37,6 +38,15 @@ SHIFT_BYTES = 4096  # the sections before kvmclock grow as the guest uses more o
 BLOCKED_BYTES = 16 << 10  # so much must be left for QEMU to be sure to wait for its reader
 APART_S = 0.25  # two states that far apart tell the rate of the ticks to some ppm
 SHOWN_CUTS = 101  # what status shows is the median of so many
+
+
+@dataclass(frozen=True)
+class ClockFigures:
+    """How late the guest's clock is, how much that is of the time since the cuts began, and why it is not put right."""
+
+    lag_ms: float | None = None
+    lost_ppm: float | None = None
+    slow: str = ""
 
 
 class GuestClock:
@@ -220,19 +230,15 @@ class GuestClock:
 
     # --- figures ---
 
-    def figures(self) -> dict[str, float | str | None]:
-        """As status shows them: how late the guest's clock is, in ms, how much that is of the time, and why."""
+    def figures(self) -> ClockFigures:
+        """What status shows of it now."""
         late = list(self._late)
         since, book = self._since, self._book
         if not late or book is None:
-            return {"clock_lag_ms": None, "clock_lost_ppm": None, "clock_slow": self.why_not}
+            return ClockFigures(slow=self.why_not)
         lag = statistics.median(late)
         passed = max(1, time.monotonic_ns() - since)
-        return {
-            "clock_lag_ms": round(lag / 1e6, 2),
-            "clock_lost_ppm": round(1e6 * lag / passed, 1),
-            "clock_slow": self.why_not,
-        }
+        return ClockFigures(round(lag / 1e6, 2), round(1e6 * lag / passed, 1), self.why_not)
 
 
 def _now() -> Instant:

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
-from remusdb.control.client import call
+from remusdb.control import ProgressFn, Request, call
+from remusdb.control.codec import Reply
+from remusdb.names import VmName, require_name
 
 DEFAULT_RUN_DIR = Path("/run/remusdb")
 
@@ -48,6 +50,12 @@ def run_dir_option(verb: F) -> F:
     return option(verb)
 
 
+def _name(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> VmName | None:
+    return None if value is None else require_name(value)
+
+
+vm_argument = click.argument("vm", callback=_name)
+vm_or_all_argument = click.argument("vm", callback=_name, required=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 
 
@@ -58,10 +66,9 @@ def socket_of(daemon: str) -> Path:
 
 def ask(
     daemon: str,
-    op: str,
-    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    request: Request[Reply],
+    on_progress: ProgressFn | None = None,
     timeout_s: float | None = 30.0,
-    **args: Any,
-) -> dict[str, Any]:
+) -> Reply:
     """One request to a daemon of this machine."""
-    return call(socket_of(daemon), op, args, on_progress, timeout_s)
+    return call(socket_of(daemon), request, on_progress, timeout_s)

@@ -8,6 +8,7 @@ import click
 from remusdb.cli.asking import ask, json_option, run_dir_option
 from remusdb.cli.progress import Steps
 from remusdb.cli.say import print_json, say
+from remusdb.control.api import Evacuate
 
 
 @click.command()
@@ -25,15 +26,15 @@ def evacuate(ctx: click.Context, if_host_stops: bool, as_json: bool) -> None:
     Before maintenance of this host. Exit code 1 if a VM stayed that should have moved.
     """
     with Steps() as steps:
-        done = ask("host", "evacuate", steps.show, timeout_s=None, if_host_stops=if_host_stops)
+        done = ask("host", Evacuate(if_host_stops=if_host_stops), steps.show, timeout_s=None)
     if as_json:
         print_json(done)
     else:
-        for one in done["moved"]:
-            say(f"{one['vm']} runs on {one['to']} now, in term {one['term']}.")
-        for one in done["stayed"]:
-            say(f"{one['vm']} stays here: {one['reason']}", err=True)
-        if not done["moved"] and not done["stayed"]:
-            say("no VM was moved: " + (done.get("note") or "none is protected here"))
-    if any(not one["exempt"] for one in done["stayed"]):
+        for moved in done.moved:
+            say(f"{moved.vm} runs on {moved.to} now, in term {moved.term}.")
+        for stayed in done.stayed:
+            say(f"{stayed.vm} stays here: {stayed.reason}", err=True)
+        if not done.moved and not done.stayed:
+            say("no VM was moved: " + (done.note or "none is protected here"))
+    if any(not stayed.exempt for stayed in done.stayed):
         ctx.exit(1)

@@ -7,15 +7,17 @@ import sys
 
 import click
 
-from remusdb.cli.asking import ask, json_option, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option, vm_argument
 from remusdb.cli.say import print_json, say
+from remusdb.control.api import Failover
 from remusdb.errors import UsageError
+from remusdb.names import VmName
 
 FAILOVER_TIMEOUT_S = 120.0
 
 
 @click.command()
-@click.argument("vm")
+@vm_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option(
     "--primary-is-dead",
@@ -24,18 +26,18 @@ FAILOVER_TIMEOUT_S = 120.0
 )
 @json_option
 @run_dir_option
-def failover(vm: str, yes: bool, primary_is_dead: bool, as_json: bool) -> None:
+def failover(vm: VmName, yes: bool, primary_is_dead: bool, as_json: bool) -> None:
     """Resume VM on this machine, the backup, where its last committed epoch left it.
 
     The primary is shut off by the new term: if it still runs, its VM never speaks again.
     """
     if not yes:
         _confirm(vm)
-    done = ask("agent", "failover", timeout_s=FAILOVER_TIMEOUT_S, vm=vm, primary_is_dead=primary_is_dead)
+    done = ask("agent", Failover(vm=vm, primary_is_dead=primary_is_dead), timeout_s=FAILOVER_TIMEOUT_S)
     if as_json:
         print_json(done)
         return
-    say(f"{vm} runs here: term {done['term']}, epoch {done['epoch']}, resumed in {done['resume_ms']:.0f} ms.")
+    say(f"{vm} runs here: term {done.term}, epoch {done.epoch}, resumed in {done.resume_ms:.0f} ms.")
 
 
 def _confirm(vm: str) -> None:

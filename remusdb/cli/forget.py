@@ -7,15 +7,17 @@ import sys
 
 import click
 
-from remusdb.cli.asking import ask, json_option, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option, vm_argument
 from remusdb.cli.say import print_json, say
+from remusdb.control.api import Forget
 from remusdb.errors import UsageError
+from remusdb.names import VmName
 
 FORGET_TIMEOUT_S = 60.0
 
 
 @click.command()
-@click.argument("vm")
+@vm_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option(
     "--lose-the-replica",
@@ -24,7 +26,7 @@ FORGET_TIMEOUT_S = 60.0
 )
 @json_option
 @run_dir_option
-def forget(vm: str, yes: bool, lose_the_replica: bool, as_json: bool) -> None:
+def forget(vm: VmName, yes: bool, lose_the_replica: bool, as_json: bool) -> None:
     """Let another host, or another VM of that name, be protected to this machine.
 
     The agent keeps a VM for one owner and one UUID. For a VM that was made anew, or moved by hand, say here that what
@@ -34,10 +36,10 @@ def forget(vm: str, yes: bool, lose_the_replica: bool, as_json: bool) -> None:
         if not sys.stdin.isatty():
             raise UsageError("forget wants to be confirmed, and there is no terminal", hint="say --yes")
         click.confirm(f"Forget who owns {vm}? An old primary of it must not come back.", abort=True, err=True)
-    done = ask("agent", "forget", timeout_s=FORGET_TIMEOUT_S, vm=vm, lose_replica=lose_the_replica)
+    done = ask("agent", Forget(vm=vm, lose_replica=lose_the_replica), timeout_s=FORGET_TIMEOUT_S)
     if as_json:
         print_json(done)
         return
     say(f"{vm} is forgotten here: whoever protects a VM of that name to this machine next may.")
-    for path in [*done["kept"], *done["moved"]]:
+    for path in [*done.kept, *done.moved]:
         say(f"not deleted: {path}")

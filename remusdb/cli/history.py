@@ -12,7 +12,7 @@ from remusdb.cli import words
 from remusdb.cli.asking import json_option
 from remusdb.cli.say import print_json, say
 from remusdb.errors import NotProtected
-from remusdb.history import Event, read
+from remusdb.history import Event, VmEvents, read
 
 STATE_DIR = Path("/var/lib/remusdb")
 DAEMONS = ("host", "agent")
@@ -46,7 +46,7 @@ def history(vm: str, last: int | None, state_dir: Path, as_json: bool) -> None:
         )
     shown = events[-last:] if last else events
     if as_json:
-        print_json({"vm": vm, "events": shown})
+        print_json(VmEvents(vm=vm, events=shown))
     else:
         say(*words.table(HEAD, [_row(event) for event in shown]))
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 
 import click
 
-from remusdb.cli.asking import ask, json_option, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option, vm_argument
 from remusdb.cli.say import print_json, say
+from remusdb.control.api import Prepare
+from remusdb.names import VmName
 
 
 @click.command()
-@click.argument("vm")
+@vm_argument
 @json_option
 @run_dir_option
-def prepare(vm: str, as_json: bool) -> None:
+def prepare(vm: VmName, as_json: bool) -> None:
     """Write into VM's persistent definition what makes protection cheaper.
 
     The running VM is not touched: changes take effect when it is next started (a reboot from inside is not enough).
     """
-    changes: list[str] = ask("host", "prepare", vm=vm)["changes"]
+    prepared = ask("host", Prepare(vm=vm))
     if as_json:
-        print_json({"changes": changes})
-    elif changes:
-        for change in changes:
+        print_json(prepared)
+    elif prepared.changes:
+        for change in prepared.changes:
             say(f"  {change}")
         say(f"In effect from the next start of {vm} (shut it down and start it; a reboot inside is not enough).")
     else:

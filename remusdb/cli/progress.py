@@ -4,20 +4,21 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from remusdb.cli import words
 from remusdb.cli.say import say
+from remusdb.control import Progress as Told
 from remusdb.printable import printable
 
 LINES_PER_STEP = 4
 
 
 class Steps:
-    """Shows `{"step", "done", "total", "unit"}` as they come."""
+    """Shows the progress of one request as it comes."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -39,10 +40,9 @@ class Steps:
         if self._bars:
             self._bars.stop()
 
-    def show(self, told: dict[str, Any]) -> None:
-        """One report of the daemon; what is missing in it is taken as nothing."""
-        step, unit = printable(str(told.get("step", ""))), printable(str(told.get("unit", "")))
-        done, total = float(told.get("done") or 0), float(told.get("total") or 0)
+    def show(self, told: Told) -> None:
+        """One report of the daemon."""
+        step, unit, done, total = printable(told.step), printable(told.unit), told.done, told.total
         of = _of(done, total, unit) if total else ""
         if self._bars:
             if step not in self._tasks:

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import click
 
 from remusdb.cli import words
-from remusdb.cli.asking import ask, json_option, run_dir_option
+from remusdb.cli.asking import ask, json_option, run_dir_option, vm_argument
 from remusdb.cli.progress import Steps
 from remusdb.cli.say import print_json, say
+from remusdb.control.api import HostStatus, Rehearse, Rehearsed
 from remusdb.errors import NotProtected, PeerRefused, PeerUnreachable, RemusError
+from remusdb.names import VmName
 
 PRIMARY = ("seeding", "protected", "held")  # states in which the VM runs here
 SILENCE_S = 120.0  # between two words of the agent: starting a QEMU is the longest
@@ -20,31 +21,32 @@ REFUSED = 1
 
 
 @click.command()
-@click.argument("vm")
+@vm_argument
 @click.option("--tcp", "tcp_port", metavar="PORT", type=click.IntRange(1, 65535), help="A port that must answer.")
 @click.option("--seconds", type=click.FloatRange(1, 600), default=5, show_default=True, help="How long the copy runs.")
 @json_option
 @run_dir_option
 @click.pass_context
-def rehearse(ctx: click.Context, vm: str, tcp_port: int | None, seconds: float, as_json: bool) -> None:
+def rehearse(ctx: click.Context, vm: VmName, tcp_port: int | None, seconds: float, as_json: bool) -> None:
     """Resume a copy of VM's last committed state on this machine, the backup, cut off from every network; look
     whether it runs, and throw it away.
 
     Protection goes on, and a takeover ends the rehearsal at once. Exit code 1 when the copy showed no life.
     """
     with Steps() as steps:
-        result = _ask(vm, steps, tcp_port=tcp_port, seconds=seconds)
+        result = _ask(Rehearse(vm=vm, tcp_port=tcp_port, seconds=seconds), steps)
     if as_json:
         print_json(result)
     else:
         _tell(result)
-    if not result["ok"]:
+    if not result.ok:
         ctx.exit(REFUSED)
 
 
-def _ask(vm: str, steps: Steps, **wanted: Any) -> dict[str, Any]:
+def _ask(asked: Rehearse, steps: Steps) -> Rehearsed:
+    vm = asked.vm
     try:
-        return ask("agent", "rehearse", steps.show, SILENCE_S, vm=vm, **wanted)
+        return ask("agent", asked, steps.show, SILENCE_S)
     except (NotProtected, PeerUnreachable) as exc:
         if isinstance(exc, PeerRefused) or not (backup := _backup_of(vm)):
             raise
@@ -53,20 +55,20 @@ def _ask(vm: str, steps: Steps, **wanted: Any) -> dict[str, Any]:
         ) from exc
 
 
-def _backup_of(vm: str) -> str:
+def _backup_of(vm: VmName) -> str:
     """The host that this machine's host daemon protects the VM to, if it knows."""
     with contextlib.suppress(RemusError):
-        for status in ask("host", "status", timeout_s=5.0, vm=vm)["vms"]:
-            return str(status.get("peer") or "") if status["state"] in PRIMARY else ""
+        for status in ask("host", HostStatus(vm=vm), timeout_s=5.0).vms:
+            return status.peer or "" if status.state in PRIMARY else ""
     return ""
 
 
-def _tell(result: dict[str, Any]) -> None:
-    said = "runs" if result["ok"] else "shows no proof of life"
-    say(f"A copy of {result['vm']} at epoch {result['epoch']} (term {result['term']}) {said}.")
-    rows = [("ok" if check["ok"] else "no", check["name"], check["detail"]) for check in result["checks"]]
+def _tell(result: Rehearsed) -> None:
+    said = "runs" if result.ok else "shows no proof of life"
+    say(f"A copy of {result.vm} at epoch {result.epoch} (term {result.term}) {said}.")
+    rows = [("ok" if look.ok else "no", look.name, look.detail) for look in result.checks]
     say(*words.table(("", "CHECK", "DETAIL"), rows))
     say(
-        f"Resumed in {result['resume_ms']:.0f} ms, thrown away after {words.age(result['took_ms'])}; "
-        f"{result['held_back_epochs']} epochs waited meanwhile, and were acknowledged."
+        f"Resumed in {result.resume_ms:.0f} ms, thrown away after {words.age(result.took_ms)}; "
+        f"{result.held_back_epochs} epochs waited meanwhile, and were acknowledged."
     )

@@ -4,16 +4,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
 import click
+from msgspec import Struct
 
 from remusdb.cli import words
-from remusdb.cli.asking import ask, json_option, run_dir_option, socket_of
+from remusdb.cli.asking import ask, json_option, run_dir_option, socket_of, vm_or_all_argument
 from remusdb.cli.say import print_json, say
+from remusdb.control.api import AgentStatus, HostStatus
+from remusdb.control.status import StandbyStatus, VmStatus
 from remusdb.errors import PeerUnreachable, VmError
+from remusdb.names import VmName
+from remusdb.says import says
 
-Vm = dict[str, Any]
+
+class Vms(Struct, frozen=True, kw_only=True):
+    """The VMs of this machine, in the order of their names, each as the daemon tells it that has more to do with it."""
+
+    vms: Annotated[list[VmStatus | StandbyStatus], says("which of the two, `role` says: `primary` is a VmStatus")]
+
 
 ACTIVE = ("seeding", "ready", "deciding")  # a replica is kept here for another host
 
@@ -21,18 +31,18 @@ HEAD = ("VM", "ROLE", "STATE", "PEER", "TERM", "COMMITTED", "AGE", "PAUSE", "EPO
 
 
 @click.command()
-@click.argument("vm", required=False)
+@vm_or_all_argument
 @click.option("--agent", "agent_only", is_flag=True, help="Ask this machine's backup agent alone.")
 @json_option
 @run_dir_option
-def status(vm: str | None, agent_only: bool, as_json: bool) -> None:
+def status(vm: VmName | None, agent_only: bool, as_json: bool) -> None:
     """Show the VMs of this machine, or one VM in full.
 
     AGE is how old the newest state is that the backup holds: nothing later has been seen by anyone outside.
     """
     found = _found(_daemons(agent_only), vm)
     if as_json:
-        print_json({"vms": found})
+        print_json(Vms(vms=found))
     elif vm is not None:
         for number, one in enumerate(found):
             say(*[""] * bool(number), *_in_full(one))
@@ -49,19 +59,21 @@ def _daemons(agent_only: bool) -> list[str]:
     return [name for name in ("host", "agent") if socket_of(name).exists()] or ["host"]
 
 
-def _found(daemons: Sequence[str], vm: str | None) -> list[Vm]:
-    answers: dict[str, list[Vm]] = {}
+def _found(daemons: Sequence[str], vm: VmName | None) -> list[VmStatus | StandbyStatus]:
+    own: list[VmStatus] = []
+    kept: list[StandbyStatus] = []
     errors: list[PeerUnreachable | VmError] = []
     for daemon in daemons:
         try:
-            told = ask(daemon, "status", timeout_s=10.0, vm=vm)
+            if daemon == "host":
+                told = ask("host", HostStatus(vm=vm), timeout_s=10.0)
+                own = told.vms
+                say(*(f"remusdb: {warning}" for warning in told.warnings), err=True)
+            else:
+                kept = ask("agent", AgentStatus(vm=vm), timeout_s=10.0).vms
         except (PeerUnreachable, VmError) as exc:
             errors.append(exc)
-            continue
-        answers[daemon] = told["vms"]
-        for warning in told.get("warnings", ()):
-            say(f"remusdb: {warning}", err=True)
-    found = _merged(answers.get("host", []), answers.get("agent", []))
+    found = _merged(own, kept)
     if errors and not found:
         raise errors[0]
     if vm is not None and not found:
@@ -72,50 +84,37 @@ def _found(daemons: Sequence[str], vm: str | None) -> list[Vm]:
     return found
 
 
-def _merged(own: list[Vm], kept: list[Vm]) -> list[Vm]:
+def _merged(own: list[VmStatus], kept: list[StandbyStatus]) -> list[VmStatus | StandbyStatus]:
     """Both daemons' VMs, each once: the host daemon's word where it has one, else the agent's.
 
     A standby is a libvirt domain, too: the host daemon sees it as one that is not protected.
     """
-    busy = [one for one in own if one["state"] != "unprotected"]
-    named = {one["vm"] for one in busy}
-    theirs = [one for one in kept if one["state"] in ACTIVE or one["vm"] not in named]
-    here = {one["vm"] for one in theirs if one["state"] in ACTIVE or one["state"] == "promoted"}
-    mine = [one for one in own if one["vm"] not in here]
-    left = [one for one in theirs if one["vm"] not in {other["vm"] for other in mine}]
-    return sorted(mine + left, key=lambda one: str(one["vm"]))
+    named = {one.vm for one in own if one.state != "unprotected"}
+    theirs = [one for one in kept if one.state in ACTIVE or one.vm not in named]
+    here = {one.vm for one in theirs if one.state in ACTIVE or one.state == "promoted"}
+    mine = {one.vm: one for one in own if one.vm not in here}
+    left = [one for one in theirs if one.vm not in mine]
+    return sorted([*mine.values(), *left], key=lambda one: one.vm)
 
 
-def _row(one: Vm) -> list[str]:
-    if one["state"] == "unprotected":
-        return [one["vm"], one["role"], one["state"], *[words.NOTHING] * (len(HEAD) - 4), one.get("reason") or ""]
+def _row(one: VmStatus | StandbyStatus) -> list[str]:
+    head = [one.vm, one.role, one.state]
+    if one.state == "unprotected":
+        return [*head, *[words.NOTHING] * (len(HEAD) - 4), one.reason]
+    known = [one.peer or words.NOTHING, str(one.term), str(one.committed)]
+    if isinstance(one, StandbyStatus):  # its age: since when the primary has been silent
+        return [*head, *known, words.age(one.primary_silence_ms), *[words.NOTHING] * 3, one.reason]
     pause = words.NOTHING
-    if one.get("pause_ms_p50") is not None:
-        pause = f"{one['pause_ms_p50']:.1f}/{one['pause_ms_p99']:.1f} ms"
-    return [
-        one["vm"],
-        one["role"],
-        one["state"],
-        one.get("peer") or words.NOTHING,
-        words.number(one.get("term")),
-        words.number(one.get("committed")),
-        words.age(_age_ms(one)),
-        pause,
-        words.size(one.get("bytes_per_epoch")),
-        words.size(one.get("held_bytes")),
-        one.get("reason") or "",
-    ]
+    if one.pause_ms_p50 is not None and one.pause_ms_p99 is not None:
+        pause = f"{one.pause_ms_p50:.1f}/{one.pause_ms_p99:.1f} ms"
+    sizes = [words.size(one.bytes_per_epoch), words.size(one.held_bytes)]
+    return [*head, *known, words.age(one.committed_age_ms), pause, *sizes, one.reason]
 
 
-def _age_ms(one: Vm) -> float | None:
-    """On the primary the age of the last commit; on the backup since when the primary has been silent."""
-    found: float | None = one.get("committed_age_ms", one.get("primary_silence_ms"))
-    return found
-
-
-def _in_full(one: Vm) -> list[str]:
+def _in_full(one: VmStatus | StandbyStatus) -> list[str]:
     lines = []
-    for key, value in one.items():
+    for key in one.__struct_fields__:
+        value = getattr(one, key)
         name, shown = key, "-" if value is None or value == "" else str(value)
         if key.endswith("_age_ms") or key.endswith("_silence_ms"):
             name, shown = key.removesuffix("_ms"), words.age(value)

@@ -5,28 +5,30 @@ from __future__ import annotations
 
 import click
 
-from remusdb.cli.asking import ask, run_dir_option
+from remusdb.cli.asking import ask, run_dir_option, vm_argument
 from remusdb.cli.progress import Steps
 from remusdb.cli.say import say
+from remusdb.control.api import Unprotect
+from remusdb.names import VmName
 
 UNPROTECT_TIMEOUT_S = 150.0  # longer than the daemon's own limit, so that its words are heard
 
 
 @click.command()
-@click.argument("vm")
+@vm_argument
 @click.option(
     "--peer-is-dead",
     is_flag=True,
     help="End it without the agent's word. Only if its host is off: otherwise two VMs may speak.",
 )
 @run_dir_option
-def unprotect(vm: str, peer_is_dead: bool) -> None:
+def unprotect(vm: VmName, peer_is_dead: bool) -> None:
     """End the protection of VM: the agent gives its standby up, then output flows freely.
 
     VM, network and block chain are left as they were found.
     """
     with Steps() as steps:
-        done = ask("host", "unprotect", steps.show, UNPROTECT_TIMEOUT_S, vm=vm, peer_is_dead=peer_is_dead)
-    if note := done.get("note"):
-        say(f"remusdb: {note}", err=True)
+        done = ask("host", Unprotect(vm=vm, peer_is_dead=peer_is_dead), steps.show, UNPROTECT_TIMEOUT_S)
+    if done.note:
+        say(f"remusdb: {done.note}", err=True)
     say(f"{vm} is no longer protected.")

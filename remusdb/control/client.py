@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from remusdb.control.codec import Done, Failed, ProgressFn, Reply, Request, read_answer
 from remusdb.control.lines import LineChannel
-from remusdb.errors import BadFrame, PeerUnreachable, from_dict
+from remusdb.errors import PeerUnreachable
 
 
 def call(
     socket_path: Path | str,
-    op: str,
-    args: dict[str, Any],
-    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    request: Request[Reply],
+    on_progress: ProgressFn | None = None,
     timeout_s: float | None = 30.0,
-) -> dict[str, Any]:
-    """One request; its result, or its error raised as its own class.
+) -> Reply:
+    """One request; its reply, or its error raised as its own class.
 
     `timeout_s` bounds each silence of the daemon, not the whole call; None waits for as long as the daemon lives.
     """
@@ -31,14 +29,16 @@ def call(
         channel = LineChannel(sock)
         try:
             with contextlib.suppress(BrokenPipeError):  # turned away: it has said why
-                channel.send({"op": op, "args": args})
-            return _answer(channel, on_progress, path)
+                channel.send(request)
+            return _answer(channel, request, on_progress, path)
         except TimeoutError as exc:
             raise PeerUnreachable(
-                f"the {path.stem} daemon did not answer `{op}` within {timeout_s:g} s", hint=_look(path)
+                f"the {path.stem} daemon did not answer `{request.op()}` within {timeout_s:g} s", hint=_look(path)
             ) from exc
         except OSError as exc:
-            raise PeerUnreachable(f"the {path.stem} daemon hung up during `{op}`: {exc}", hint=_look(path)) from exc
+            raise PeerUnreachable(
+                f"the {path.stem} daemon hung up during `{request.op()}`: {exc}", hint=_look(path)
+            ) from exc
 
 
 def _connect(sock: socket.socket, path: Path) -> None:
@@ -55,18 +55,16 @@ def _connect(sock: socket.socket, path: Path) -> None:
         raise PeerUnreachable(f"{path}: {exc.strerror or exc}", hint=_look(path)) from exc
 
 
-def _answer(channel: LineChannel, on_progress: Callable[[dict[str, Any]], None] | None, path: Path) -> dict[str, Any]:
-    while (message := channel.receive()) is not None:
-        match message:
-            case {"result": dict(result)}:
-                return result
-            case {"error": dict(error)}:
-                raise from_dict(error)
-            case {"progress": dict(progress)}:
+def _answer(channel: LineChannel, request: Request[Reply], on_progress: ProgressFn | None, path: Path) -> Reply:
+    while (line := channel.line()) is not None:
+        match read_answer(line):
+            case Done() as done:
+                return done.value(request)
+            case Failed() as failed:
+                raise failed.error()
+            case progress:
                 if on_progress:
                     on_progress(progress)
-            case _:
-                raise BadFrame(f"the {path.stem} daemon answered with neither result, error nor progress")
     raise PeerUnreachable(f"the {path.stem} daemon ended before it answered", hint=_look(path))
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One JSON object a line over a stream socket, with the length of a line bounded.
 
-Used by the control sockets and between the host daemon and its workers.
+Used by the control sockets, between the host daemon and its workers (what they say is in `codec.py`), and for QMP.
 """
 
 from __future__ import annotations
@@ -35,18 +35,25 @@ class LineChannel:
         """The socket's descriptor, for a selector."""
         return self._sock.fileno()
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: object) -> None:
         """Send one object; OSError if the other end is gone, BadFrame for one that no other end would take."""
-        line = _encoded(message) + b"\n"
+        line = encoded(message) + b"\n"
         if len(line) > MAX_LINE_BYTES:
             raise BadFrame(f"a control line of {len(line)} bytes is too long: {MAX_LINE_BYTES} are taken")
         with self._send_lock:
             self._sock.sendall(line)
 
     def receive(self, until: float | None = None) -> dict[str, Any] | None:
-        """The next object, or None when the other end closed between two lines.
+        """The next line as an object whose fields are looked at later, or None: see `line`.
 
         BadFrame for a line that is none; unless `broken`, the next line may be asked for then.
+        """
+        line = self.line(until)
+        return None if line is None else _parse(line)
+
+    def line(self, until: float | None = None) -> bytes | None:
+        """The next line, or None when the other end closed between two lines. BadFrame: no further line can be read.
+
         `until` (of time.monotonic): TimeoutError if there is none by then, however slowly bytes trickle in.
         """
         searched = 0
@@ -68,7 +75,7 @@ class LineChannel:
             raise self._break(f"a control line is longer than {self._max} bytes")
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
-        return _parse(line)
+        return line
 
     def _break(self, why: str) -> BadFrame:
         self.broken = True
@@ -90,8 +97,9 @@ def _parse(line: bytes) -> dict[str, Any]:
         raise BadFrame(f"a control line is not a JSON object: {exc}") from exc
 
 
-def _encoded(message: dict[str, Any]) -> bytes:
+def encoded(message: object) -> bytes:
+    """What msgspec encodes, as JSON on one line; a path as its text."""
     try:
-        return msgspec.json.encode(message)
+        return msgspec.json.encode(message, enc_hook=str)
     except UnicodeEncodeError:  # half a character, of a file's name perhaps
         return json_text(message).encode()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from remusdb import durable
+from remusdb.control.codec import Done, Failed, Progress, ProgressFn, Request, Requests
 from remusdb.control.lines import LineChannel
 from remusdb.errors import BadFrame, NoThread, RemusError, UsageError
 from remusdb.quietly import NOISY
@@ -26,8 +27,7 @@ from remusdb.threads import spawn, vital
 
 log = logging.getLogger(__name__)
 
-ProgressFn = Callable[[dict[str, Any]], None]
-Handler = Callable[[dict[str, Any], ProgressFn], dict[str, Any]]
+Handler = Callable[[Any, ProgressFn], object]  # of a request, to its reply
 
 MAX_REQUEST_BYTES = 64 << 10
 MAX_CONNECTIONS = 64
@@ -36,11 +36,12 @@ BUSY_HINT = "try again; if it stays so, something holds connections to the contr
 
 
 class ControlServer:
-    """Answers `{"op", "args"}` with what the handler of that op returns or raises."""
+    """Answers each request with what the handler of its type returns or raises."""
 
-    def __init__(self, path: Path | str, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, path: Path | str, handlers: Mapping[type[Request[Any]], Handler]) -> None:
         self._path = Path(path)
         self._handlers = handlers
+        self._requests = Requests(handlers)
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._lock_fd = -1
         self._listener: socket.socket | None = None
@@ -116,50 +117,44 @@ class ControlServer:
         channel = LineChannel(sock, max_line_bytes=MAX_REQUEST_BYTES)
         try:
             sock.settimeout(REQUEST_TIMEOUT_S)
-            request = self._request(channel)
-            if request is not None:
-                _send(channel, self._answer(request, _progress_to(channel)))
+            line = self._line(channel)
+            if line is not None:
+                _send(channel, self._answer(line, _progress_to(channel)))
         except OSError as exc:
             log.info("control socket: the client went away: %s", exc, extra=NOISY)
         finally:
             channel.close()
             self._slots.release()
 
-    def _request(self, channel: LineChannel) -> dict[str, Any] | None:
+    def _line(self, channel: LineChannel) -> bytes | None:
         try:
-            return channel.receive()
+            return channel.line()
         except BadFrame as exc:
-            channel.send({"error": UsageError(str(exc)).to_dict()})
+            channel.send(Failed.by(UsageError(str(exc))))
         except TimeoutError:
-            channel.send({"error": UsageError(f"no request within {REQUEST_TIMEOUT_S:g} s").to_dict()})
+            channel.send(Failed.by(UsageError(f"no request within {REQUEST_TIMEOUT_S:g} s")))
         return None
 
-    def _answer(self, request: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
+    def _answer(self, line: bytes, progress: ProgressFn) -> Done | Failed:
+        op = "?"
         try:
-            handler, args = self._understood(request)
-            return {"result": handler(args, progress)}
+            request = self._requests.read(line)
+            op = request.op()
+            return Done.by(self._handlers[type(request)](request, progress))
         except RemusError as exc:
-            log.info("control request %r: %s", request.get("op"), exc, extra=NOISY)
-            return {"error": exc.to_dict()}
+            log.info("control request `%s`: %s", op, exc, extra=NOISY)
+            return Failed.by(exc)
         except Exception as exc:  # task boundary: the daemon outlives any request
-            log.exception("control request %r failed", request.get("op"))
-            return {"error": RemusError(f"the daemon failed: {type(exc).__name__}: {exc}").to_dict()}
-
-    def _understood(self, request: dict[str, Any]) -> tuple[Handler, dict[str, Any]]:
-        op, args = request.get("op"), request.get("args", {})
-        if not isinstance(op, str) or not isinstance(args, dict):
-            raise UsageError('a request is {"op": text, "args": {...}}')
-        if op not in self._handlers:
-            raise UsageError(f"unknown op `{op}`", hint=f"known here: {', '.join(sorted(self._handlers))}")
-        return self._handlers[op], args
+            log.exception("control request `%s` failed", op)
+            return Failed.by(RemusError(f"the daemon failed: {type(exc).__name__}: {exc}"))
 
 
-def _send(channel: LineChannel, answer: dict[str, Any]) -> None:
+def _send(channel: LineChannel, answer: Done | Failed) -> None:
     try:
         channel.send(answer)
     except BadFrame as exc:
         log.error("control socket: %s", exc)
-        channel.send({"error": RemusError(str(exc), hint="ask for one VM only: remusdb status VM").to_dict()})
+        channel.send(Failed.by(RemusError(str(exc), hint="ask for one VM only: remusdb status VM")))
 
 
 def _turn_away(sock: socket.socket, why: RemusError) -> None:
@@ -168,7 +163,7 @@ def _turn_away(sock: socket.socket, why: RemusError) -> None:
     channel = LineChannel(sock)
     try:
         sock.setblocking(False)
-        channel.send({"error": why.to_dict()})
+        channel.send(Failed.by(why))
     except OSError:
         pass  # it went away
     finally:
@@ -179,11 +174,11 @@ def _progress_to(channel: LineChannel) -> ProgressFn:
     """Progress to a client that may hang up: what it asked for goes on without it."""
     gone = False
 
-    def send(progress: dict[str, Any]) -> None:
+    def send(progress: Progress) -> None:
         nonlocal gone
         if not gone:
             try:
-                channel.send({"progress": progress})
+                channel.send(progress)
             except (OSError, BadFrame):
                 gone = True
 

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from remusdb.errors import CannotProtect
-from remusdb.printable import printable
+from remusdb.printable import TEXT_MAX_BYTES, printable
 
 NUMBER_MAX: Final = 1 << 62  # an i64 with room to add to; as terms
 
@@ -25,20 +25,21 @@ def fits(text: str, what: str, most: int) -> None:
         raise CannotProtect(f"{what} has more than {most} bytes")
 
 
-def for_people(message: msgspec.Struct, *fields: str) -> None:
-    """In a `__post_init__`: have the texts in these fields, and those in lists and dicts there, printable and short."""
+def for_people(message: msgspec.Struct, *fields: str, most: int = TEXT_MAX_BYTES) -> None:
+    """In a `__post_init__`: have the texts in these fields, and those in lists and dicts there, printable and short
+    (`most` bytes each)."""
     for field in fields:
         value = getattr(message, field)
-        shown = _shown(value)
+        shown = _shown(value, most)
         if shown != value:
             msgspec.structs.force_setattr(message, field, shown)
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: Any, most: int) -> Any:
     if isinstance(value, str):
-        return printable(value)
+        return printable(value, most)
     if isinstance(value, list):
-        return [_shown(one) for one in value]
+        return [_shown(one, most) for one in value]
     if isinstance(value, dict):
-        return {key: _shown(one) for key, one in value.items()}
+        return {key: _shown(one, most) for key, one in value.items()}
     return value

@@ -11,23 +11,38 @@ import logging
 import signal
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from remusdb.config import HostConfig
 from remusdb.control import ControlServer, ProgressFn
+from remusdb.control.api import (
+    Checked,
+    CheckVm,
+    Evacuate,
+    Evacuated,
+    Fence,
+    HostStatus,
+    HostVms,
+    Prepare,
+    Prepared,
+    Protect,
+    Reprotect,
+    Switched,
+    Switchover,
+    Unprotect,
+    Unprotected,
+)
+from remusdb.control.codec import Nothing
 from remusdb.control.notify import notify
-from remusdb.core.terms import TERM_MAX
-from remusdb.errors import RefusedForSafety, RemusError, UsageError, VmError
+from remusdb.control.status import VmStatus
+from remusdb.errors import RefusedForSafety, RemusError, VmError
 from remusdb.history import History
 from remusdb.hooks import Hooks
 from remusdb.host.evacuation import evacuate
 from remusdb.host.libvirt_view import Inspection, LibvirtInspection
 from remusdb.host.reconciler import Tender
 from remusdb.host.shutdown import host_is_stopping, mark_stopping, unmark
-from remusdb.host.status import VmStatus
 from remusdb.host.supervisor import Keeper
 from remusdb.host.workers import WORKER_ARGV
-from remusdb.names import require_name
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +69,15 @@ class HostDaemon:
         self._server = ControlServer(
             config.host.run_dir / "host.sock",
             {
-                "protect": self._protect,
-                "reprotect": self._reprotect,
-                "switchover": self._switchover,
-                "evacuate": self._evacuate,
-                "fence": self._fence,
-                "unprotect": self._unprotect,
-                "status": self._status,
-                "check": self._check,
-                "prepare": self._prepare,
+                Protect: self._protect,
+                Reprotect: self._reprotect,
+                Switchover: self._switchover,
+                Evacuate: self._evacuate,
+                Fence: self._fence,
+                Unprotect: self._unprotect,
+                HostStatus: self._status,
+                CheckVm: self._check,
+                Prepare: self._prepare,
             },
         )
 
@@ -102,79 +117,58 @@ class HostDaemon:
 
     # control operations, each in the thread of its connection
 
-    def _protect(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
-        return self._keeper.protect(_text(args, "vm"), _text(args, "to"), progress)
+    def _protect(self, asked: Protect, progress: ProgressFn) -> VmStatus:
+        return self._keeper.protect(asked.vm, asked.to, progress)
 
-    def _reprotect(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
-        return self._keeper.reprotect(_text(args, "vm"), _text(args, "to"), progress)
+    def _reprotect(self, asked: Reprotect, progress: ProgressFn) -> VmStatus:
+        return self._keeper.reprotect(asked.vm, asked.to, progress)
 
-    def _switchover(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
-        vm = _text(args, "vm")
-        if args.get("to") is not None:
-            self._keeper.protect(vm, _text(args, "to"), progress)
-        return self._keeper.switchover(vm, progress)
+    def _switchover(self, asked: Switchover, progress: ProgressFn) -> Switched:
+        if asked.to is not None:
+            self._keeper.protect(asked.vm, asked.to, progress)
+        return self._keeper.switchover(asked.vm, progress)
 
-    def _evacuate(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
-        host_stops = args.get("if_host_stops", False)
-        if not isinstance(host_stops, bool):
-            raise UsageError("`if_host_stops` is true or false")
-        if host_stops and not host_is_stopping():
-            return {"moved": [], "stayed": [], "note": "this host is not shutting down"}
-        if host_stops:
+    def _evacuate(self, asked: Evacuate, progress: ProgressFn) -> Evacuated:
+        if asked.if_host_stops and not host_is_stopping():
+            return Evacuated(note="this host is not shutting down")
+        if asked.if_host_stops:
             mark_stopping(self._run_dir)
-        return evacuate(self._keeper, progress, host_stops=host_stops)
+        return evacuate(self._keeper, progress, host_stops=asked.if_host_stops)
 
-    def _fence(self, args: dict[str, Any], _progress: ProgressFn) -> dict[str, Any]:
-        """Asked by this machine's agent: another host protects the VM to here, in a newer term than we have."""
-        vm, owner, term = _text(args, "vm"), _text(args, "owner"), args.get("term")
-        if not isinstance(term, int) or isinstance(term, bool) or not 0 <= term <= TERM_MAX:
-            raise UsageError(f"`term` is a number from 0 to {TERM_MAX}")
-        record = self._keeper.record(vm)
+    def _fence(self, asked: Fence, _progress: ProgressFn) -> Nothing:
+        record = self._keeper.record(asked.vm)
         with record.work:
             if record.state.role != "fenced":
+                owner, term = asked.owner, asked.term
                 if term <= record.state.term:
                     raise RefusedForSafety(f"term {term} of host {owner} is not newer than {record.state.term}")
                 self._keeper.fence(record, owner, term, f"host {owner} owns the VM since term {term}")
             if not record.state.put_away:
                 self._tender.put_away(record)
-        return {}
+        return Nothing()
 
-    def _unprotect(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
-        peer_is_dead = args.get("peer_is_dead", False)
-        if not isinstance(peer_is_dead, bool):
-            raise UsageError("`peer_is_dead` is true or false")
-        note = self._keeper.unprotect(_text(args, "vm"), peer_is_dead, progress)
-        return {"note": note} if note else {}
+    def _unprotect(self, asked: Unprotect, progress: ProgressFn) -> Unprotected:
+        return Unprotected(note=self._keeper.unprotect(asked.vm, asked.peer_is_dead, progress))
 
-    def _status(self, args: dict[str, Any], _progress: ProgressFn) -> dict[str, Any]:
-        wanted = None if args.get("vm") is None else _text(args, "vm")
+    def _status(self, asked: HostStatus, _progress: ProgressFn) -> HostVms:
         found, warnings = self._keeper.statuses(), []
         try:
             known = self._inspection.vms()
             for vm, running in known.items():
-                found.setdefault(vm, VmStatus(vm=vm, reason="" if running else "not running").to_dict())
-            found = {vm: one for vm, one in found.items() if one["state"] != "unprotected" or vm in known}
+                found.setdefault(vm, VmStatus(vm=vm, reason="" if running else "not running"))
+            found = {vm: one for vm, one in found.items() if one.state != "unprotected" or vm in known}
         except VmError as exc:
             warnings.append(f"VMs that are not protected are not shown: {exc}")
-        if wanted is not None:
-            if wanted not in found:
-                raise VmError(f"there is no VM {wanted} here", hint="see: virsh list --all")
-            found = {wanted: found[wanted]}
-        return {"vms": [found[vm] for vm in sorted(found)], "warnings": warnings}
+        if asked.vm is not None:
+            if asked.vm not in found:
+                raise VmError(f"there is no VM {asked.vm} here", hint="see: virsh list --all")
+            found = {asked.vm: found[asked.vm]}
+        return HostVms(vms=[found[vm] for vm in sorted(found)], warnings=warnings)
 
-    def _check(self, args: dict[str, Any], _progress: ProgressFn) -> dict[str, Any]:
-        peer = None if args.get("to") is None else _text(args, "to")
-        if peer is not None:
-            self._keeper.require_peer(peer)
-        return {"checks": self._inspection.check(_text(args, "vm"), peer)}
+    def _check(self, asked: CheckVm, _progress: ProgressFn) -> Checked:
+        if asked.to is not None:
+            self._keeper.require_peer(asked.to)
+        return Checked(checks=self._inspection.check(asked.vm, asked.to))
 
-    def _prepare(self, args: dict[str, Any], _progress: ProgressFn) -> dict[str, Any]:
-        return {"changes": self._inspection.prepare(_text(args, "vm"))}
-
-
-def _text(args: dict[str, Any], key: str) -> str:
-    """A name from the client."""
-    try:
-        return require_name(args.get(key))
-    except UsageError as exc:
-        raise UsageError(f"`{key}`: {exc}") from exc
+    def _prepare(self, asked: Prepare, _progress: ProgressFn) -> Prepared:
+        return Prepared(changes=self._inspection.prepare(asked.vm))

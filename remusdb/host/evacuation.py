@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from remusdb.control import ProgressFn
+from remusdb.control import Progress, ProgressFn
+from remusdb.control.api import Evacuated, Moved, Stayed, Switched
 from remusdb.errors import RemusError, VmError
 from remusdb.host.supervisor import Keeper
 
@@ -22,27 +22,22 @@ AT_ONCE = 4  # each stands still for some tens of ms; more at a time would only 
 CONCERNED = ("protected", "held", "seeding", "solo", "failed")  # states of a VM that may run here
 
 
-def evacuate(keeper: Keeper, progress: ProgressFn, *, host_stops: bool) -> dict[str, Any]:
-    """Move all: `{"moved": [{"vm", "to", "term", "took_ms"}], "stayed": [{"vm", "reason", "exempt"}]}`.
-
-    `host_stops`: a VM whose `on_host_shutdown` is "nothing" is left alone.
-    """
+def evacuate(keeper: Keeper, progress: ProgressFn, *, host_stops: bool) -> Evacuated:
+    """Move all. `host_stops`: a VM whose `on_host_shutdown` is "nothing" is left alone."""
     running = _running(keeper)
-    wanted = [vm for vm, status in keeper.statuses().items() if status["state"] in CONCERNED and vm in running]
+    wanted = [vm for vm, status in keeper.statuses().items() if status.state in CONCERNED and vm in running]
     exempt = [vm for vm in wanted if host_stops and keeper.config.for_vm(vm).on_host_shutdown == "nothing"]
-    stayed: list[dict[str, Any]] = [
-        {"vm": vm, "reason": 'on_host_shutdown = "nothing"', "exempt": True} for vm in exempt
-    ]
-    moved: list[dict[str, Any]] = []
+    stayed = [Stayed(vm=vm, reason='on_host_shutdown = "nothing"', exempt=True) for vm in exempt]
+    moved: list[Moved] = []
     going = [vm for vm in wanted if vm not in exempt]
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="evacuate") as pool:
         for done, (vm, found) in enumerate(pool.map(lambda vm: (vm, _move(keeper, vm)), going), 1):
             if isinstance(found, RemusError):
-                stayed.append({"vm": vm, "reason": str(found), "exempt": False})
+                stayed.append(Stayed(vm=vm, reason=str(found)))
             else:
-                moved.append({"vm": vm, **found})
-            progress({"step": "move VMs", "done": done, "total": len(going), "unit": "VMs"})
-    return {"moved": moved, "stayed": stayed}
+                moved.append(Moved(vm=vm, to=found.to, term=found.term, took_ms=found.took_ms))
+            progress(Progress(step="move VMs", done=done, total=len(going), unit="VMs"))
+    return Evacuated(moved=moved, stayed=stayed)
 
 
 def _running(keeper: Keeper) -> Container[str]:
@@ -51,10 +46,10 @@ def _running(keeper: Keeper) -> Container[str]:
         return [vm for vm, runs in keeper.inspection.vms().items() if runs]
     except VmError as exc:
         log.warning("libvirt does not say which VMs run: %s", exc)
-        return [vm for vm, status in keeper.statuses().items() if status["state"] in ("protected", "held")]
+        return [vm for vm, status in keeper.statuses().items() if status.state in ("protected", "held")]
 
 
-def _move(keeper: Keeper, vm: str) -> dict[str, Any] | RemusError:
+def _move(keeper: Keeper, vm: str) -> Switched | RemusError:
     try:
         return keeper.switchover(vm, lambda _step: None)
     except RemusError as exc:

@@ -11,10 +11,9 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import libvirt
-import msgspec
 
 from remusdb import safexml
 from remusdb.arbiter.arbiter import Arbiter
@@ -47,8 +46,8 @@ class Inspection(Protocol):
     def vms(self) -> dict[str, bool]:
         """Name -> running, of every VM libvirt knows."""
 
-    def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
-        """The preflight's checks, as the control socket carries them."""
+    def check(self, vm: str, peer: str | None) -> list[Check]:
+        """The preflight's checks."""
 
     def prepare(self, vm: str) -> list[str]:
         """Edit the VM's persistent definition; what was changed."""
@@ -88,7 +87,7 @@ class LibvirtInspection:
             self._connection = None
             raise
 
-    def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
+    def check(self, vm: str, peer: str | None) -> list[Check]:
         """Gather and decide."""
         protection = self._config.for_vm(vm)
         calls = BlockingCalls(LOOK_TIMEOUT_S, threads=1)  # of its own: a look may take longer than a list
@@ -105,8 +104,7 @@ class LibvirtInspection:
             peers = calls.call(f"VM {vm}", self._compare, facts, facts.peer) if facts.peer else []
         finally:
             calls.close()
-        checks = [*decide(facts), *peers, self._hook(), *self._arbiter()]
-        return [msgspec.to_builtins(check) for check in checks]
+        return [*decide(facts), *peers, self._hook(), *self._arbiter()]
 
     def _hook(self) -> Check:
         asked = libvirt_hook.hook_active(self._uri)

@@ -12,26 +12,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Final
 
+from msgspec.structs import replace
+
+from remusdb.control.status import State, VmStatus
 from remusdb.errors import Fenced, RemusError
-from remusdb.host.status import VmStatus
 from remusdb.host.worker_process import WorkerLink
 from remusdb.state import PROMOTED, StateStore, VmState
 
-ENDED = frozenset({"unprotected", "fenced", "failed", "solo"})  # states that a worker may end in by itself
-# How a state file's role reads in status while no worker says more.
-SHOWN = {
-    "none": "unprotected",
-    "seeding": "solo",
-    "protected": "held",
-    "solo": "solo",
-    "fenced": "fenced",
-    "promoting": "unprotected",
-    "promoted": "unprotected",
-    "standby": "unprotected",
-}
+ENDED: Final[tuple[State, ...]] = ("unprotected", "fenced", "failed", "solo")  # a worker may end in these by itself
 
 
 class VmRecord:
@@ -103,10 +94,9 @@ class VmRecord:
             self._link = link
             self._settled = self._over = False
             state = self.state
-            self._status = VmStatus(vm=self.vm, peer=peer, term=state.term)
-            self._status.state, self._status.reason = "seeding", "the worker starts"
-            if state.armed:
-                self._status.state, self._status.reason = "held", "protection is taken up again; output is held"
+            shown: State = "held" if state.armed else "seeding"
+            reason = "protection is taken up again; output is held" if state.armed else "the worker starts"
+            self._status = VmStatus(vm=self.vm, state=shown, reason=reason, peer=peer, term=state.term)
             self._told_at = time.monotonic()
 
     def drop_link(self, link: WorkerLink) -> None:
@@ -115,47 +105,46 @@ class VmRecord:
             if self._link is link:
                 self._link = None
 
-    def settle(self, state: str, reason: str) -> None:
+    def settle(self, state: State, reason: str) -> None:
         """Enter a state that no worker tells, and hear nothing more of a worker that is ending."""
         with self._lock:
-            self._settle()
-            self._status.state, self._status.reason = state, reason
-            self._status.in_flight = 0
+            self._settle(state, reason)
 
-    def _settle(self) -> None:
+    def _settle(self, state: State, reason: str) -> None:
         self._settled, self._settled_at = True, self._store.changed(self.vm)
+        self._status = replace(self._status, state=state, reason=reason, in_flight=0)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> VmStatus:
         """The VM's status now. The age of the last commit grows also while nobody tells it."""
         with self._lock:
-            found = self._status.to_dict()
             try:
                 state = self.state
             except RemusError as exc:
-                return {**found, "state": "failed", "reason": str(exc)}
+                return replace(self._status, state="failed", reason=str(exc))
             if not self.busy and self._settled_at != self._read_at:  # the file was changed by somebody else since
-                shown = "unprotected" if state.role == "seeding" and not state.wanted else SHOWN[state.role]
-                self._status = VmStatus(vm=self.vm, state=shown, reason=_reason(state), peer=state.peer)
-                found = self._status.to_dict()
-            if state.role == "fenced":
-                found |= {"state": "fenced", "reason": state.reason}
-            found |= {"owner": state.owner, "kept": state.kept, "term": max(state.term, found["term"])}
-            if found["committed_age_ms"] is not None:
-                found["committed_age_ms"] = round(
-                    found["committed_age_ms"] + 1000 * (time.monotonic() - self._told_at), 1
-                )
-            return found
+                self._status = VmStatus(vm=self.vm, state=_shown(state), reason=_reason(state), peer=state.peer)
+            found, age_ms = self._status, self._status.committed_age_ms
+            if age_ms is not None:
+                age_ms = round(age_ms + 1000 * (time.monotonic() - self._told_at), 1)
+            found = replace(
+                found,
+                owner=state.owner,
+                kept=state.kept,
+                term=max(state.term, found.term),
+                committed_age_ms=age_ms,
+            )
+            return replace(found, state="fenced", reason=state.reason) if state.role == "fenced" else found
 
-    def on_status(self, link: WorkerLink, status: dict[str, Any]) -> None:
+    def on_status(self, link: WorkerLink, status: VmStatus) -> None:
         """The worker tells its state."""
         with self._lock:
             if self._link is not link:
                 return
-            self._over = status.get("state") in ENDED
+            self._over = status.state in ENDED
             if self._over:
                 self._settled_at = self._store.changed(self.vm)
             if not self._settled:
-                self._status.take(status)
+                self._status = replace(status, vm=self.vm)
                 self._told_at = time.monotonic()
 
     def on_end(self, link: WorkerLink, how: str) -> None:
@@ -164,18 +153,22 @@ class VmRecord:
             if self._link is not link:
                 return
             self._link = None
-            self._status.in_flight = 0
+            self._status = replace(self._status, in_flight=0)
             if self._status.state not in ENDED and not self._settled:
                 last = f" (last: {self._status.reason})" if self._status.reason else ""
                 held, wanted = self._left_behind()
-                self._status.state = "held" if held else "solo" if wanted else "failed"
-                self._status.reason = f"the worker {how}{last}{'; output stays held' if held else ''}"
-                self._settle()
+                reason = f"the worker {how}{last}{'; output stays held' if held else ''}"
+                self._settle("held" if held else "solo" if wanted else "failed", reason)
 
     def adopted(self, link: WorkerLink) -> None:
-        """`link` is the worker that an earlier daemon left behind."""
+        """`link` is the worker that an earlier daemon left behind. What it last did, the state file tells."""
         with self._lock:
             self._link, self._settled, self._over = link, False, False
+            with suppress(RemusError):
+                state = self.state
+                shown: State = "protected" if state.armed else "seeding"
+                reason = "the host daemon was restarted; its worker has not told yet how it is"
+                self._status = VmStatus(vm=self.vm, state=shown, reason=reason, peer=state.peer, term=state.term)
 
     def refuse_fenced(self) -> None:
         """Fenced when another host owns the VM."""
@@ -198,6 +191,19 @@ class VmRecord:
         state = self._status.state
         what = f"is protected to {self._status.peer}" if state == "protected" else f"is being protected ({state})"
         return RemusError(f"VM {self.vm} {what}", hint=f"see: remusdb status {self.vm}")
+
+
+def _shown(state: VmState) -> State:
+    """How the role in a state file reads in status while no worker says more."""
+    match state.role:
+        case "seeding":
+            return "solo" if state.wanted else "unprotected"
+        case "protected":
+            return "held"
+        case "solo" | "fenced":
+            return state.role
+        case "none" | "standby" | "promoting" | "promoted":  # the agent tells of these
+            return "unprotected"
 
 
 def _reason(state: VmState) -> str:

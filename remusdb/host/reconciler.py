@@ -12,9 +12,10 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from remusdb.arbiter.arbiter import Arbiter
+from remusdb.control import Progress
+from remusdb.control.status import State
 from remusdb.core.messages import Standing
 from remusdb.core.ownership import Ownership, Verdict, go_solo
 from remusdb.errors import CannotProtect, GateError, NoThread, PeerUnreachable, RemusError, VmError
@@ -27,7 +28,6 @@ from remusdb.state import VmState
 from remusdb.threads import spawn, vital
 from remusdb.vm.domain import pid_of
 from remusdb.worker.greeting import ask_standing
-from remusdb.worker.spec import read_order
 from remusdb.worker.tapwatch import shut_taps
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class Tender:
         else:
             if not state.armed:  # a VM with the gate still in has passed already
                 self._keeper.preflight(record.vm, state.peer)
-            self._keeper.tell(record, "resync", record.status()["state"], f"it is protected to {state.peer} again")
+            self._keeper.tell(record, "resync", record.status().state, f"it is protected to {state.peer} again")
             return True
         return False
 
@@ -202,7 +202,7 @@ class Tender:
         reason = f"{state.reason}; {why}" if state.reason else why
         if state.armed:
             return
-        was = record.status()["state"]
+        was = record.status().state
         record.settle("solo" if state.wanted else "failed", reason)
         if self._refusals.get(record.vm) != reason:
             self._refusals[record.vm] = reason
@@ -224,7 +224,7 @@ class Tender:
         return False
 
     def _standing(self, record: VmRecord, host: str) -> tuple[Standing | None, PeerUnreachable | None]:
-        order = read_order(self._keeper.workers.order(record, host))
+        order = self._keeper.workers.order(record, host)
         try:
             return ask_standing(order, record.state.term), None
         except PeerUnreachable as exc:
@@ -241,7 +241,7 @@ class Tender:
         """The VM does not run. Where the other host surely does not run it either, it is nobody's but ours."""
         state = record.state
         if standing is None or standing.role in ("standby", "promoting"):
-            shown = "held" if state.armed else "solo"
+            shown: State = "held" if state.armed else "solo"
             return record.settle(shown, f"the VM is off here; {state.peer} has not said that it took it over")
         reason = f"the VM is off; {state.peer} does not run it: start it with virsh start {record.vm}"
         self._keeper.store.update(record.vm, role="solo", armed=False, gates=[], reason=reason)
@@ -267,5 +267,5 @@ class Tender:
             record.settle("held", f"{silent}; the arbiter does not allow it to go on alone ({claim.verdict.value})")
 
 
-def _unheard(_progress: dict[str, Any]) -> None:
+def _unheard(_progress: Progress) -> None:
     """Progress that nobody asked for."""

@@ -11,21 +11,21 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
-
-import msgspec
 
 from remusdb.config import HostConfig
+from remusdb.control import ProgressFn
+from remusdb.control.api import Switched
+from remusdb.control.status import State, VmStatus
 from remusdb.core.terms import reached
 from remusdb.errors import ConfigError, NotProtected, RefusedForSafety, RemusError, VmError
 from remusdb.history import Event, EventName, History
 from remusdb.host.libvirt_view import Inspection
 from remusdb.host.managed_vm import VmRecord
-from remusdb.host.worker_process import Progress, WorkerLink
+from remusdb.host.worker_process import WorkerLink
 from remusdb.host.workers import WORKER_ARGV, Workers
-from remusdb.preflight.checks import Check
 from remusdb.preflight.decide import PEER, require
 from remusdb.state import OWNING, StateStore
+from remusdb.worker.spec import End, Move, Start
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +75,11 @@ class Keeper:
                 self._records[vm] = VmRecord(vm, self.store)
             return self._records[vm]
 
-    def statuses(self) -> dict[str, dict[str, Any]]:
+    def statuses(self) -> dict[str, VmStatus]:
         """The status of every VM that has a record."""
         return {record.vm: record.status() for record in self.records()}
 
-    def protect(self, vm: str, peer: str, progress: Progress) -> dict[str, Any]:
+    def protect(self, vm: str, peer: str, progress: ProgressFn) -> VmStatus:
         """Protect a VM; its status once it is protected. One that is being protected to there is waited for."""
         self.require_peer(peer)
         record = self.record(vm)
@@ -94,7 +94,7 @@ class Keeper:
         with record.work:
             return self.begin(record, peer, progress)
 
-    def reprotect(self, vm: str, peer: str, progress: Progress) -> dict[str, Any]:
+    def reprotect(self, vm: str, peer: str, progress: ProgressFn) -> VmStatus:
         """Protect a VM that this host took over, or that lost its backup."""
         state = self.record(vm).state
         if state.role not in OWNING:
@@ -104,7 +104,7 @@ class Keeper:
             )
         return self.protect(vm, peer, progress)
 
-    def begin(self, record: VmRecord, peer: str, progress: Progress, *, asked: bool = True) -> dict[str, Any]:
+    def begin(self, record: VmRecord, peer: str, progress: ProgressFn, *, asked: bool = True) -> VmStatus:
         """Start a worker that protects the VM; its status once it is protected. With `record.work` held.
 
         `asked`: by an operator, who gets a refusal; else it has passed `preflight`, and what can be had is better than
@@ -116,16 +116,16 @@ class Keeper:
             if not record.state.armed and asked:  # a VM with the gate still in has passed already
                 self.preflight(record.vm, peer)
             link.spawn()
-            told = link.request("start", self.workers.order(record, peer, asked), progress)
+            told = link.request(Start(order=self.workers.order(record, peer, asked)), progress)
         except RemusError as exc:
             self._failed(record, link, exc)
             raise
-        if told["state"] != "protected":  # the other host, or the VM, was lost in its first moments
-            raise RemusError(f"VM {record.vm} is {told['state']}: {told['reason']}")
+        if told.state != "protected":  # the other host, or the VM, was lost in its first moments
+            raise RemusError(f"VM {record.vm} is {told.state}: {told.reason}")
         log.info("protected to %s", peer, extra={"vm": record.vm})
         return record.status()
 
-    def unprotect(self, vm: str, peer_is_dead: bool, progress: Progress) -> str:
+    def unprotect(self, vm: str, peer_is_dead: bool, progress: ProgressFn) -> str:
         """End a VM's protection; what is worth a word about how it ended."""
         record = self.record(vm)
         with record.leaving():  # or the tender takes a worker that ends for one that was lost, and begins the next
@@ -140,12 +140,12 @@ class Keeper:
         log.info("unprotected", extra={"vm": vm})
         return note
 
-    def _end_worker(self, record: VmRecord, peer_is_dead: bool, progress: Progress) -> str:
+    def _end_worker(self, record: VmRecord, peer_is_dead: bool, progress: ProgressFn) -> str:
         """Have the VM's wiring taken out, by the worker it has or by one of its own; a note when it was not."""
         link, note = record.link, ""
         try:
             if link is not None and record.busy:
-                link.request("unprotect", {"peer_is_dead": peer_is_dead}, progress, UNPROTECT_TIMEOUT_S)
+                link.request(End(peer_is_dead=peer_is_dead), progress, UNPROTECT_TIMEOUT_S)
             elif record.state.role == "protected":
                 with record.work:
                     link = self._take_out(record, peer_is_dead, progress, leaving=True)
@@ -160,7 +160,7 @@ class Keeper:
             record.drop_link(link)
         return note
 
-    def switchover(self, vm: str, progress: Progress) -> dict[str, Any]:
+    def switchover(self, vm: str, progress: ProgressFn) -> Switched:
         """Move a protected VM to its backup: what the worker measured."""
         record = self.record(vm)
         record.refuse_fenced()
@@ -170,11 +170,11 @@ class Keeper:
                 f"VM {vm} is not protected: there is nowhere to move it to",
                 hint=f"protect it first: remusdb protect {vm} --to HOST",
             )
-        return link.request("switchover", {}, progress, SWITCH_TIMEOUT_S)
+        return link.request(Move(), progress, SWITCH_TIMEOUT_S)
 
     def fence(self, record: VmRecord, owner: str, term: int, reason: str) -> None:
         """Another host owns the VM: durable first, then the worker's end. With `record.work` held."""
-        was = record.status()["state"]
+        was = record.status().state
         term = reached(record.state.term, term)
         self.store.update(record.vm, role="fenced", owner=owner, term=term, reason=reason, put_away=False)
         link = record.link
@@ -205,12 +205,12 @@ class Keeper:
                 by="host",
                 event=event,
                 was=was,
-                now=status["state"],
+                now=status.state,
                 reason=reason,
-                term=status["term"],
-                epoch=status["committed"] or None,
+                term=status.term,
+                epoch=status.committed or None,
                 heard_ms_ago=None,
-                peer=status["peer"] or "",
+                peer=status.peer or "",
             )
         )
 
@@ -220,30 +220,30 @@ class Keeper:
             names = ", ".join(sorted(self.config.peers)) or "none"
             raise ConfigError(f"unknown peer `{peer}`", hint=f"peers in host.toml: {names}")
 
-    def _wait(self, record: VmRecord) -> dict[str, Any]:
+    def _wait(self, record: VmRecord) -> VmStatus:
         """For a protection that was begun by somebody else."""
         end = time.monotonic() + WAIT_S
         while time.monotonic() < end:
             status = record.status()
-            if status["state"] == "protected":
+            if status.state == "protected":
                 return status
-            if not record.busy or status["state"] not in UNDER_WAY:
+            if not record.busy or status.state not in UNDER_WAY:
                 break
             time.sleep(LOOK_S)
         status = record.status()
-        raise RemusError(f"VM {record.vm} is {status['state']}: {status['reason']}")
+        raise RemusError(f"VM {record.vm} is {status.state}: {status.reason}")
 
     def _take_out(
-        self, record: VmRecord, peer_is_dead: bool, progress: Progress, *, leaving: bool = False
+        self, record: VmRecord, peer_is_dead: bool, progress: ProgressFn, *, leaving: bool = False
     ) -> WorkerLink:
         """An earlier worker left wiring behind: a new one takes it out, without protecting first."""
         peer = record.state.peer
         self.require_peer(peer)
         link = self.workers.link(record, peer, leaving=leaving)
-        args: dict[str, Any] = {"peer_is_dead": peer_is_dead, "start": self.workers.order(record, peer)}
+        end = End(peer_is_dead=peer_is_dead, order=self.workers.order(record, peer))
         try:
             link.spawn()
-            link.request("unprotect", args, progress, UNPROTECT_TIMEOUT_S)
+            link.request(end, progress, UNPROTECT_TIMEOUT_S)
         except RemusError as exc:
             self._failed(record, link, exc)
             raise
@@ -261,14 +261,15 @@ class Keeper:
 
         An agent that does not answer is the worker's to tell, and to try again.
         """
-        checks = [msgspec.convert(check, Check) for check in self.inspection.check(vm, peer)]
-        require(vm, [check for check in checks if check.name != PEER])
+        require(vm, [check for check in self.inspection.check(vm, peer) if check.name != PEER])
 
     def _failed(self, record: VmRecord, link: WorkerLink, exc: RemusError) -> None:
         if link.waited_for:
             return  # an unprotect came in while `start` was under way: the worker is still wanted
         state = record.state
-        shown = "fenced" if state.role == "fenced" else "held" if state.armed else "solo" if state.wanted else "failed"
+        shown: State = (
+            "fenced" if state.role == "fenced" else "held" if state.armed else "solo" if state.wanted else "failed"
+        )
         record.settle(shown, f"{exc}; output stays held" if shown == "held" else str(exc))
         if shown == "solo":
             again = f"{record.vm} runs on alone; this is tried again by itself, until: remusdb unprotect {record.vm}"

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's end of one worker process: JSON lines over a socketpair, or over the socket of a worker that an
-earlier daemon left behind.
+"""The daemon's end of one worker process: lines (`worker/spec.py`) over a socketpair, or over the socket of a worker
+that an earlier daemon left behind.
 
 Invariant: at most one worker a VM, whatever became of earlier daemons; every request to it is answered, with an
 error if the worker ends first. An answer belongs to the oldest request with the `op` it names, or the oldest of all.
+A worker that cannot be understood, as one of another version, is left alone: it protects its VM, and were it ended the
+other host would take over.
 
     new ──spawn(), or adopt()──▶ running ──the worker ends, or stop()──▶ ended
 """
@@ -20,29 +22,31 @@ import struct
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from remusdb.control.codec import Done, Failed, Progress, ProgressFn, Reply, Request
 from remusdb.control.lines import LineChannel
-from remusdb.errors import BadFrame, NoThread, RemusError, from_dict
+from remusdb.control.status import VmStatus
+from remusdb.errors import BadFrame, NoThread, RemusError
 from remusdb.host.worker_lock import hold_lock
+from remusdb.quietly import NOISY
 from remusdb.threads import spawn
+from remusdb.worker.spec import Report, Start, Stop, Told, read_report
 
 log = logging.getLogger(__name__)
 
 LINGER_S = 5.0  # a worker that closed its socket has this long to exit
 
-Progress = Callable[[dict[str, Any]], None]
-
 
 class WorkerEvents(Protocol):
     """What a worker tells without being asked. Called from the link's reader thread, with the link that tells it."""
 
-    def on_status(self, link: WorkerLink, status: dict[str, Any]) -> None:
+    def on_status(self, link: WorkerLink, status: VmStatus) -> None:
         """The VM's state as the worker sees it."""
 
     def on_end(self, link: WorkerLink, how: str) -> None:
@@ -51,9 +55,9 @@ class WorkerEvents(Protocol):
 
 @dataclass
 class _Pending:
-    op: str
-    progress: Progress
-    answer: Future[dict[str, Any]] = field(default_factory=Future)
+    request: Request[Any]
+    progress: ProgressFn
+    answer: Future[Any] = field(default_factory=Future)
 
 
 class WorkerLink:
@@ -141,21 +145,20 @@ class WorkerLink:
             self._left = True
             self._channel.close()
 
-    def request(
-        self, op: str, args: dict[str, Any], progress: Progress, timeout_s: float | None = None
-    ) -> dict[str, Any]:
-        """Ask the worker and wait for its answer; its error is raised as its own class."""
-        pending = _Pending(op, progress)
+    def request(self, request: Request[Reply], progress: ProgressFn, timeout_s: float | None = None) -> Reply:
+        """Ask the worker and wait for its reply; its error is raised as its own class."""
+        op, pending = request.op(), _Pending(request, progress)
         with self._lock:
             if self._channel is None or self._ended.is_set():
                 raise RemusError(f"the worker of {self._vm} has ended")
             self._pending.append(pending)
             try:
-                self._channel.send({"op": op, "args": args})
+                self._channel.send(request)
             except OSError:
                 log.debug("worker hung up before %s", op, extra={"vm": self._vm})  # the reader answers for it
         try:
-            return pending.answer.result(timeout_s)
+            reply: Reply = pending.answer.result(timeout_s)
+            return reply
         except FutureTimeout as exc:
             raise RemusError(f"the worker of {self._vm} did not answer `{op}` within {timeout_s:g} s") from exc
 
@@ -165,7 +168,7 @@ class WorkerLink:
         if channel is None:
             return
         try:
-            channel.send({"op": "stop"})
+            channel.send(Stop())
         except OSError:
             pass  # it is ending already
         if not self._ended.wait(grace_s):
@@ -186,8 +189,8 @@ class WorkerLink:
         if channel is None:
             raise AssertionError("read before spawn")
         try:
-            while (message := channel.receive()) is not None:
-                self._dispatch(channel, message)
+            while (line := channel.line()) is not None:
+                self._hear(line)
         except ConnectionResetError:
             pass  # it ended with words of ours unread
         except (OSError, BadFrame) as exc:
@@ -196,32 +199,45 @@ class WorkerLink:
             log.exception("worker's message failed", extra={"vm": self._vm})
         self._finish(channel)
 
-    def _dispatch(self, channel: LineChannel, message: dict[str, Any]) -> None:
-        match message:
-            case {"status": dict(status)}:
-                self._events.on_status(self, status)
-            case {"progress": dict(progress)}:
-                if self._pending:
-                    self._pending[0].progress(progress)
-            case {"result": dict(result)}:
-                if pending := self._asked(message):
-                    if pending.op == "start":  # here, in the order of the lines: a later status must not be overtaken
-                        self._events.on_status(self, result)
-                    pending.answer.set_result(result)
-            case {"error": dict(error)}:
-                if pending := self._asked(message):
-                    pending.answer.set_exception(from_dict(error))
-            case _:
-                raise BadFrame(f"unknown message with keys {sorted(message)}")
+    def _hear(self, line: bytes) -> None:
+        try:
+            self._dispatch(read_report(line))
+        except BadFrame as exc:
+            log.warning("the worker is not understood: %s", exc, extra={"vm": self._vm, **NOISY})
+            with self._lock:
+                asked, self._pending = self._pending, deque()
+            for pending in asked:  # the line may have been for any of them
+                pending.answer.set_exception(exc)
 
-    def _asked(self, message: dict[str, Any]) -> _Pending | None:
+    def _dispatch(self, report: Report) -> None:
+        match report:
+            case Told(status=status):
+                self._events.on_status(self, status)
+            case Progress():
+                if self._pending:
+                    self._pending[0].progress(report)
+            case Done():
+                if pending := self._asked(report):
+                    try:
+                        reply = report.value(pending.request)
+                    except BadFrame as exc:
+                        pending.answer.set_exception(exc)
+                        raise
+                    if isinstance(pending.request, Start):  # in the order of the lines: no later status is overtaken
+                        self._events.on_status(self, reply)
+                    pending.answer.set_result(reply)
+            case Failed():
+                if pending := self._asked(report):
+                    pending.answer.set_exception(report.error())
+
+    def _asked(self, answer: Done | Failed) -> _Pending | None:
         """The request that this answers; None: nothing asked for it, as when an earlier daemon did."""
         with self._lock:
             for pending in self._pending:
-                if message.get("op") in (None, pending.op):
+                if answer.of in ("", pending.request.op()):
                     self._pending.remove(pending)
                     return pending
-        log.warning("the worker answers what nobody asked: %s", message, extra={"vm": self._vm})
+        log.warning("the worker answers what nobody asked: %s", answer, extra={"vm": self._vm})
         return None
 
     def _finish(self, channel: LineChannel) -> None:

@@ -7,15 +7,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from remusdb.config import HostConfig
 from remusdb.errors import RemusError
 from remusdb.host.managed_vm import VmRecord
 from remusdb.host.worker_process import WorkerLink
 from remusdb.names import socket_stem
+from remusdb.worker.spec import Order, PeerAddress
 
 WORKER_ARGV = (sys.executable, "-P", "-m", "remusdb.worker")  # -P: no module of the folder we are in
 
@@ -49,24 +47,22 @@ class Workers:
             link.follow()
         return found
 
-    def order(self, record: VmRecord, peer: str, asked: bool = True) -> dict[str, Any]:
-        """All that a worker must know of its VM, as JSON has it. `asked`: by somebody who waits for the answer."""
+    def order(self, record: VmRecord, peer: str, asked: bool = True) -> Order:
+        """All that a worker must know of its VM. `asked`: by somebody who waits for the answer."""
         config = self._config
-        order = {
-            "vm": record.vm,
-            "host": config.host.name,
-            "libvirt_uri": config.host.libvirt_uri,
-            "run_dir": config.host.run_dir,
-            "state_dir": config.host.state_dir,
-            "hooks_dir": config.host.hooks_dir,
-            "peer": {"name": peer, "address": config.peers[peer].address, "port": config.peers[peer].port},
-            "tls": config.tls,
-            "protection": config.for_vm(record.vm),
-            "arbiter": config.arbiter,
-            "asked": asked,
-        }
-        plain: dict[str, Any] = msgspec.to_builtins(order, enc_hook=str)
-        return plain
+        return Order(
+            vm=record.vm,
+            host=config.host.name,
+            libvirt_uri=config.host.libvirt_uri,
+            run_dir=config.host.run_dir,
+            state_dir=config.host.state_dir,
+            hooks_dir=config.host.hooks_dir,
+            peer=PeerAddress(peer, config.peers[peer].address, config.peers[peer].port),
+            tls=config.tls,
+            protection=config.for_vm(record.vm),
+            arbiter=config.arbiter,
+            asked=asked,
+        )
 
     def _lock_file(self, vm: str) -> Path:
         folder = self._config.host.run_dir

@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+from remusdb.says import says
 
 Level = Literal["required", "advice"]
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One thing that was looked at. `detail` is what was found; `hint` is what to do if it is not `ok`."""
+    """One thing that was looked at before a VM is protected."""
 
-    name: str
-    ok: bool
-    level: Level
-    detail: str
-    hint: str = ""
+    name: Annotated[str, says("see check.md")]
+    ok: Annotated[bool, says("nothing is wrong with it")]
+    level: Annotated[Level, says("required: without it `protect` fails; advice: it goes without, not as well")]
+    detail: Annotated[str, says("what was found")]
+    hint: Annotated[str, says("what to do where it is not `ok`")] = ""
 
 
 def required(name: str, problems: list[str], good: str, hint: str) -> Check:

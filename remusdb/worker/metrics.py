@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of one protection session, and the status made of them."""
+"""The figures of one protection session, and the status that is made of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from msgspec.structs import replace
 
+from remusdb.capture.clock import ClockFigures
+from remusdb.control.codec import plain
+from remusdb.control.status import State, VmStatus
 from remusdb.core.messages import Proof
 from remusdb.core.pipeline import Pipeline
-from remusdb.host.status import short
 from remusdb.net.gate import GateFigures
 from remusdb.troubles import Troubles
 from remusdb.worker.resources import Parts
@@ -89,27 +92,29 @@ class Figures:
             for number in [number for number in self.cut_at if number <= epoch]:
                 self.committed_cut_at = self.cut_at.pop(number)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as status shows them."""
+    def status(self, rest: VmStatus) -> VmStatus:
+        """A status of these figures, and of the rest."""
         with self.lock:
             live = self.state in LIVE
             age = None if self.committed_cut_at is None else 1000 * (time.monotonic() - self.committed_cut_at)
-            return {
-                "state": self.state,
-                "reason": "; ".join(filter(None, [self.troubles.reasons if live else "", self._reason()])),
-                "troubles": self.troubles.names if live else [],
-                "committed_age_ms": None if age is None else round(age, 1),
-                "pause_ms_p50": _percentile(self.pause_ms, 50),
-                "pause_ms_p99": _percentile(self.pause_ms, 99),
-                "bytes_per_epoch": _percentile(self.epoch_bytes, 50),
-                "dirty_pages": _percentile(self.dirty_pages, 50),
-                "seeded_bytes": self.seeded_bytes,
-                "same_bytes": self.same_bytes,
-                "proven_at_ns": self.proven.at_ns if self.proven else None,
-                "proven_epoch": self.proven.epoch if self.proven else None,
-                "proven_ms": self.proven.took_ms if self.proven else None,
-                "unproven": self.unproven if self.state in ("protected", "held") else "",
-            }
+            proven = self.proven
+            return replace(
+                rest,
+                state=cast(State, self.state),
+                reason="; ".join(filter(None, [self.troubles.reasons if live else "", self._reason()])),
+                troubles=self.troubles.names if live else [],
+                committed_age_ms=None if age is None else round(age, 1),
+                pause_ms_p50=_percentile(self.pause_ms, 50),
+                pause_ms_p99=_percentile(self.pause_ms, 99),
+                bytes_per_epoch=_percentile(self.epoch_bytes, 50),
+                dirty_pages=_percentile(self.dirty_pages, 50),
+                seeded_bytes=self.seeded_bytes,
+                same_bytes=self.same_bytes,
+                proven_at_ns=proven.at_ns if proven else None,
+                proven_epoch=proven.epoch if proven else None,
+                proven_ms=proven.took_ms if proven else None,
+                unproven=self.unproven if self.state in ("protected", "held") else "",
+            )
 
     def _reason(self) -> str:
         if self.state != "protected":
@@ -117,32 +122,39 @@ class Figures:
         return "; ".join(part for part in (self.waits_for or self.reason, self.unproven) if part)
 
 
+def status_of(order: Order, pipeline: Pipeline, parts: Parts | None, figures: Figures, held: GateFigures) -> VmStatus:
+    """What the worker knows of its VM."""
+    clock = parts.clock.figures() if parts else ClockFigures()
+    return figures.status(
+        VmStatus(
+            vm=order.vm,
+            peer=order.peer.name,
+            term=pipeline.term,
+            epoch=pipeline.captured,
+            committed=pipeline.committed,
+            epoch_ms=order.protection.epoch_ms,
+            window=order.protection.window,
+            in_flight=pipeline.in_flight,
+            held_frames=held.held_frames,
+            held_bytes=held.held_bytes,
+            dropped_frames=held.dropped_frames,
+            monitor=parts.domain.monitor if parts else None,
+            gate=parts.gate_kind if parts else order.protection.gate,
+            encoding=order.protection.encoding,
+            accel=parts.domain.accel if parts else None,
+            clock_lag_ms=clock.lag_ms,
+            clock_lost_ppm=clock.lost_ppm,
+            clock_slow=clock.slow,
+            page_kib=parts.domain.page_kib if parts else None,
+        )
+    )
+
+
 def vm_status(
     order: Order, pipeline: Pipeline, parts: Parts | None, figures: Figures, held: GateFigures
 ) -> dict[str, Any]:
-    """What is known of the VM, by the keys of VmStatus (remusdb/host/status.py)."""
-    status = {
-        "vm": order.vm,
-        "role": "primary",
-        **figures.to_dict(),
-        "peer": order.peer.name,
-        "term": pipeline.term,
-        "epoch": pipeline.captured,
-        "committed": pipeline.committed,
-        "epoch_ms": order.protection.epoch_ms,
-        "window": order.protection.window,
-        "in_flight": pipeline.in_flight,
-        "held_frames": held.held_frames,
-        "held_bytes": held.held_bytes,
-        "dropped_frames": held.dropped_frames,
-        "monitor": parts.domain.monitor if parts else None,
-        "gate": parts.gate_kind if parts else order.protection.gate,
-        "encoding": order.protection.encoding,
-        "accel": parts.domain.accel if parts else None,
-        **(parts.clock.figures() if parts else {}),
-        "page_kib": parts.domain.page_kib if parts else None,
-    }
-    return short(status)
+    """`status_of`, as JSON has it."""
+    return cast(dict[str, Any], plain(status_of(order, pipeline, parts, figures, held)))
 
 
 def _percentile(values: deque[float] | deque[int], percent: float) -> float | None:

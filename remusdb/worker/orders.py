@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker process of one VM: speaks JSON lines with the host daemon and runs the session.
+"""The worker process of one VM: takes orders from the host daemon (`spec.py` has their types) and runs the session.
 
 `python -P -m remusdb.worker FD SOCKET`. The first line is `start`; `unprotect`, `switchover` and `stop` may
 follow. A daemon that dies is not missed: protection goes on, and the next daemon finds the worker on SOCKET. A worker
@@ -17,8 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from remusdb.control.api import Switched
+from remusdb.control.codec import Done, Failed, Nothing, Progress, Request
 from remusdb.control.lines import LineChannel
-from remusdb.errors import BadFrame, NoThread, RemusError
+from remusdb.control.status import VmStatus
+from remusdb.errors import BadFrame, NoThread, RemusError, UsageError
 from remusdb.history import History
 from remusdb.hooks import Hooks
 from remusdb.log import setup
@@ -26,7 +31,7 @@ from remusdb.state import StateStore
 from remusdb.threads import spawn
 from remusdb.worker.orphan import take_out
 from remusdb.worker.session import Session
-from remusdb.worker.spec import Order, read_order
+from remusdb.worker.spec import ORDERS, End, Move, Order, Report, Start, Stop, Told
 
 log = logging.getLogger(__name__)
 
@@ -54,31 +59,31 @@ class Channel:
         """Which daemon this is about: the first, the second ..."""
         return self._daemon
 
-    def tell(self, *, only_to: int | None = None, **message: Any) -> None:
+    def tell(self, report: Report, *, only_to: int | None = None) -> None:
         """Send one line; without a daemon it is lost: the next one asks anew. `only_to`: an answer to that daemon."""
         with self._lock:
             try:
                 if self._lines is not None and only_to in (None, self._daemon):
-                    self._lines.send(message)
+                    self._lines.send(report)
             except OSError:
                 self._lines = None
 
-    def read(self, serve: Callable[[dict[str, Any]], bool]) -> None:
-        """Hand every line of this daemon to `serve`, until it hangs up or `serve` returns False.
+    def read(self, serve: Callable[[Request[Any]], bool]) -> None:
+        """Hand every order of this daemon to `serve`, until it hangs up or `serve` returns False.
 
-        A line that cannot be read is answered by an error; where no further line can be, this side hangs up.
+        A line that is no order is answered by an error; where no further line can be read, this side hangs up.
         """
         lines = self._lines
         while lines is not None and not lines.broken:
             try:
-                message = lines.receive()
-                if message is None:
+                line = lines.line()
+                if line is None:
                     break
-                if not serve(message):
+                if not serve(ORDERS.read(line)):
                     return
-            except BadFrame as exc:
+            except (BadFrame, UsageError) as exc:
                 log.warning("the daemon's channel: %s", exc)
-                self.tell(error=exc.to_dict())
+                self.tell(Failed.by(exc))
             except OSError as exc:
                 log.warning("the daemon's channel: %s", exc)
                 break
@@ -134,60 +139,59 @@ class Worker:
         session = self._session
         return self._orders == 0 and (session is None or session.ended.is_set())
 
-    def _order(self, message: dict[str, Any]) -> bool:
-        operation, arguments = str(message.get("op")), message.get("args", {})
-        if not isinstance(arguments, dict):
-            raise BadFrame("the arguments of an order are an object")
-        if operation == "stop":
+    def _order(self, order: Request[Any]) -> bool:
+        if isinstance(order, Stop):
             self._told_to_stop = True
             return False
         with self._lock:
             self._orders += 1
         asker = self._channel.daemon
         try:
-            spawn(self._serve, operation, arguments, asker, name=operation)
+            spawn(self._serve, order, asker, name=order.op())
         except NoThread as exc:  # the session goes on, and this thread must
             with self._lock:
                 self._orders -= 1
-            self._channel.tell(only_to=asker, op=operation, error=exc.to_dict())
+            self._channel.tell(Failed.by(exc, order.op()), only_to=asker)
         return True
 
-    def _serve(self, operation: str, arguments: dict[str, Any], asker: int) -> None:
+    def _serve(self, order: Request[Any], asker: int) -> None:
+        op = order.op()
         try:
-            result = self._do(operation, arguments)
+            result = self._do(order)
             self._report()
-            self._channel.tell(only_to=asker, op=operation, result=result)
+            self._channel.tell(Done.by(result, op), only_to=asker)
         except RemusError as exc:
             self._report()
-            self._channel.tell(only_to=asker, op=operation, error=exc.to_dict())
+            self._channel.tell(Failed.by(exc, op), only_to=asker)
         except Exception as exc:  # task boundary
-            log.exception("%s failed", operation)
-            error = RemusError(f"{operation}: {type(exc).__name__}: {exc}")
-            self._channel.tell(only_to=asker, op=operation, error=error.to_dict())
+            log.exception("%s failed", op)
+            self._channel.tell(Failed.by(RemusError(f"{op}: {type(exc).__name__}: {exc}"), op), only_to=asker)
         finally:
             with self._lock:
                 self._orders -= 1
 
-    def _do(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        if operation == "start":
-            session = self._begin(read_order(arguments))
-            try:
-                spawn(self._report_often, name="status")
-            except NoThread:
-                session.ended.set()  # it never began
-                raise
-            session.protect()
-            return session.status()
-        if operation == "unprotect":
-            peer_is_dead = bool(arguments.get("peer_is_dead"))
-            if self._session is None:
-                take_out(self._begin(read_order(arguments["start"])), peer_is_dead)
-            else:
-                self._session.unprotect(peer_is_dead)
-            return {}
-        if operation == "switchover" and self._session is not None:
-            return self._session.handover.run()
-        raise RemusError(f"unknown order {operation}")
+    def _do(self, order: Request[Any]) -> VmStatus | Switched | Nothing:
+        match order:
+            case Start(order=what):
+                return self._start(self._begin(what))
+            case End(peer_is_dead=dead) if self._session is not None:
+                self._session.unprotect(dead)
+                return Nothing()
+            case End(peer_is_dead=dead, order=Order() as what):
+                take_out(self._begin(what), dead)
+                return Nothing()
+            case Move() if self._session is not None:
+                return msgspec.convert(self._session.handover.run(), Switched)
+        raise RemusError(f"`{order.op()}`: there is no session")
+
+    def _start(self, session: Session) -> VmStatus:
+        try:
+            spawn(self._report_often, name="status")
+        except NoThread:
+            session.ended.set()  # it never began
+            raise
+        session.protect()
+        return _status(session)
 
     def _begin(self, order: Order) -> Session:
         self._history = History(order.state_dir, Hooks(order.hooks_dir))
@@ -195,11 +199,11 @@ class Worker:
         return self._session
 
     def _progress(self, step: str, done: int, total: int, unit: str) -> None:
-        self._channel.tell(progress={"step": step, "done": done, "total": total, "unit": unit})
+        self._channel.tell(Progress(step=step, done=done, total=total, unit=unit))
 
     def _report(self) -> None:
         if self._session is not None:
-            self._channel.tell(status=self._session.status())
+            self._channel.tell(Told(status=_status(self._session)))
 
     def _report_often(self) -> None:
         while self._session is not None and not self._session.ended.wait(STATUS_S):
@@ -208,6 +212,10 @@ class Worker:
             except RemusError as exc:
                 log.warning("status: %s", exc)
         self._report()  # the last word: how it ended
+
+
+def _status(session: Session) -> VmStatus:
+    return msgspec.convert(session.status(), VmStatus)
 
 
 def main() -> None:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon orders a worker to do: the `start` message, decoded."""
+"""What a worker is told, and tells: the types of the channel between the host daemon and the worker of one VM."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from remusdb.config import Arbiter, Protection, Tls
-from remusdb.errors import BadFrame
+from remusdb.control.api import Switched
+from remusdb.control.codec import Done, Failed, Nothing, Progress, Request, Requests, decode
+from remusdb.control.status import VmStatus
 from remusdb.names import socket_stem
 
 LONGEST_FILE = "/disk255.nbd"  # in a VM's own folder
@@ -49,15 +50,40 @@ class Order(msgspec.Struct, frozen=True):
         return self.run_dir / socket_stem(self.run_dir, "", self.vm, LONGEST_FILE)
 
 
-def read_order(arguments: dict[str, Any]) -> Order:
-    """The order in a `start` message. BadFrame for what is none."""
-    try:
-        return msgspec.convert(arguments, Order, dec_hook=_path)
-    except (ValueError, TypeError) as exc:
-        raise BadFrame(f"an order cannot be read: {exc}") from exc
+class Start(Request[VmStatus], frozen=True, kw_only=True):
+    """Protect the VM of this order; answered once it is, or cannot be."""
+
+    order: Order
 
 
-def _path(kind: type, value: Any) -> Any:
-    if kind is Path:
-        return Path(value)
-    raise TypeError(f"no way to read {kind}")
+class End(Request[Nothing], frozen=True, kw_only=True, tag="unprotect"):
+    """End protection. `order`: of a worker that began none, to take out what an earlier one left."""
+
+    peer_is_dead: bool
+    order: Order | None = None
+
+
+class Move(Request[Switched], frozen=True, kw_only=True, tag="switchover"):
+    """Have the other host run the VM."""
+
+
+class Stop(Request[Nothing], frozen=True, kw_only=True):
+    """End this process, and leave the VM as it is. It has no answer."""
+
+
+ORDERS = Requests((Start, End, Move, Stop))
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", tag="status"):
+    """How the VM is, told without being asked."""
+
+    status: VmStatus
+
+
+Report = Progress | Done | Failed | Told
+
+
+def read_report(line: bytes) -> Report:
+    """One line of what a worker says. BadFrame for what is none."""
+    report: Report = decode(line, Report)  # type: ignore[arg-type]  # a union
+    return report

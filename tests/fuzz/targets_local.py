@@ -20,15 +20,30 @@ from remusdb.arbiter.answers import Changed, Found, Status
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.arbiter.health import judge
 from remusdb.config import Arbiter as Config
-from remusdb.config import load_agent, load_host
+from remusdb.config import Protection, Tls, load_agent, load_host
 from remusdb.control import client
-from remusdb.control.lines import LineChannel
+from remusdb.control.api import (
+    AgentStatus,
+    AgentVms,
+    Evacuate,
+    Evacuated,
+    Fence,
+    HostStatus,
+    HostVms,
+    Moved,
+    Protect,
+    Rehearse,
+)
+from remusdb.control.codec import Done, Failed, Progress
+from remusdb.control.codec import Request as ControlRequest
+from remusdb.control.lines import LineChannel, encoded
 from remusdb.control.server import ControlServer
+from remusdb.control.status import StandbyStatus, VmStatus
 from remusdb.core.ownership import take_over
 from remusdb.disk.mirror import unsynced
 from remusdb.errors import ArbiterUnreachable, RemusError
 from remusdb.history import Event, read
-from remusdb.names import file_stem, name_of, require_name
+from remusdb.names import VmName, file_stem, name_of, require_name
 from remusdb.net.addresses import own_address
 from remusdb.net.forwarding import dropping
 from remusdb.net.gatewire import Op, Reply, Request
@@ -46,6 +61,7 @@ from remusdb.vm.inventory import inventory
 from remusdb.vm.monitor import field_of, objects_in, reply_in, returned
 from remusdb.vm.process import is_qemu_of, socket_of
 from remusdb.vm.ramblocks import parse_ramblocks
+from remusdb.worker.spec import ORDERS, End, Move, Order, PeerAddress, Start, Stop, Told, read_report
 from remusdb_agents.backup.standby.qemu_log import complaints
 from remusdb_agents.backup.standby.xml import standby_xml
 from tests.fuzz.samples import DOMAIN
@@ -165,15 +181,52 @@ def lines(data: bytes) -> None:
 
 
 def request(data: bytes) -> None:
-    server = ControlServer.__new__(ControlServer)
-    server._handlers = {"status": lambda args, _progress: args}
+    kinds: list[Any] = [HostStatus, Protect, Fence, Rehearse, Evacuate]
+    server = ControlServer("/run/remusdb/host.sock", dict.fromkeys(kinds, lambda asked, _progress: asked))
     channel = LineChannel(wire(data))
-    while (message := channel.receive()) is not None:
-        msgspec.json.encode(server._answer(message, lambda _told: None))
+    while (line := channel.line()) is not None:
+        msgspec.json.encode(server._answer(line, lambda _told: None))
+
+
+def order(data: bytes) -> None:
+    """What a daemon says to a worker, and a worker to its daemon."""
+    for kind in (ORDERS.read, read_report):
+        try:
+            kind(data)
+        except RemusError:
+            continue
 
 
 def reply(data: bytes) -> None:
-    client._answer(LineChannel(wire(data)), lambda _told: None, Path("/run/remusdb/host.sock"))
+    every: list[ControlRequest[Any]] = [HostStatus(), AgentStatus(), Evacuate()]
+    for asked in every:
+        try:
+            client._answer(LineChannel(wire(data)), asked, None, Path("/run/remusdb/host.sock"))
+        except RemusError:
+            continue
+
+
+def requests() -> list[bytes]:
+    asked = [HostStatus(vm="db1"), Fence(vm=VmName("db1"), owner="beta", term=7), Evacuate(if_host_stops=True),
+             Rehearse(vm=VmName("db1"), seconds=5, tcp_port=22)]  # fmt: skip
+    return [encoded(one) + b"\n" for one in asked]
+
+
+def replies() -> list[bytes]:
+    told = [Progress(step="memory", done=1, total=2, unit="MiB"), Failed(id="E-PEER", message="no route", hint="wait"),
+            Done.by(HostVms(vms=[VmStatus(vm="db1", state="held", reason="why", troubles=["arbiter"])])),
+            Done.by(AgentVms(vms=[StandbyStatus(vm="db1", kept={"vda": "/kept/vda.raw"})])),
+            Done.by(Evacuated(moved=[Moved(vm="db1", to="beta", term=3, took_ms=80.5)]))]  # fmt: skip
+    return [encoded(one) + b"\n" for one in told]
+
+
+def orders() -> list[bytes]:
+    here = Path("/run/remusdb")
+    peer = PeerAddress("beta", "192.0.2.2", 7473)
+    what = Order("db1", "alpha", "qemu:///system", here, here, here, peer, Tls(), Protection())
+    told = [Start(order=what), End(peer_is_dead=True, order=what), Move(), Stop(), Told(status=VmStatus(vm="db1")),
+            Done.by(VmStatus(vm="db1"), "start")]  # fmt: skip
+    return [encoded(one) for one in told]
 
 
 # --- files ---
@@ -344,8 +397,9 @@ TARGETS = {
     "etcd-record": Target(record, lambda: [RECORD], "json"),
     "etcd-failure": Target(failure, lambda: [b'{"code":14,"message":"no leader"}'], "json"),
     "lines": Target(lines, lambda: [b'{"op": "status"}\n', b'{"a": [1]}\nx\n{"b": null}\n']),
-    "request": Target(request, lambda: [b'{"op": "status", "args": {"vm": "db1"}}\n'], "json"),
-    "reply": Target(reply, lambda: [b'{"result": {"vms": []}}\n'], "json"),
+    "request": Target(request, requests, "json"),
+    "reply": Target(reply, replies, "json"),
+    "order": Target(order, orders, "json"),
     "config": Target(in_file("host.toml", config), lambda: [HOST, AGENT]),
     "state": Target(in_file("vms/db1.json", saved), states, "json"),
     "history": Target(in_file("history/db1.jsonl", histories), lambda: [msgspec.json.encode(EVENT) + b"\n"], "json"),

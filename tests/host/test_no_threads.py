@@ -12,18 +12,22 @@ from pathlib import Path
 import pytest
 
 from remusdb.control import call
+from remusdb.control.api import Prepare
 from remusdb.core.wire import FrameType
 from remusdb.errors import NoThread, PeerUnreachable, RemusError
+from remusdb.names import VmName
 from remusdb.transport.tls import client_context, connect
 from tests.waiting import eventually
 
 WITHIN_S = 60.0
+ASKED = Prepare(vm=VmName("db1"))
 CGROUPS = (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 
 SERVER = """
 import sys
 from pathlib import Path
 from remusdb.control import ControlServer
+from remusdb.control.api import Prepare, Prepared
 from remusdb.log import setup
 from remusdb.transport.listener import Listener
 from remusdb.transport.tls import server_context
@@ -31,7 +35,7 @@ setup()
 folder, sock = Path(sys.argv[1]), Path(sys.argv[2])
 listener = Listener("127.0.0.1", 0, server_context(folder / "ca.pem", folder / "cert.pem", folder / "key.pem"))
 listener.start(lambda stream: stream.receive(60))
-control = ControlServer(sock, {"echo": lambda args, _progress: args})
+control = ControlServer(sock, {Prepare: lambda asked, _progress: Prepared(changes=[asked.vm])})
 control.start()
 print(listener.port, flush=True)
 sys.stdin.read()
@@ -99,7 +103,7 @@ def test_a_limit_of_threads_makes_nobody_deaf(server: tuple[int, Limit], certs: 
 
     def asked() -> bool:
         try:
-            return call(tmp_path / "host.sock", "echo", {"a": 1}, timeout_s=WITHIN_S) == {"a": 1}
+            return call(tmp_path / "host.sock", ASKED, timeout_s=WITHIN_S).changes == ["db1"]
         except RemusError:
             return False
 
@@ -110,7 +114,7 @@ def test_a_limit_of_threads_makes_nobody_deaf(server: tuple[int, Limit], certs: 
         with pytest.raises(PeerUnreachable):
             dial()
         with pytest.raises(NoThread, match="control-request"):
-            call(tmp_path / "host.sock", "echo", {}, timeout_s=WITHIN_S)
+            call(tmp_path / "host.sock", ASKED, timeout_s=WITHIN_S)
     assert "E-THREADS" not in (tmp_path / "log").read_text()  # it says it in words
     assert "can't start new thread; see TasksMax" in (tmp_path / "log").read_text()
     limit.set(None)

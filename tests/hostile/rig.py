@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remusdb.control.client import call
-from remusdb.control.server import ControlServer
+from remusdb.control import ControlServer, call
+from remusdb.control.api import AgentStatus, Fence
+from remusdb.control.codec import Nothing, plain
 from remusdb.core.messages import Commit, Notice, Refuse, Standing, Welcome, pack, unpack
 from remusdb.core.wire import Frame, FrameType
 from remusdb.deadline import Deadline, poll_until
@@ -119,7 +120,7 @@ class Rig:
     certs: Path
     port: int
     primaries: tuple[str, ...] = ("alpha", "gamma")  # whom agent.toml lists
-    fences: list[dict[str, Any]] = field(default_factory=list)
+    fences: list[Fence] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     enter: list[str] = field(default_factory=list)  # a command prefix that runs the agent where a libvirtd is
     libvirt_uri: str = "test:///default"
@@ -182,7 +183,7 @@ class Rig:
                 cwd=REPO,
                 env={**os.environ, "SLOW_MS": str(slow_ms), **(env or {})},
             )
-        self._host = ControlServer(self.run_dir / "host.sock", {"fence": self._fence})
+        self._host = ControlServer(self.run_dir / "host.sock", {Fence: self._fence})
         self._host.start()
         poll_until(lambda: self._answers() or not self.alive(), Deadline.after(START_S), 0.05)
         assert self._answers(), f"the agent does not start:\n{self.told()[-3000:]}"
@@ -205,9 +206,9 @@ class Rig:
             return True
         return False
 
-    def _fence(self, args: dict[str, Any], _progress: object) -> dict[str, Any]:
-        self.fences.append(args)
-        return {}
+    def _fence(self, asked: Fence, _progress: object) -> Nothing:
+        self.fences.append(asked)
+        return Nothing()
 
     def alive(self) -> bool:
         """Whether the agent runs."""
@@ -299,7 +300,7 @@ class Rig:
 
     def status(self) -> list[dict[str, Any]]:
         """What `remusdb status --agent` would show."""
-        found: list[dict[str, Any]] = call(self.run_dir / "agent.sock", "status", {}, timeout_s=ANSWER_S)["vms"]
+        found: list[dict[str, Any]] = plain(call(self.run_dir / "agent.sock", AgentStatus(), timeout_s=ANSWER_S).vms)
         return found
 
     def size(self) -> Size:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import time
 
-from remusdb.control.client import call
+from remusdb.control import call
+from remusdb.control.api import AgentStatus, AgentVms
 from remusdb.core.wire import FrameType
 from remusdb.errors import RemusError
 from tests.hostile.rig import Rig, eventually
@@ -16,7 +17,7 @@ from tests.hostile.sayings import honest
 def hears(rig: Rig) -> bool:
     """Whether a peer and an operator are answered."""
     with contextlib.suppress(RemusError, OSError, AssertionError):
-        return rig.serves() and isinstance(call(rig.run_dir / "agent.sock", "status", {}, timeout_s=5), dict)
+        return rig.serves() and isinstance(call(rig.run_dir / "agent.sock", AgentStatus(), timeout_s=5), AgentVms)
     return False
 
 
@@ -29,7 +30,7 @@ def test_no_thread_can_be_made_for_a_while(rig: Rig) -> None:
         with contextlib.suppress(RemusError, OSError, AssertionError):
             rig.call("alpha", within_s=0.2).close()
         with contextlib.suppress(RemusError, OSError):
-            call(rig.run_dir / "agent.sock", "status", {}, timeout_s=0.2)
+            call(rig.run_dir / "agent.sock", AgentStatus(), timeout_s=0.2)
     for kind in (FrameType.TAKEOVER, FrameType.COMMIT):  # of a session that is there already
         with contextlib.suppress(RemusError):
             caller.say(kind, b"", welcome.term, 1)

@@ -73,7 +73,7 @@ def test_a_vm_that_was_taken_back_is_put_away_for_its_own_peer(rig: Rig) -> None
     rig.remember("pg", role="protected", term=7, owner="beta", peer="gamma", armed=True, reason="it ran here")
     rig.start()
     rig.hello(hello("pg", "gamma", term=8), "gamma")
-    assert [(one["vm"], one["owner"], one["term"]) for one in rig.fences] == [("pg", "gamma", 8)]
+    assert [(one.vm, one.owner, one.term) for one in rig.fences] == [("pg", "gamma", 8)]
 
 
 def test_a_replica_whose_primary_is_away_is_not_thrown_away_for_a_stranger(rig: Rig) -> None:

@@ -8,76 +8,71 @@ import select
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 
-from remusdb.control.lines import LineChannel
+from remusdb.control import LineChannel, Progress
+from remusdb.control.codec import Done, Failed, Nothing, plain
+from remusdb.control.status import VmStatus
 from remusdb.errors import CannotProtect, Fenced, PeerUnreachable, RefusedForSafety, RemusError
 from remusdb.state import StateStore
+from remusdb.worker.spec import ORDERS, End, Order, Start, Stop, Told
 
 
-def protect(channel: LineChannel, order: dict[str, Any]) -> None:
+def protect(channel: LineChannel, order: Order) -> None:
     """Answer `start` as the VM's name says."""
-    vm: str = order["vm"]
-    store = StateStore(Path(order["state_dir"]))
+    vm, peer = order.vm, order.peer.name
+    store = StateStore(order.state_dir)
     before = store.load(vm)
-    Path(order["state_dir"], f"{vm}.order").write_text(f"{before.role} {before.term}")
-    channel.send({"progress": {"step": "memory", "done": 1, "total": 2, "unit": "MiB"}})
-    channel.send({"status": {"vm": vm, "state": "seeding", "reason": "copying memory", "unknown": 1}})
-    errors: dict[str, RemusError] = {
-        "unfit": CannotProtect("vhost-user", hint="take it out"),
-    }
-    if vm in errors:
-        channel.send({"error": errors[vm].to_dict()})
+    (order.state_dir / f"{vm}.order").write_text(f"{before.role} {before.term}")
+    channel.send(Progress(step="memory", done=1, total=2, unit="MiB"))
+    seeding = VmStatus(vm=vm, peer=peer, state="seeding", reason="copying memory")
+    channel.send({**plain(Told(status=seeding)), "unknown": 1})  # by a worker that is newer than its daemon
+    if vm == "unfit":
+        channel.send(Failed.by(CannotProtect("vhost-user", hint="take it out")))
         return
     if vm == "breaks" and before.role == "none":
-        store.update(vm, role="seeding", term=7, peer=order["peer"]["name"], wanted=True, reason="copying")
+        store.update(vm, role="seeding", term=7, peer=peer, wanted=True, reason="copying")
         os._exit(3)
     if vm == "dies":
         os._exit(3)
     if vm == "slow":
         return  # and never answers
-    if vm == "flaky" and before.role == "protected" and not Path(order["state_dir"], "peer-is-back").exists():
-        channel.send({"error": PeerUnreachable("no route").to_dict()})
+    if vm == "flaky" and before.role == "protected" and not (order.state_dir / "peer-is-back").exists():
+        channel.send(Failed.by(PeerUnreachable("no route")))
         return
     if vm == "unlucky":
-        store.update(vm, role="fenced", term=9, owner=order["peer"]["name"], reason="term 9", put_away=True)
-        channel.send({"error": Fenced("term 9 exists").to_dict()})
+        store.update(vm, role="fenced", term=9, owner=peer, reason="term 9", put_away=True)
+        channel.send(Failed.by(Fenced("term 9 exists")))
         return
-    peer = order["peer"]["name"]
     store.update(vm, role="protected", term=max(7, before.term), peer=peer, wanted=True, armed=True, reason="protected")
-    status = {"vm": vm, "state": "protected", "reason": "", "term": 7, "committed": 5, "committed_age_ms": 40.0}
-    channel.send({"status": status})
-    channel.send({"result": status})
+    status = VmStatus(vm=vm, peer=peer, state="protected", term=7, committed=5, committed_age_ms=40.0)
+    channel.send(Told(status=status))
+    channel.send(Done.by(status))
     if vm == "renounced":
         store.update(vm, role="none", wanted=False, armed=False, reason="the agent gave up")
-        channel.send({"status": {"vm": vm, "state": "unprotected", "reason": "the agent gave up"}})
+        channel.send(Told(status=VmStatus(vm=vm, state="unprotected", reason="the agent gave up")))
 
 
 def serve(channel: LineChannel, vm: str) -> bool:
     """Speak the worker's protocol until the daemon hangs up; False when it said stop."""
     starting = False
-    while (message := channel.receive()) is not None:
-        match message:
-            case {"op": "start", "args": order}:
-                vm, starting = order["vm"], order["vm"] == "slow"
+    while (line := channel.line()) is not None:
+        match ORDERS.read(line):
+            case Start(order=order):
+                vm, starting = order.vm, order.vm == "slow"
                 protect(channel, order)
-            case {"op": "unprotect", "args": args}:
-                if starting:
-                    channel.send({"result": {}, "op": "unprotect"})
-                    channel.send({"error": RemusError("given up").to_dict(), "op": "start"})
-                    continue
-                if vm == "stubborn" and not args["peer_is_dead"]:
-                    channel.send({"error": RefusedForSafety("beta does not answer").to_dict()})
-                    continue
-                if "start" in args:
-                    order = args["start"]
-                    vm = order["vm"]
-                    before = StateStore(Path(order["state_dir"])).load(vm)
-                    Path(order["state_dir"], f"{vm}.taken-out").write_text(f"{before.role} {before.term}")
-                channel.send({"result": {}})
-            case {"op": "stop"}:
-                if vm != "deaf":
-                    return False
+            case End() if starting:
+                channel.send(Done.by(Nothing(), "unprotect"))
+                channel.send(Failed.by(RemusError("given up"), "start"))
+            case End(peer_is_dead=False) if vm == "stubborn":
+                channel.send(Failed.by(RefusedForSafety("beta does not answer")))
+            case End(order=order):
+                if order is not None:
+                    vm = order.vm
+                    before = StateStore(order.state_dir).load(vm)
+                    (order.state_dir / f"{vm}.taken-out").write_text(f"{before.role} {before.term}")
+                channel.send(Done.by(Nothing()))
+            case Stop() if vm != "deaf":
+                return False
     return True
 
 
@@ -98,8 +93,9 @@ def main() -> None:
             continue
         sock.settimeout(None)
         channel = LineChannel(sock)
-        channel.send({"op": "start", "result": {}})  # that the daemon before was owed: it must do no harm
-        channel.send({"status": {"state": "protected", "reason": "it went on", "term": 7, "committed": 9}})
+        channel.send(Done.by(Nothing(), "start"))  # that the daemon before was owed: it must do no harm
+        status = VmStatus(vm="db1", peer="beta", state="protected", reason="it went on", term=7, committed=9)
+        channel.send(Told(status=status))
         if not serve(channel, ""):
             return
 

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 from remusdb.config import HostConfig
-from remusdb.control import call
+from remusdb.control import LineChannel, ProgressFn, Request, call
+from remusdb.control.api import HostStatus, Protect, Unprotect
+from remusdb.control.codec import Failed, Reply, read_answer
+from remusdb.control.status import VmStatus
 from remusdb.core.messages import Standing
 from remusdb.errors import (
     PeerUnreachable,
@@ -17,6 +21,7 @@ from remusdb.errors import (
 from remusdb.history import read as read_history
 from remusdb.host.daemon import HostDaemon
 from remusdb.names import VmName
+from remusdb.preflight.checks import Check
 from remusdb.state import StateStore
 from remusdb.worker.spec import Order
 from tests.waiting import eventually
@@ -33,8 +38,8 @@ class NoLibvirt:
     def vms(self) -> dict[str, bool]:
         return dict(self.known)
 
-    def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
-        return [{"name": "kernel", "ok": True, "level": "required", "detail": f"{vm} {peer}", "hint": ""}]
+    def check(self, vm: str, peer: str | None) -> list[Check]:
+        return [Check("kernel", True, "required", f"{vm} {peer}")]
 
     def prepare(self, vm: str) -> list[str]:
         return [f"edited {vm}"]
@@ -76,12 +81,28 @@ class Running:
         config.host.state_dir.mkdir(parents=True, exist_ok=True)
         self.daemon.start()
 
-    def ask(self, op: str, **args: Any) -> dict[str, Any]:
-        return call(self.socket, op, args, timeout_s=20)
+    def ask(self, request: Request[Reply], progress: ProgressFn | None = None) -> Reply:
+        return call(self.socket, request, progress, timeout_s=20)
 
-    def status(self, vm: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("status", vm=vm)["vms"][0]
-        return found
+    def say(self, **line: Any) -> None:
+        """A line as anybody may write one; an error that it is answered with is raised."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(20)
+            sock.connect(str(self.socket))
+            channel = LineChannel(sock)
+            channel.send(line)
+            answer = read_answer(channel.line() or b"")
+            if isinstance(answer, Failed):
+                raise answer.error()
+
+    def protect(self, vm: str, to: str = "beta") -> VmStatus:
+        return self.ask(Protect(vm=VmName(vm), to=to))
+
+    def unprotect(self, vm: str, *, peer_is_dead: bool = False) -> str:
+        return self.ask(Unprotect(vm=VmName(vm), peer_is_dead=peer_is_dead)).note
+
+    def status(self, vm: str) -> VmStatus:
+        return self.ask(HostStatus(vm=vm)).vms[0]
 
     def worker_pid(self, vm: str) -> int:
         link = self.daemon._keeper.record(vm).link

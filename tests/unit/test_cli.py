@@ -6,31 +6,55 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 from remusdb.cli import failover as failover_module
+from remusdb.cli import prepare as prepare_module
 from remusdb.cli import words
 from remusdb.cli.main import cli
 from remusdb.cli.progress import Steps
-from remusdb.control import ControlServer, ProgressFn
+from remusdb.control import ControlServer, Handler, Progress, ProgressFn, Request
+from remusdb.control.api import (
+    AgentStatus,
+    AgentVms,
+    Checked,
+    CheckVm,
+    Failover,
+    Forget,
+    Forgotten,
+    HostStatus,
+    HostVms,
+    Look,
+    Prepare,
+    Prepared,
+    Protect,
+    Rehearse,
+    Rehearsed,
+    TakenOver,
+    Unprotect,
+    Unprotected,
+)
+from remusdb.control.codec import plain
+from remusdb.control.status import StandbyStatus, VmStatus
 from remusdb.errors import Fenced, NotProtected, RefusedForSafety, RemusError
+from remusdb.names import VmName
+from remusdb.preflight.checks import Check, Level
 
-PRIMARY = {
-    "vm": "db1", "role": "primary", "state": "protected", "reason": "epoch by epoch to beta", "peer": "beta",
-    "term": 3, "committed": 812, "committed_age_ms": 61.2, "epoch_ms": 50, "pause_ms_p50": 6.91, "pause_ms_p99": 9.4,
-    "bytes_per_epoch": 52000.0, "held_bytes": 1536, "gate": "tap", "monitor": "libvirt", "accel": "tcg",
-}  # fmt: skip
-BARE = {"vm": "db2", "role": "primary", "state": "unprotected", "reason": "", "peer": None, "term": 0, "committed": 0}
-STANDBY = {
-    "vm": "db2", "role": "standby", "state": "ready", "reason": "", "peer": "gamma", "term": 9, "committed": 4,
-    "primary_silence_ms": 90,
-}  # fmt: skip
+PRIMARY = VmStatus(
+    vm="db1", state="protected", reason="epoch by epoch to beta", peer="beta", term=3, committed=812,
+    committed_age_ms=61.2, epoch_ms=50, pause_ms_p50=6.91, pause_ms_p99=9.4, bytes_per_epoch=52000.0, held_bytes=1536,
+    gate="tap", monitor="libvirt", accel="tcg",
+)  # fmt: skip
+BARE = VmStatus(vm="db2")
+STANDBY = StandbyStatus(vm="db2", state="ready", peer="gamma", term=9, committed=4, primary_silence_ms=90)
+DB1 = VmName("db1")
 
 
 class Terminal(io.StringIO):
@@ -40,28 +64,25 @@ class Terminal(io.StringIO):
         return True
 
 
-Answer = dict[str, Any] | RemusError
-
-
 class FakeDaemons:
     """Daemons of this machine; notes what they were asked."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.asked: list[tuple[str, Request[Any]]] = []
         self._servers: list[ControlServer] = []
 
-    def start(self, name: str, **answers: Answer) -> None:
-        """A daemon with these answers by op."""
-        handlers = {op: self._handler(name, op, answer) for op, answer in answers.items()}
+    def start(self, name: str, answers: dict[type[Request[Any]], object]) -> None:
+        """A daemon with these answers by request."""
+        handlers = {kind: self._handler(name, answer) for kind, answer in answers.items()}
         server = ControlServer(self.run_dir / f"{name}.sock", handlers)
         server.start()
         self._servers.append(server)
 
-    def _handler(self, name: str, op: str, answer: Answer) -> Callable[[dict[str, Any], ProgressFn], dict[str, Any]]:
-        def handle(args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
-            self.asked.append((name, op, args))
-            progress({"step": "memory", "done": 256, "total": 512, "unit": "MiB"})
+    def _handler(self, name: str, answer: object) -> Handler:
+        def handle(asked: Request[Any], progress: ProgressFn) -> object:
+            self.asked.append((name, asked))
+            progress(Progress(step="memory", done=256, total=512, unit="MiB"))
             if isinstance(answer, RemusError):
                 raise answer
             return answer
@@ -88,7 +109,7 @@ def run(daemons: FakeDaemons, *words_: str, exit_code: int = 0) -> Result:
 
 
 def test_status_as_a_table(daemons: FakeDaemons) -> None:
-    daemons.start("host", status={"vms": [PRIMARY, BARE], "warnings": []})
+    daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY, BARE])})
     lines = run(daemons, "status").stdout.splitlines()
     assert lines[0].split() == "VM ROLE STATE PEER TERM COMMITTED AGE PAUSE EPOCH SIZE HELD REASON".split()
     for word in ("protected", "beta", "812", "61 ms", "6.9/9.4 ms", "51 KiB", "1.5 KiB", "epoch by epoch"):
@@ -97,34 +118,34 @@ def test_status_as_a_table(daemons: FakeDaemons) -> None:
 
 
 def test_status_merges_both_daemons(daemons: FakeDaemons) -> None:
-    daemons.start("host", status={"vms": [PRIMARY, BARE], "warnings": ["libvirt is slow"]})
-    daemons.start("agent", status={"vms": [STANDBY]})
+    daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY, BARE], warnings=["libvirt is slow"])})
+    daemons.start("agent", {AgentStatus: AgentVms(vms=[STANDBY])})
     result = run(daemons, "status", "--json")
-    assert json.loads(result.stdout) == {"vms": [PRIMARY, STANDBY]}
+    assert json.loads(result.stdout) == {"vms": [plain(PRIMARY), plain(STANDBY)]}
     assert "libvirt is slow" in result.stderr
-    assert json.loads(run(daemons, "status", "--agent", "--json").stdout) == {"vms": [STANDBY]}
+    assert json.loads(run(daemons, "status", "--agent", "--json").stdout) == {"vms": [plain(STANDBY)]}
     assert "90 ms" in run(daemons, "status").stdout
 
 
 def test_status_of_one_vm_in_full(daemons: FakeDaemons) -> None:
-    daemons.start("host", status={"vms": [PRIMARY]})
+    daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY])})
     out = run(daemons, "status", "db1").stdout
     assert "committed_age      61 ms\n" in out
     assert "bytes_per_epoch    51 KiB\n" in out
-    assert daemons.asked == [("host", "status", {"vm": "db1"})]
+    assert daemons.asked == [("host", HostStatus(vm="db1"))]
 
 
 def test_status_of_no_vm(daemons: FakeDaemons) -> None:
-    daemons.start("agent", status={"vms": []})
+    daemons.start("agent", {AgentStatus: AgentVms(vms=[])})
     assert run(daemons, "status").stdout == "No VMs here.\n"
     assert "no VM db9" in run(daemons, "status", "db9", exit_code=1).stderr
 
 
 def test_status_with_one_daemon_dead(daemons: FakeDaemons) -> None:
-    daemons.start("host", status={"vms": [PRIMARY]})
+    daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY])})
     (daemons.run_dir / "agent.sock").touch()
     result = run(daemons, "status", "--json")
-    assert json.loads(result.stdout) == {"vms": [PRIMARY]}
+    assert json.loads(result.stdout) == {"vms": [plain(PRIMARY)]}
     assert "E-PEER" in result.stderr
 
 
@@ -137,7 +158,7 @@ def test_no_daemon(daemons: FakeDaemons, arguments: list[str]) -> None:
 
 
 def test_run_dir_after_the_verb_and_from_the_environment(daemons: FakeDaemons) -> None:
-    daemons.start("host", status={"vms": []})
+    daemons.start("host", {HostStatus: HostVms(vms=[])})
     for arguments, env in (
         (["status", "--run-dir", str(daemons.run_dir)], {}),
         (["status"], {"REMUSDB_RUN_DIR": str(daemons.run_dir)}),
@@ -146,22 +167,23 @@ def test_run_dir_after_the_verb_and_from_the_environment(daemons: FakeDaemons) -
 
 
 def test_protect(daemons: FakeDaemons) -> None:
-    daemons.start("host", protect=PRIMARY)
+    daemons.start("host", {Protect: PRIMARY})
     result = run(daemons, "protect", "db1", "--to", "beta")
     assert result.stdout.startswith("db1 is protected to beta: an epoch every 50 ms, term 3, gate tap")
     assert result.stderr == "memory: 256 of 512 MiB\n"
-    assert daemons.asked == [("host", "protect", {"vm": "db1", "to": "beta"})]
-    assert json.loads(run(daemons, "protect", "db1", "--to", "beta", "--json").stdout) == PRIMARY
+    assert daemons.asked == [("host", Protect(vm=DB1, to="beta"))]
+    assert json.loads(run(daemons, "protect", "db1", "--to", "beta", "--json").stdout) == plain(PRIMARY)
 
 
 def test_protect_says_what_is_not_proven(daemons: FakeDaemons) -> None:
-    daemons.start("host", protect={**PRIMARY, "unproven": "the standby is not proven: no memory"})
+    daemons.start("host", {Protect: replace(PRIMARY, unproven="the standby is not proven: no memory")})
     result = run(daemons, "protect", "db1", "--to", "beta")
     assert result.stderr.endswith("remusdb: the standby is not proven: no memory\n")
 
 
 def test_status_tells_when_the_standby_was_last_proven(daemons: FakeDaemons) -> None:
-    daemons.start("host", status={"vms": [{**PRIMARY, "proven_at_ns": 1_790_000_000_123_456_789}]})
+    proven = replace(PRIMARY, proven_at_ns=1_790_000_000_123_456_789)
+    daemons.start("host", {HostStatus: HostVms(vms=[proven])})
     shown = run(daemons, "status", "db1").stdout
     assert re.search(r"^proven_at +2026-09-2\d \d\d:\d\d:\d\d\.123$", shown, re.MULTILINE), shown
 
@@ -171,61 +193,64 @@ def test_status_tells_when_the_standby_was_last_proven(daemons: FakeDaemons) -> 
     [(RefusedForSafety("no", hint="wait"), 4), (Fenced("term 4", hint="wait"), 7), (RemusError("no", hint="wait"), 1)],
 )
 def test_an_error_is_told_with_hint_and_exit_code(daemons: FakeDaemons, error: RemusError, code: int) -> None:
-    daemons.start("host", unprotect=error)
+    daemons.start("host", {Unprotect: error})
     result = run(daemons, "unprotect", "db1", exit_code=code)
     assert result.stderr.splitlines()[-2:] == [f"remusdb: {error.id} {error}", "hint: wait"]
 
 
 def test_unprotect(daemons: FakeDaemons) -> None:
-    daemons.start("host", unprotect={})
+    daemons.start("host", {Unprotect: Unprotected()})
     assert run(daemons, "unprotect", "db1").stdout == "db1 is no longer protected.\n"
     run(daemons, "unprotect", "db1", "--peer-is-dead")
-    assert [args["peer_is_dead"] for _, _, args in daemons.asked] == [False, True]
+    assert [asked for _, asked in daemons.asked] == [
+        Unprotect(vm=DB1),
+        Unprotect(vm=DB1, peer_is_dead=True),
+    ]
 
 
 def test_unprotect_tells_what_is_worth_a_word(daemons: FakeDaemons) -> None:
-    daemons.start("host", unprotect={"note": "db1 does not run here"})
+    daemons.start("host", {Unprotect: Unprotected(note="db1 does not run here")})
     assert "remusdb: db1 does not run here\n" in run(daemons, "unprotect", "db1").stderr
 
 
-def a_check(name: str, ok: bool, level: str = "required") -> dict[str, Any]:
-    return {"name": name, "ok": ok, "level": level, "detail": f"{name} it is", "hint": f"mend {name}"}
+def a_check(name: str, ok: bool, level: Level = "required") -> Check:
+    return Check(name, ok, level, f"{name} it is", f"mend {name}")
 
 
 def test_check_that_looks_good(daemons: FakeDaemons) -> None:
-    daemons.start("host", check={"checks": [a_check("kernel", True)]})
+    daemons.start("host", {CheckVm: Checked(checks=[a_check("kernel", True)])})
     assert run(daemons, "check", "db1").stdout == "  ok    kernel: kernel it is\nLooks good.\n"
-    assert daemons.asked[0][2] == {"vm": "db1", "to": None}
+    assert daemons.asked == [("host", CheckVm(vm=DB1))]
 
 
 def test_check_with_advice(daemons: FakeDaemons) -> None:
-    daemons.start("host", check={"checks": [a_check("socket", False, "advice")]})
+    daemons.start("host", {CheckVm: Checked(checks=[a_check("socket", False, "advice")])})
     out = run(daemons, "check", "db1", "--to", "beta").stdout
     assert out == "  note  socket: socket it is\n        mend socket\nLooks good, with 1 to think about.\n"
 
 
 def test_check_that_fails(daemons: FakeDaemons) -> None:
     found = [a_check("kernel", True), a_check("tpm", False), a_check("disk", False)]
-    daemons.start("host", check={"checks": found})
+    daemons.start("host", {CheckVm: Checked(checks=found)})
     result = run(daemons, "check", "db1", exit_code=8)
     assert "  FAIL  tpm: tpm it is\n        mend tpm\n" in result.stdout
     assert "cannot be protected: tpm, disk" in result.stderr
-    assert json.loads(run(daemons, "check", "db1", "--json", exit_code=8).stdout) == {"checks": found}
+    assert json.loads(run(daemons, "check", "db1", "--json", exit_code=8).stdout) == {"checks": plain(found)}
 
 
 def test_prepare(daemons: FakeDaemons) -> None:
-    daemons.start("host", prepare={"changes": ["adds a socket"]})
+    daemons.start("host", {Prepare: Prepared(changes=["adds a socket"])})
     assert run(daemons, "prepare", "db1").stdout.startswith("  adds a socket\nIn effect from the next start")
     assert json.loads(run(daemons, "prepare", "db1", "--json").stdout) == {"changes": ["adds a socket"]}
 
 
 def test_prepare_again(daemons: FakeDaemons) -> None:
-    daemons.start("host", prepare={"changes": []})
+    daemons.start("host", {Prepare: Prepared(changes=[])})
     assert "nothing was changed" in run(daemons, "prepare", "db1").stdout
 
 
 def test_failover(daemons: FakeDaemons, monkeypatch: pytest.MonkeyPatch) -> None:
-    daemons.start("agent", failover={"term": 4, "epoch": 812, "resume_ms": 23.7})
+    daemons.start("agent", {Failover: TakenOver(term=4, epoch=812, resume_ms=23.7)})
     assert "say --yes" in run(daemons, "failover", "db1", exit_code=2).stderr
     assert daemons.asked == []
     out = run(daemons, "failover", "db1", "--yes").stdout
@@ -281,8 +306,8 @@ def test_a_daemon_with_a_bad_config_does_not_start(tmp_path: Path, daemon: str) 
     assert (result.exit_code, "cannot be read" in result.stderr) == (2, True)
 
 
-def test_a_bug_is_one_line_unless_asked(daemons: FakeDaemons) -> None:
-    daemons.start("host", prepare={})  # no "changes"
+def test_a_bug_is_one_line_unless_asked(daemons: FakeDaemons, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "ask", lambda *_: dict[str, str]()["changes"])
     assert "unexpected KeyError" in run(daemons, "prepare", "db1", exit_code=1).stderr
     assert "Traceback" not in run(daemons, "prepare", "db1", exit_code=1).stderr
 
@@ -295,13 +320,12 @@ def test_usage(arguments: list[str]) -> None:
 def test_steps_are_told_in_quarters(capsys: pytest.CaptureFixture[str]) -> None:
     with Steps() as steps:
         for done in range(101):
-            steps.show({"step": "disk vda", "done": done, "total": 100, "unit": "MiB"})
-        steps.show({"step": "memory", "done": 1 << 20, "total": 1 << 30, "unit": "bytes"})
-        steps.show({"step": "standby"})
-        steps.show({})
+            steps.show(Progress(step="disk vda", done=done, total=100, unit="MiB"))
+        steps.show(Progress(step="memory", done=1 << 20, total=1 << 30, unit="bytes"))
+        steps.show(Progress(step="standby"))
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == ["disk vda: 0 of 100 MiB", "disk vda: 25 of 100 MiB"]
-    assert lines[4:] == ["disk vda: 100 of 100 MiB", "memory: 1.0 MiB of 1.0 GiB", "standby", ""]
+    assert lines[4:] == ["disk vda: 100 of 100 MiB", "memory: 1.0 MiB of 1.0 GiB", "standby"]
 
 
 @pytest.mark.parametrize(
@@ -319,50 +343,46 @@ def test_size_in_words(count: float | None, text: str) -> None:
     assert words.size(count) == text
 
 
-REHEARSED = {
-    "vm": "db2", "term": 9, "epoch": 812, "ok": True, "resume_ms": 41.2, "took_ms": 7300.0, "frozen_ms": 6000.0,
-    "held_back_epochs": 118,
-    "checks": [{"name": "runs", "ok": True, "detail": "running after 5.0 s"},
-               {"name": "tcp", "ok": False, "detail": "10.0.0.7 port 5432: timed out"}],
-}  # fmt: skip
+REHEARSED = Rehearsed(
+    vm="db2", term=9, epoch=812, ok=True, resume_ms=41.2, took_ms=7300.0, frozen_ms=6000.0, held_back_epochs=118,
+    checks=[Look("runs", True, "running after 5.0 s"), Look("tcp", False, "10.0.0.7 port 5432: timed out")],
+)  # fmt: skip
 
 
 def test_rehearse(daemons: FakeDaemons) -> None:
-    daemons.start("agent", rehearse=REHEARSED)
+    daemons.start("agent", {Rehearse: REHEARSED})
     result = run(daemons, "rehearse", "db2", "--tcp", "5432")
-    assert daemons.asked == [("agent", "rehearse", {"vm": "db2", "tcp_port": 5432, "seconds": 5})]
+    assert daemons.asked == [("agent", Rehearse(vm=VmName("db2"), tcp_port=5432, seconds=5))]
     for said in ("epoch 812 (term 9) runs.", "no  tcp    10.0.0.7 port 5432: timed out", "118 epochs waited"):
         assert said in result.stdout
     assert "memory: 256 of 512 MiB" in result.stderr
-    assert json.loads(run(daemons, "rehearse", "db2", "--json").stdout) == REHEARSED
+    assert json.loads(run(daemons, "rehearse", "db2", "--json").stdout) == plain(REHEARSED)
 
 
 def test_rehearse_without_proof_of_life_fails(daemons: FakeDaemons) -> None:
-    daemons.start("agent", rehearse=REHEARSED | {"ok": False})
+    daemons.start("agent", {Rehearse: replace(REHEARSED, ok=False)})
     assert "no proof of life" in run(daemons, "rehearse", "db2", exit_code=1).stdout
 
 
 @pytest.mark.parametrize("agent", [True, False])
 def test_rehearse_on_the_wrong_host_names_the_right_one(daemons: FakeDaemons, agent: bool) -> None:
-    daemons.start("host", status={"vms": [PRIMARY]})
+    daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY])})
     if agent:
-        daemons.start("agent", rehearse=NotProtected("no replica of VM db1 is on this host"))
+        daemons.start("agent", {Rehearse: NotProtected("no replica of VM db1 is on this host")})
     result = run(daemons, "rehearse", "db1", exit_code=3)
     assert "it is beta" in result.stderr
 
 
 def test_rehearse_where_nobody_knows(daemons: FakeDaemons) -> None:
-    daemons.start("agent", rehearse=NotProtected("no replica", hint="ask the agent of the backup host"))
+    daemons.start("agent", {Rehearse: NotProtected("no replica", hint="ask the agent of the backup host")})
     assert "hint: ask the agent of the backup host" in run(daemons, "rehearse", "db9", exit_code=3).stderr
 
 
 def test_forget(daemons: FakeDaemons) -> None:
-    daemons.start("agent", forget={"vm": "db1", "kept": ["/kept/vda.raw"], "moved": ["/i/db1/forgotten-term7/vda.raw"]})
+    done = Forgotten(vm="db1", kept=["/kept/vda.raw"], moved=["/i/db1/forgotten-term7/vda.raw"])
+    daemons.start("agent", {Forget: done})
     assert "say --yes" in run(daemons, "forget", "db1", exit_code=2).stderr
     out = run(daemons, "forget", "db1", "--yes").stdout
     assert out.startswith("db1 is forgotten here") and "not deleted: /kept/vda.raw\nnot deleted: /i/db1/" in out
     run(daemons, "forget", "db1", "--yes", "--lose-the-replica", "--json")
-    assert [asked[2] for asked in daemons.asked] == [
-        {"vm": "db1", "lose_replica": False},
-        {"vm": "db1", "lose_replica": True},
-    ]
+    assert [asked for _, asked in daemons.asked] == [Forget(vm=DB1), Forget(vm=DB1, lose_replica=True)]

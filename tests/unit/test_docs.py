@@ -60,14 +60,6 @@ def test_each_setting_is_documented_once_with_its_default(section: str, kind: ty
             assert re.match(rf" `?{re.escape(str(default))}`?( \(|$)", told[key].rstrip()), key
 
 
-def test_each_operation_of_the_control_sockets_is_in_the_table() -> None:
-    text = (ROOT / "docs/architecture.md").read_text()
-    for socket, daemon in (("host", "remusdb/host/daemon.py"), ("agent", "agents/remusdb_agents/backup/daemon.py")):
-        real = set(re.findall(r'^ +"(\w+)": self\._', (ROOT / daemon).read_text(), re.MULTILINE))
-        cells = re.findall(rf"^\| {socket} \| ([^|]+) \|", text, re.MULTILINE)
-        assert {op for cell in cells for op in re.findall(r"`(\w+)`", cell)} == real != set()
-
-
 def test_each_module_of_the_agent_is_in_the_table() -> None:
     text = (ROOT / "docs/architecture.md").read_text().partition("## Modules of the agent")[2].partition("\n## ")[0]
     named = re.findall(r"`(\w+)`", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +13,9 @@ from click.testing import CliRunner
 from remusdb.cli.main import cli
 from remusdb.config import Host, HostConfig, Protection
 from remusdb.control import ControlServer, ProgressFn
+from remusdb.control.api import Evacuate, Evacuated, Moved, Stayed, Switched
+from remusdb.control.codec import plain
+from remusdb.control.status import State, VmStatus
 from remusdb.errors import NotProtected, RefusedForSafety, UsageError, VmError
 from remusdb.host import daemon as daemon_module
 from remusdb.host.evacuation import evacuate
@@ -25,7 +28,7 @@ class FakeKeeper:
     """VMs by name: their state, and how their switchover goes."""
 
     def __init__(
-        self, states: dict[str, str], errors: dict[str, Exception], nothing: tuple[str, ...] = (), off: str = ""
+        self, states: dict[str, State], errors: dict[str, Exception], nothing: tuple[str, ...] = (), off: str = ""
     ) -> None:
         self._states, self._errors = states, errors
         self._off: str | None = off
@@ -33,8 +36,8 @@ class FakeKeeper:
         vms = {vm: Protection(on_host_shutdown="nothing") for vm in nothing}
         self.config = HostConfig(host=Host(name="alpha"), vms=vms)
 
-    def statuses(self) -> dict[str, dict[str, Any]]:
-        return {vm: {"state": state} for vm, state in self._states.items()}
+    def statuses(self) -> dict[str, VmStatus]:
+        return {vm: VmStatus(vm=vm, state=state) for vm, state in self._states.items()}
 
     def lose_libvirt(self) -> None:
         self._off = None
@@ -44,27 +47,33 @@ class FakeKeeper:
             raise VmError("no socket")
         return {vm: vm != self._off for vm in self._states}
 
-    def switchover(self, vm: str, _progress: ProgressFn) -> dict[str, Any]:
+    def switchover(self, vm: str, _progress: ProgressFn) -> Switched:
         if vm in self._errors:
             raise self._errors[vm]
-        return {"to": "beta", "term": 4, "took_ms": 80.0}
+        return Switched(to="beta", term=4, took_ms=80.0)
 
 
-def run(keeper: FakeKeeper, *, host_stops: bool) -> dict[str, Any]:
+def run(keeper: FakeKeeper, *, host_stops: bool) -> Evacuated:
     return evacuate(cast(Keeper, keeper), lambda _step: None, host_stops=host_stops)
 
 
 def test_one_that_cannot_be_moved_keeps_no_other_here() -> None:
-    states = {"db1": "protected", "db2": "protected", "old": "fenced", "web": "unprotected", "lone": "solo"}
+    states: dict[str, State] = {
+        "db1": "protected",
+        "db2": "protected",
+        "old": "fenced",
+        "web": "unprotected",
+        "lone": "solo",
+    }
     errors: dict[str, Exception] = {
         "db1": RefusedForSafety("beta does not answer"),
         "lone": NotProtected("VM lone is not protected: there is nowhere to move it to"),
     }
     found = run(FakeKeeper(states, errors), host_stops=False)
-    assert found["moved"] == [{"vm": "db2", "to": "beta", "term": 4, "took_ms": 80.0}]
-    assert found["stayed"] == [
-        {"vm": "db1", "reason": "beta does not answer", "exempt": False},
-        {"vm": "lone", "reason": "VM lone is not protected: there is nowhere to move it to", "exempt": False},
+    assert found.moved == [Moved(vm="db2", to="beta", term=4, took_ms=80.0)]
+    assert found.stayed == [
+        Stayed(vm="db1", reason="beta does not answer"),
+        Stayed(vm="lone", reason="VM lone is not protected: there is nowhere to move it to"),
     ]
 
 
@@ -73,7 +82,7 @@ def test_what_does_not_run_has_nothing_to_be_moved() -> None:
     keeper = FakeKeeper({"db1": "protected", "died": "failed"}, {}, off="died")
     for _ in range(2):
         found = run(keeper, host_stops=False)
-        assert [one["vm"] for one in found["moved"]] == ["db1"] and found["stayed"] == []
+        assert [one.vm for one in found.moved] == ["db1"] and found.stayed == []
         keeper.lose_libvirt()
 
 
@@ -81,20 +90,20 @@ def test_what_does_not_run_has_nothing_to_be_moved() -> None:
 def test_a_vm_may_be_left_to_go_down_with_its_host(host_stops: bool, moved: list[str]) -> None:
     """`on_host_shutdown` is about the host's end; an operator who asks has them all moved."""
     found = run(FakeKeeper({"db1": "protected", "db2": "protected"}, {}, nothing=("db1",)), host_stops=host_stops)
-    assert sorted(one["vm"] for one in found["moved"]) == moved
-    assert [one["exempt"] for one in found["stayed"]] == [True] * (2 - len(moved))
+    assert sorted(one.vm for one in found.moved) == moved
+    assert [one.exempt for one in found.stayed] == [True] * (2 - len(moved))
 
 
 def test_the_daemon_moves_nothing_while_the_host_stays_up(
     daemon: Running, config: HostConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    daemon.ask("protect", vm="db1", to="beta")
+    daemon.protect("db1")
     monkeypatch.setattr(daemon_module, "host_is_stopping", lambda: False)
-    assert daemon.ask("evacuate", if_host_stops=True)["note"] == "this host is not shutting down"
-    assert daemon.status("db1")["state"] == "protected"
+    assert daemon.ask(Evacuate(if_host_stops=True)).note == "this host is not shutting down"
+    assert daemon.status("db1").state == "protected"
     assert not is_marked(config.host.run_dir)
     with pytest.raises(UsageError):
-        daemon.ask("evacuate", if_host_stops="yes")
+        daemon.say(op="evacuate", if_host_stops="yes")
 
 
 def test_the_hosts_end_is_marked_until_a_daemon_starts_again(
@@ -102,7 +111,7 @@ def test_the_hosts_end_is_marked_until_a_daemon_starts_again(
 ) -> None:
     monkeypatch.setattr(daemon_module, "host_is_stopping", lambda: True)
     running = Running(config)
-    assert running.ask("evacuate", if_host_stops=True) == {"moved": [], "stayed": []}
+    assert running.ask(Evacuate(if_host_stops=True)) == Evacuated()
     assert is_marked(config.host.run_dir)
     running.daemon.stop()
     again = Running(config)
@@ -127,14 +136,13 @@ def test_the_hosts_end_is_asked_of_systemd(command: tuple[str, ...], stopping: b
     ("stayed", "code"),
     [
         ([], 0),
-        ([{"vm": "db2", "reason": "x", "exempt": True}], 0),
-        ([{"vm": "db2", "reason": "x", "exempt": False}], 1),
+        ([Stayed(vm="db2", reason="x", exempt=True)], 0),
+        ([Stayed(vm="db2", reason="x")], 1),
     ],
 )
-def test_the_command_says_what_moved_and_what_did_not(tmp_path: Path, stayed: list[dict[str, Any]], code: int) -> None:
-    moved = [{"vm": "db1", "to": "beta", "term": 4, "took_ms": 80.0}]
-    answer = {"moved": moved, "stayed": stayed}
-    server = ControlServer(tmp_path / "host.sock", {"evacuate": lambda _args, _progress: answer})
+def test_the_command_says_what_moved_and_what_did_not(tmp_path: Path, stayed: list[Stayed], code: int) -> None:
+    answer = Evacuated(moved=[Moved(vm="db1", to="beta", term=4, took_ms=80.0)], stayed=stayed)
+    server = ControlServer(tmp_path / "host.sock", {Evacuate: lambda _asked, _progress: answer})
     server.start()
     try:
         told = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "evacuate"])
@@ -142,6 +150,6 @@ def test_the_command_says_what_moved_and_what_did_not(tmp_path: Path, stayed: li
         assert "db1 runs on beta now, in term 4." in told.output
         assert ("db2 stays here: x" in told.output) is bool(stayed)
         as_json = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "evacuate", "--json"])
-        assert json.loads(as_json.stdout) == answer
+        assert json.loads(as_json.stdout) == plain(answer)
     finally:
         server.close()

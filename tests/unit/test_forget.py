@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
+from remusdb.control.api import Forgotten
 from remusdb.core.messages import Refuse, Welcome
 from remusdb.errors import RefusedForSafety
 from remusdb.state import StateStore
@@ -20,7 +20,7 @@ from tests.unit.test_replica import UUID, FakeMachine, ready, replica
 __all__ = ["replica"]  # the fixture
 
 
-def try_to(replica: Replica, *, lose: bool = False, there: bool = False) -> dict[str, Any]:
+def try_to(replica: Replica, *, lose: bool = False, there: bool = False) -> Forgotten:
     return forget(replica, lose_replica=lose, there=lambda _uri, _vm: there)
 
 
@@ -39,8 +39,8 @@ def test_who_comes_next_may(replica: Replica, tmp_path: Path, images: Path) -> N
     put(tmp_path, role="none", term=7, owner="a", peer="a", uuid=UUID, kept={"vda": "/kept/vda.raw"})
     assert isinstance(told(replica, hello("c", 0, uuid=OTHER)), Refuse)
     done = try_to(replica)
-    assert done["kept"] == ["/kept/vda.raw"]
-    assert sorted(done["moved"]) == [str(images / "forgotten-term7" / name) for name in ("nvram.fd", "vda.raw")]
+    assert done.kept == ["/kept/vda.raw"]
+    assert sorted(done.moved) == [str(images / "forgotten-term7" / name) for name in ("nvram.fd", "vda.raw")]
     assert sorted(path.name for path in images.iterdir()) == ["forgotten-term7", "kept-term3"]
     assert (images / "forgotten-term7" / "vda.raw").read_text() == "vda.raw"
     kept = StateStore(tmp_path).load("vm")

@@ -7,12 +7,12 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
 from remusdb.config import HostConfig, Protection
+from remusdb.control.api import Reprotect
 from remusdb.errors import (
     NotProtected,
     RefusedForSafety,
@@ -21,18 +21,20 @@ from remusdb.errors import (
 from remusdb.host import reconciler as tender_module
 from remusdb.host import worker_process as worker_link
 from remusdb.host.quarantine.retire import PutAway
+from remusdb.names import VmName
+from remusdb.preflight.checks import Check
 from remusdb.state import StateStore, VmState
 from tests.unit.host_daemon_rig import NoLibvirt, Running, history, put, wait_for
 
 
 def test_without_the_backups_answer_the_output_stays_held(daemon: Running) -> None:
     daemon.libvirt.known["quiet"] = True
-    daemon.ask("protect", vm="quiet", to="beta")
+    daemon.protect("quiet")
     os.kill(daemon.worker_pid("quiet"), signal.SIGKILL)
-    wait_for(lambda: "no route; output is held" in daemon.status("quiet")["reason"])
-    assert daemon.status("quiet")["state"] == "held"
+    wait_for(lambda: "no route; output is held" in daemon.status("quiet").reason)
+    assert daemon.status("quiet").state == "held"
     with pytest.raises(RefusedForSafety, match="protected to beta"):
-        daemon.ask("protect", vm="quiet", to="gamma")
+        daemon.protect("quiet", "gamma")
 
 
 def test_what_another_host_owns_is_put_away(
@@ -46,12 +48,12 @@ def test_what_another_host_owns_is_put_away(
 
     monkeypatch.setattr(tender_module, "put_away", put_away)
     daemon.libvirt.known["taken"] = True
-    daemon.ask("protect", vm="taken", to="beta")
+    daemon.protect("taken")
     os.kill(daemon.worker_pid("taken"), signal.SIGKILL)
-    wait_for(lambda: bool(daemon.status("taken")["kept"]))
+    wait_for(lambda: bool(daemon.status("taken").kept))
     told = daemon.status("taken")
-    assert (told["state"], told["owner"], told["term"]) == ("fenced", "beta", 8)
-    assert "host beta owns the VM since term 8; disks kept: vda" in told["reason"]
+    assert (told.state, told.owner, told.term) == ("fenced", "beta", 8)
+    assert "host beta owns the VM since term 8; disks kept: vda" in told.reason
     assert done == ["taken fenced keep"]
     wait_for(lambda: [event.event for event in history(daemon, config, "taken")][-2:] == ["fenced", "kept"])
 
@@ -59,9 +61,9 @@ def test_what_another_host_owns_is_put_away(
 def test_a_session_that_ended_by_itself_can_be_followed_by_another(daemon: Running) -> None:
     daemon.libvirt.known["renounced"] = True
     for _ in range(2):
-        daemon.ask("protect", vm="renounced", to="beta")
-        wait_for(lambda: daemon.status("renounced")["state"] == "unprotected")
-        assert daemon.status("renounced")["reason"] == "the agent gave up"
+        daemon.protect("renounced")
+        wait_for(lambda: daemon.status("renounced").state == "unprotected")
+        assert daemon.status("renounced").reason == "the agent gave up"
 
 
 def test_a_peer_that_is_away_is_tried_again(config: HostConfig) -> None:
@@ -72,11 +74,11 @@ def test_a_peer_that_is_away_is_tried_again(config: HostConfig) -> None:
 
     def held_between_tries() -> bool:
         told = running.status("flaky")
-        return told["state"] == "held" and "no route" in told["reason"]
+        return told.state == "held" and "no route" in told.reason
 
     wait_for(held_between_tries)
     (config.host.state_dir / "peer-is-back").touch()
-    wait_for(lambda: running.status("flaky")["state"] == "protected")
+    wait_for(lambda: running.status("flaky").state == "protected")
     running.daemon.stop()
 
 
@@ -86,7 +88,7 @@ def test_what_cannot_be_taken_up_says_why(config: HostConfig, vm: str, peer: str
     inspection = NoLibvirt()
     inspection.known[vm] = True
     running = Running(config, inspection)
-    wait_for(lambda: running.status(vm)["state"] == state and running.status(vm)["reason"] != "protected")
+    wait_for(lambda: running.status(vm).state == state and running.status(vm).reason != "protected")
     running.daemon.stop()
 
 
@@ -97,7 +99,7 @@ def test_a_vm_that_nobody_runs_is_started_where_it_used_to_start_by_itself(confi
     inspection.known["gone"] = False
     running = Running(config, inspection)
     wait_for(lambda: inspection.known["gone"])
-    wait_for(lambda: running.status("gone")["state"] == "protected")
+    wait_for(lambda: running.status("gone").state == "protected")
     running.daemon.stop()
 
 
@@ -105,17 +107,17 @@ def test_a_vm_that_was_taken_over_here_says_what_to_do(config: HostConfig) -> No
     put(config, "db1", role="promoted", term=4, owner="alpha", peer="beta", reason="beta was silent", resumed_at_ns=1)
     running = Running(config)
     told = running.status("db1")
-    assert told["state"] == "unprotected" and "remusdb reprotect db1 --to HOST" in told["reason"]
-    assert running.ask("reprotect", vm="db1", to="beta")["state"] == "protected"
+    assert told.state == "unprotected" and "remusdb reprotect db1 --to HOST" in told.reason
+    assert running.ask(Reprotect(vm=VmName("db1"), to="beta")).state == "protected"
     with pytest.raises(NotProtected, match="was not taken over here"):
-        running.ask("reprotect", vm="web", to="beta")
+        running.ask(Reprotect(vm=VmName("web"), to="beta"))
     running.daemon.stop()
 
 
 def test_a_vm_that_was_taken_over_here_is_protected_back_by_itself(config: HostConfig) -> None:
     put(config, "db1", role="promoted", term=4, owner="alpha", peer="beta", resumed_at_ns=1)
     running = Running(msgspec.structs.replace(config, vms={"db1": Protection(auto_reprotect=True)}))
-    wait_for(lambda: running.status("db1")["state"] == "protected")
+    wait_for(lambda: running.status("db1").state == "protected")
     running.daemon.stop()
 
 
@@ -125,12 +127,12 @@ def test_unreadable_state_is_shown_and_not_overwritten(config: HostConfig, text:
     file.parent.mkdir(parents=True)
     file.write_text(text)
     running = Running(config)
-    assert running.status("db1")["state"] == "failed"
+    assert running.status("db1").state == "failed"
     with pytest.raises(RemusError, match="cannot be read"):
-        running.ask("protect", vm="db1", to="beta")
+        running.protect("db1")
     assert file.read_text() == text
     file.unlink()
-    assert running.ask("protect", vm="db1", to="beta")["state"] == "protected"
+    assert running.protect("db1").state == "protected"
     running.daemon.stop()
 
 
@@ -143,9 +145,9 @@ def test_an_unprotect_is_not_undone_by_who_looks_after_the_vms(
         stop(link)
         time.sleep(0.3)  # many looks at a VM whose worker ended, and whose file says that it is protected
 
-    daemon.ask("protect", vm="db1", to="beta")
+    daemon.protect("db1")
     monkeypatch.setattr(worker_link.WorkerLink, "stop", stop_slowly)
-    daemon.ask("unprotect", vm="db1", peer_is_dead=False)
+    daemon.unprotect("db1")
     assert daemon.daemon._keeper.record("db1").link is None
     assert StateStore(config.host.state_dir).load("db1").role == "none"
     assert "resync" not in [event.event for event in history(daemon, config, "db1")]
@@ -157,9 +159,9 @@ def test_a_vm_that_became_unfit_says_why_once_and_is_protected_when_it_is_fit(co
     class Drive(NoLibvirt):
         full, looks = True, 0
 
-        def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
+        def check(self, vm: str, peer: str | None) -> list[Check]:
             self.looks += 1
-            full = {"name": "media", "ok": False, "level": "required", "detail": "sda has a medium", "hint": "eject it"}
+            full = Check("media", False, "required", "sda has a medium", "eject it")
             return [full] if self.full else super().check(vm, peer)
 
     put(config, "db1", role="solo", term=7, peer="beta", wanted=True, reason="devices changed: a medium")
@@ -167,11 +169,11 @@ def test_a_vm_that_became_unfit_says_why_once_and_is_protected_when_it_is_fit(co
     running = Running(config, drive)
     wait_for(lambda: drive.looks > 2)
     told = running.status("db1")
-    assert told["state"] == "solo"
-    assert told["reason"].startswith("devices changed: a medium; ") and told["reason"].endswith("; eject it"), told
+    assert told.state == "solo"
+    assert told.reason.startswith("devices changed: a medium; ") and told.reason.endswith("; eject it"), told
     assert [event.event for event in history(running, config, "db1")] == ["failed"]
     drive.full = False
-    wait_for(lambda: running.status("db1")["state"] == "protected")
+    wait_for(lambda: running.status("db1").state == "protected")
     running.daemon.stop()
 
 
@@ -191,5 +193,5 @@ def test_what_the_worker_refuses_is_tried_at_longer_intervals(
     wait_for(lambda: told().count("resync") == 2)
     time.sleep(1.5)
     assert told().count("resync") == 2 and told().count("failed") == 1
-    assert running.status("unfit")["state"] == "solo" and "take it out" in running.status("unfit")["reason"]
+    assert running.status("unfit").state == "solo" and "take it out" in running.status("unfit").reason
     running.daemon.stop()

@@ -16,38 +16,41 @@ import msgspec
 import pytest
 
 from remusdb.config import HostConfig
-from remusdb.errors import (
-    RemusError,
-)
+from remusdb.control.api import Switchover
+from remusdb.control.lines import LineChannel, encoded
+from remusdb.control.status import VmStatus
+from remusdb.errors import BadFrame, RemusError
 from remusdb.host import worker_lock
 from remusdb.host import worker_process as worker_link
 from remusdb.host.daemon import HostDaemon
 from remusdb.host.managed_vm import VmRecord
+from remusdb.names import VmName
 from remusdb.state import StateStore
-from tests.unit.host_daemon_rig import WORKER, NoLibvirt, Running, gone, history, wait_for
+from remusdb.worker.spec import Told
+from tests.unit.host_daemon_rig import WORKER, NoLibvirt, Running, gone, history, put, wait_for
 
 
 def test_a_worker_that_dies_in_seeding(daemon: Running) -> None:
     with pytest.raises(RemusError, match="ended with exit code 3"):
-        daemon.ask("protect", vm="dies", to="beta")
-    assert daemon.status("dies")["state"] == "failed"
+        daemon.protect("dies")
+    assert daemon.status("dies").state == "failed"
 
 
 def test_a_copy_that_broke_off_is_begun_anew(daemon: Running) -> None:
     daemon.libvirt.known["breaks"] = True
     with pytest.raises(RemusError, match="exit code 3") as caught:
-        daemon.ask("protect", vm="breaks", to="beta")
+        daemon.protect("breaks")
     assert "its log says more" in caught.value.hint and "tried again by itself" in caught.value.hint
     assert "remusdb unprotect breaks" in caught.value.hint
-    wait_for(lambda: daemon.status("breaks")["state"] == "protected")
+    wait_for(lambda: daemon.status("breaks").state == "protected")
 
 
 def test_a_worker_that_is_killed_is_followed_by_another(daemon: Running, config: HostConfig) -> None:
-    daemon.ask("protect", vm="db1", to="beta")
+    daemon.protect("db1")
     pid = daemon.worker_pid("db1")
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: gone(pid))  # reaped
-    wait_for(lambda: daemon.status("db1")["state"] == "protected" and daemon.worker_pid("db1") != pid)
+    wait_for(lambda: daemon.status("db1").state == "protected" and daemon.worker_pid("db1") != pid)
     assert "resync" in [event.event for event in history(daemon, config, "db1")]
 
 
@@ -57,30 +60,30 @@ def test_an_earlier_worker_is_not_heard(tmp_path: Path) -> None:
     record.claim(old, "beta")
     record.drop_link(old)
     record.claim(new, "beta")
-    record.on_status(old, {"state": "protected"})
+    record.on_status(old, VmStatus(vm="db1", state="protected"))
     record.on_end(old, "ended")
-    assert record.link is new and record.status()["state"] == "seeding"
+    assert record.link is new and record.status().state == "seeding"
 
 
 def test_a_restarted_daemon_adopts_the_worker(config: HostConfig) -> None:
     first = Running(config)
-    first.ask("protect", vm="db1", to="beta")
+    first.protect("db1")
     pid = first.worker_pid("db1")
     first.daemon.stop()
     assert not gone(pid)
     second = Running(config)
-    wait_for(lambda: second.status("db1")["reason"] == "it went on")
-    assert second.worker_pid("db1") == pid and second.status("db1")["state"] == "protected"
-    assert second.ask("unprotect", vm="db1", peer_is_dead=False) == {}
+    wait_for(lambda: second.status("db1").reason == "it went on")
+    assert second.worker_pid("db1") == pid and second.status("db1").state == "protected"
+    assert second.unprotect("db1") == ""
     second.daemon.stop()
 
 
 def test_a_worker_that_does_not_stop_is_killed(config: HostConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_link.WorkerLink.stop, "__defaults__", (0.2,))
     running = Running(config)
-    running.ask("protect", vm="deaf", to="beta")
+    running.protect("deaf")
     pid = running.worker_pid("deaf")
-    running.ask("unprotect", vm="deaf", peer_is_dead=True)
+    running.unprotect("deaf", peer_is_dead=True)
     assert gone(pid)
     running.daemon.stop()
 
@@ -91,10 +94,10 @@ def test_a_vm_has_one_worker_whatever_became_of_earlier_daemons(
     monkeypatch.setattr(worker_lock.hold_lock, "__defaults__", (0.2,))
     lingering = worker_lock.hold_lock(config.host.run_dir / "worker-db1.lock", "db1")
     with pytest.raises(RemusError, match="an earlier worker of db1 does not end"):
-        daemon.ask("protect", vm="db1", to="beta")
-    assert daemon.status("db1")["state"] == "failed"
+        daemon.protect("db1")
+    assert daemon.status("db1").state == "failed"
     os.close(lingering)
-    assert daemon.ask("protect", vm="db1", to="beta")["state"] == "protected"
+    assert daemon.protect("db1").state == "protected"
     with pytest.raises(RemusError, match="an earlier worker"):  # the worker has the lock now, not the daemon
         worker_lock.hold_lock(config.host.run_dir / "worker-db1.lock", "db1")
 
@@ -103,8 +106,8 @@ def test_a_worker_that_cannot_be_started(config: HostConfig) -> None:
     running = Running(config, worker_argv=("/nonexistent/worker",))
     for _ in range(2):
         with pytest.raises(RemusError, match="the worker of db1 cannot be started"):
-            running.ask("protect", vm="db1", to="beta")
-    assert running.status("db1")["state"] == "failed"
+            running.protect("db1")
+    assert running.status("db1").state == "failed"
     running.daemon.stop()
 
 
@@ -119,7 +122,7 @@ def test_a_worker_outlives_the_thread_that_asked_and_a_daemon_that_is_killed(
         f"config = msgspec.convert({msgspec.to_builtins(config, enc_hook=str)!r}, HostConfig,"
         " dec_hook=lambda kind, value: kind(value))\n"
         "running = Running(config)\n"
-        "running.ask('protect', vm='db1', to='beta')\n"
+        "running.protect('db1')\n"
         "print(running.worker_pid('db1'), flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -130,7 +133,7 @@ def test_a_worker_outlives_the_thread_that_asked_and_a_daemon_that_is_killed(
         assert not select.select([worker], [], [], 0.2)[0], "it ended with the control connection's thread"
         process.kill()
     again = Running(config)
-    wait_for(lambda: again.status("db1")["reason"] == "it went on", 20)
+    wait_for(lambda: again.status("db1").reason == "it went on", 20)
     assert not select.select([worker], [], [], 0)[0]
     again.daemon.stop()
     signal.pidfd_send_signal(worker, signal.SIGKILL)
@@ -139,12 +142,12 @@ def test_a_worker_outlives_the_thread_that_asked_and_a_daemon_that_is_killed(
 
 def test_unprotect_after_the_worker_died_takes_the_wiring_out(daemon: Running, config: HostConfig) -> None:
     daemon.libvirt.known["quiet"] = True
-    daemon.ask("protect", vm="quiet", to="beta")
+    daemon.protect("quiet")
     os.kill(daemon.worker_pid("quiet"), signal.SIGKILL)
-    wait_for(lambda: daemon.status("quiet")["state"] == "held")
-    daemon.ask("unprotect", vm="quiet", peer_is_dead=True)
+    wait_for(lambda: daemon.status("quiet").state == "held")
+    daemon.unprotect("quiet", peer_is_dead=True)
     assert (config.host.state_dir / "quiet.taken-out").read_text() == "protected 7"
-    assert daemon.status("quiet")["state"] == "unprotected"
+    assert daemon.status("quiet").state == "unprotected"
 
 
 def test_run_notifies_and_ends_on_sigterm(config: HostConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,3 +166,34 @@ def test_run_notifies_and_ends_on_sigterm(config: HostConfig, tmp_path: Path, mo
                 signal.signal(number, handler)
         assert [systemd.recv(100), systemd.recv(100)] == [b"READY=1", b"STOPPING=1"]
     assert not (config.host.run_dir / "host.sock").exists()
+
+
+def test_a_worker_that_is_not_understood_is_left_alone(config: HostConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of another version: it protects its VM, which the other host would take over were it ended."""
+    killed: list[str] = []
+    monkeypatch.setattr(worker_link.WorkerLink, "kill", lambda link: killed.append(link._vm))
+    monkeypatch.setattr(worker_link, "LINGER_S", 0.2)
+    put(config, "db1", role="protected", term=7, peer="beta", armed=True, wanted=True)
+    config.host.run_dir.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(config.host.run_dir / "worker-db1.sock"))
+        listener.listen(1)
+        running = Running(config)
+        worker, _ = listener.accept()
+        with worker:
+            worker.sendall(b'{"status": {"state": "protected"}}\n')
+            lines = LineChannel(worker)
+
+            def say_nonsense() -> None:
+                lines.line()
+                worker.sendall(b'{"is": "done", "result": 7}\n')
+
+            answer = threading.Thread(target=say_nonsense)
+            answer.start()
+            with pytest.raises(BadFrame):
+                running.ask(Switchover(vm=VmName("db1")))
+            answer.join()
+            worker.sendall(encoded(Told(status=VmStatus(vm="db1", state="held", reason="beta is away"))) + b"\n")
+            wait_for(lambda: running.status("db1").state == "held")
+            assert killed == []
+            running.daemon.stop()

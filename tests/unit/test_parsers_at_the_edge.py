@@ -15,14 +15,13 @@ from click.testing import CliRunner
 
 from remusdb.cli.main import cli
 from remusdb.config import load_host
-from remusdb.control.client import call
-from remusdb.control.lines import LineChannel
-from remusdb.control.server import ControlServer
+from remusdb.control import ControlServer, LineChannel, Request, call
+from remusdb.control.api import HostStatus, HostVms
 from remusdb.errors import BadFrame, ConfigError, NoThread, UsageError
 from remusdb.history import Event, History, append, read
 from remusdb.tomlstruct import read_toml
 from remusdb.worker.orders import Channel, Worker
-from remusdb.worker.spec import read_order
+from remusdb.worker.spec import ORDERS, Stop
 from remusdb_agents.backup.disks.base_copy import Kept, fits
 from tests.unit.odd_bytes import DEEP, LINES
 
@@ -43,15 +42,15 @@ def test_a_control_line_is_an_object_or_a_bad_frame(line: bytes) -> None:
 
 @pytest.mark.parametrize("line", [LINES["not UTF-8"], LINES["deep"][:60_000], LINES["a list"]])
 def test_a_request_that_cannot_be_read_is_answered(tmp_path: Path, line: bytes) -> None:
-    server = ControlServer(tmp_path / "host.sock", {"status": lambda _args, _progress: {}})
+    server = ControlServer(tmp_path / "host.sock", {HostStatus: lambda _asked, _progress: HostVms(vms=[])})
     server.start()
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(20)
             sock.connect(str(tmp_path / "host.sock"))
             sock.sendall(line + b"\n")
-            assert json.loads(sock.makefile("rb").readline())["error"]["id"] == UsageError.id
-        assert call(tmp_path / "host.sock", "status", {}) == {}
+            assert json.loads(sock.makefile("rb").readline())["id"] == UsageError.id
+        assert call(tmp_path / "host.sock", HostStatus()) == HostVms(vms=[])
     finally:
         server.close()
 
@@ -65,18 +64,17 @@ def worker_and_daemon(tmp_path: Path) -> tuple[Channel, socket.socket]:
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES)
 def test_a_worker_answers_what_it_does_not_understand_and_hears_on(tmp_path: Path, line: bytes) -> None:
     channel, daemon = worker_and_daemon(tmp_path)
-    heard: list[dict[str, Any]] = []
+    heard: list[Request[Any]] = []
     with daemon:
         daemon.sendall(line + b'\n{"op": "stop"}\n')
 
-        def takes(message: dict[str, Any]) -> bool:
-            heard.append(message)
-            return message != {"op": "stop"}
+        def takes(order: Request[Any]) -> bool:
+            heard.append(order)
+            return order != Stop()
 
         channel.read(takes)
-        assert heard[-1] == {"op": "stop"}
-        if len(heard) == 1:
-            assert json.loads(daemon.makefile("rb").readline())["error"]["id"] == BadFrame.id
+        assert heard == [Stop()]
+        assert json.loads(daemon.makefile("rb").readline())["id"] == UsageError.id
     channel.close()
 
 
@@ -94,18 +92,18 @@ def test_a_worker_hangs_up_on_a_line_without_end_and_hears_the_next_daemon(tmp_p
     channel.read(lambda _message: True)
     telling.join(20)
     daemon.close()
-    heard: list[dict[str, Any]] = []
+    heard: list[Request[Any]] = []
     with socket.socket(socket.AF_UNIX) as second:
         second.connect(str(tmp_path / "worker.sock"))
         assert channel.next_daemon(20)
         second.sendall(b'{"op": "stop"}\n')
 
-        def takes(message: dict[str, Any]) -> bool:
-            heard.append(message)
+        def takes(order: Request[Any]) -> bool:
+            heard.append(order)
             return False
 
         channel.read(takes)
-    assert heard == [{"op": "stop"}]
+    assert heard == [Stop()]
     channel.close()
 
 
@@ -116,15 +114,15 @@ def test_an_order_for_which_there_is_no_thread_is_answered(tmp_path: Path, monke
         raise RuntimeError("can't start new thread")
 
     with daemon:
-        daemon.sendall(b'{"op": "unprotect", "args": {}}\n{"op": "x", "args": []}\n')
+        daemon.sendall(b'{"op": "unprotect", "peer_is_dead": false}\n{"op": "x"}\n')
         daemon.shutdown(socket.SHUT_WR)
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", no_thread)
             channel.read(Worker(channel)._order)
         told = daemon.makefile("rb")
         answers = [json.loads(told.readline()) for _ in range(2)]
-    assert [answer["error"]["id"] for answer in answers] == [NoThread.id, BadFrame.id]
-    assert "can't start new thread" in answers[0]["error"]["message"]
+    assert [answer["id"] for answer in answers] == [NoThread.id, UsageError.id]
+    assert "can't start new thread" in answers[0]["message"]
     channel.close()
 
 
@@ -207,10 +205,10 @@ def test_a_line_without_end_costs_no_older_event(tmp_path: Path) -> None:
     assert (folder / "vm.jsonl").stat().st_size < 4 << 20
 
 
-@pytest.mark.parametrize("arguments", [{}, {"vm": 7}, {"vm": "db1", "protection": []}, {"vm": "x", "run_dir": 7}])
-def test_an_order_that_is_none_is_a_bad_frame(arguments: dict[str, Any]) -> None:
-    with pytest.raises(BadFrame):
-        read_order(arguments)
+@pytest.mark.parametrize("order", [{}, {"vm": 7}, {"vm": "db1", "protection": []}, {"vm": "x", "run_dir": 7}, "x"])
+def test_an_order_that_is_none_is_refused(order: object) -> None:
+    with pytest.raises(UsageError, match="`start`: "):
+        ORDERS.read(json.dumps({"op": "start", "order": order}).encode())
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from remusdb.config import HostConfig
 from remusdb.errors import CannotProtect
+from remusdb.preflight.checks import Check
 from tests.unit.host_daemon_rig import NoLibvirt, Running
 
 
@@ -20,9 +19,9 @@ class Asked(NoLibvirt):
         self._name = name
         self.peers: list[str | None] = []
 
-    def check(self, vm: str, peer: str | None) -> list[dict[str, Any]]:
+    def check(self, vm: str, peer: str | None) -> list[Check]:
         self.peers.append(peer)
-        return [{"name": self._name, "ok": False, "level": "required", "detail": "missing there", "hint": "make it"}]
+        return [Check(self._name, False, "required", "missing there", "make it")]
 
 
 def test_what_the_backup_lacks_refuses(config: HostConfig) -> None:
@@ -30,7 +29,7 @@ def test_what_the_backup_lacks_refuses(config: HostConfig) -> None:
     running = Running(config, inspection)
     try:
         with pytest.raises(CannotProtect, match="peer files: missing there") as caught:
-            running.ask("protect", vm="db1", to="beta")
+            running.protect("db1")
         assert caught.value.hint == "make it" and inspection.peers == ["beta"]
     finally:
         running.daemon.stop()
@@ -39,7 +38,7 @@ def test_what_the_backup_lacks_refuses(config: HostConfig) -> None:
 def test_an_agent_that_does_not_answer_is_left_to_the_worker(config: HostConfig) -> None:
     running = Running(config, Asked("peer"))
     try:
-        assert running.ask("protect", vm="db1", to="beta")["state"] == "protected"
+        assert running.protect("db1").state == "protected"
     finally:
-        running.ask("unprotect", vm="db1", peer_is_dead=False)
+        running.unprotect("db1")
         running.daemon.stop()

@@ -96,7 +96,7 @@ def test_many_vms_at_rest_take_no_thread(context: Context) -> None:
     registry.recover()
     assert threading.active_count() <= threads and registry.live() == []
     told = registry.status(None)
-    assert len(told) == 200 and {one["state"] for one in told} == {"empty", "promoted"}
+    assert len(told) == 200 and {one.state for one in told} == {"empty", "promoted"}
 
 
 def test_a_replica_that_ended_is_forgotten_and_a_waiting_one_is_not(context: Context) -> None:
@@ -109,7 +109,7 @@ def test_a_replica_that_ended_is_forgotten_and_a_waiting_one_is_not(context: Con
     with registry.using("vm") as same:
         assert same is replica
     replica.give_up("enough")
-    assert registry.live() == [] and registry.status("vm")[0]["reason"] == "enough"
+    assert registry.live() == [] and registry.status("vm")[0].reason == "enough"
 
 
 def test_what_an_earlier_agent_left_is_finished_and_then_forgotten(context: Context) -> None:
@@ -167,9 +167,9 @@ def test_a_state_file_that_cannot_be_read_costs_its_vm_alone(
     registry = Registry(context)
     registry.recover()
     bad, good = registry.status(None)
-    assert (bad["vm"], bad["state"]) == ("bad", "failed") and str(file) in bad["reason"]
-    assert "move the file away" in bad["reason"]
-    assert (good["vm"], good["state"]) == ("good", "empty")
+    assert (bad.vm, bad.state) == ("bad", "failed") and str(file) in bad.reason
+    assert "move the file away" in bad.reason
+    assert (good.vm, good.state) == ("good", "empty")
     said = Hello("0", "a", VmName("bad"), UUID, 9, False, 0, "q35", "<domain/>", [], [], 100, "10")
     for kind, message in ((FrameType.HELLO, said), (FrameType.ASK, Question(VmName("bad"), "a", 9))):
         answer, payload = serve(context, registry, kind, pack(message))

@@ -22,38 +22,63 @@ from remusdb import log
 from remusdb.cli import progress as progress_module
 from remusdb.cli.main import cli
 from remusdb.cli.progress import Steps
-from remusdb.control import ControlServer
-from remusdb.control.lines import LineChannel
+from remusdb.control import ControlServer, LineChannel, Progress, Request
+from remusdb.control.api import (
+    AgentStatus,
+    AgentVms,
+    Checked,
+    CheckVm,
+    Evacuate,
+    Evacuated,
+    Failover,
+    HostStatus,
+    HostVms,
+    Look,
+    Moved,
+    Prepare,
+    Prepared,
+    Protect,
+    Rehearse,
+    Rehearsed,
+    Stayed,
+    Switched,
+    Switchover,
+    TakenOver,
+    Unprotect,
+    Unprotected,
+)
+from remusdb.control.status import VmStatus
 from remusdb.errors import PeerRefused, RemusError
 from remusdb.history import Event, History, read
 from remusdb.hooks import Hooks
+from remusdb.preflight.checks import Check
 from remusdb.printable import json_text
 
 ROOT = Path(__file__).parents[2]
 # A title, a cleared screen, C1's own CSI, DEL, the direction turned, a line of its own, NUL.
 FOUL = "\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\u202egnorw\u2066\nremusdb: all is well\r\x00"
 HARMLESS = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]*\Z")
-VM = {
-    "vm": "db1", "role": "primary", "state": "held", "reason": FOUL, "peer": FOUL, "term": 3, "committed": 812,
-    "clock_slow": FOUL, "troubles": [FOUL], FOUL: 1,
-}  # fmt: skip
+VM = VmStatus(
+    vm="db1", state="held", reason=FOUL, peer=FOUL, term=3, committed=812, clock_slow=FOUL, owner=FOUL, gate=FOUL,
+    kept={FOUL: FOUL},
+)  # fmt: skip
 EVENT: dict[str, Any] = {
     "vm": "db1", "host": "alpha", "by": "worker", "event": "held", "was": "protected", "now": "held", "reason": FOUL,
     "term": 1, "epoch": 812, "heard_ms_ago": 510.5, "peer": "beta", "details": {"said": FOUL, "epochs": 4},
 }  # fmt: skip
-ANSWERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "status": ("host", {"vms": [VM], "warnings": [FOUL]}),
-    "check": ("host", {"checks": [{"name": FOUL, "ok": False, "level": "advice", "detail": FOUL, "hint": FOUL}]}),
-    "protect": ("host", {**VM, "state": "protected"}),
-    "switchover": ("host", {"to": FOUL, "term": 4, "took_ms": 40.0}),
-    "evacuate": ("host", {"moved": [{"vm": FOUL, "to": FOUL, "term": 2, "took_ms": 1}], "note": FOUL,
-                          "stayed": [{"vm": FOUL, "reason": FOUL, "exempt": False}]}),
-    "unprotect": ("host", {"note": FOUL}),
-    "prepare": ("host", {"changes": [FOUL]}),
-    "failover": ("agent", {"term": 4, "epoch": 9, "resume_ms": 12.0, "how": FOUL}),
-    "rehearse": ("agent", {"vm": FOUL, "term": 4, "epoch": 9, "ok": True, "resume_ms": 3.0, "took_ms": 4.0,
-                           "checks": [{"name": FOUL, "ok": True, "detail": FOUL}], "frozen_ms": 1.0,
-                           "held_back_epochs": 2}),
+ANSWERS: dict[type[Request[Any]], tuple[str, object]] = {
+    HostStatus: ("host", HostVms(vms=[VM], warnings=[FOUL])),
+    AgentStatus: ("agent", AgentVms(vms=[])),
+    CheckVm: ("host", Checked(checks=[Check(FOUL, False, "advice", FOUL, FOUL)])),
+    Protect: ("host", VmStatus(vm="db1", state="protected", gate=FOUL, unproven=FOUL)),
+    Switchover: ("host", Switched(to=FOUL, term=4, took_ms=40.0)),
+    Evacuate: ("host", Evacuated(moved=[Moved(vm=FOUL, to=FOUL, term=2, took_ms=1)], note=FOUL,
+                                 stayed=[Stayed(vm=FOUL, reason=FOUL)])),
+    Unprotect: ("host", Unprotected(note=FOUL)),
+    Prepare: ("host", Prepared(changes=[FOUL])),
+    Failover: ("agent", TakenOver(term=4, epoch=9, resume_ms=12.0, how=FOUL)),
+    Rehearse: ("agent", Rehearsed(vm=FOUL, term=4, epoch=9, ok=True, resume_ms=3.0, took_ms=4.0, frozen_ms=1.0,
+                                  checks=[Look(FOUL, True, FOUL)], held_back_epochs=2)),
 }  # fmt: skip
 VERBS = [
     ["status"], ["status", "db1"], ["status", "--json"], ["check", "db1"], ["check", "db1", "--json"],
@@ -75,18 +100,16 @@ def answer(tmp_path: Path) -> Iterator[dict[str, RemusError]]:
     servers = []
     for daemon in ("host", "agent"):
 
-        def handler(verb: str, good: dict[str, Any]) -> Any:
-            def handle(_args: dict[str, Any], progress: Any) -> dict[str, Any]:
-                progress({"step": FOUL, "done": 1, "total": 2, "unit": FOUL})
-                if verb in errors:
-                    raise errors[verb]
+        def handler(op: str, good: object) -> Any:
+            def handle(_asked: Any, progress: Any) -> object:
+                progress(Progress(step=FOUL, done=1, total=2, unit=FOUL))
+                if op in errors:
+                    raise errors[op]
                 return good
 
             return handle
 
-        handlers = {
-            verb: handler(verb, good) for verb, (of, good) in ANSWERS.items() if daemon == of or verb == "status"
-        }
+        handlers = {kind: handler(kind.op(), good) for kind, (of, good) in ANSWERS.items() if daemon == of}
         server = ControlServer(tmp_path / f"{daemon}.sock", handlers)
         server.start()
         servers.append(server)
@@ -153,7 +176,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=terminal, force_terminal=True, color_system=None, width=200)
     monkeypatch.setattr(progress_module, "Console", lambda **_how: console)
     with Steps() as steps:
-        steps.show({"step": f"[link=http://evil]x[/link]{FOUL}", "done": 1, "total": 2, "unit": FOUL})
+        steps.show(Progress(step=f"[link=http://evil]x[/link]{FOUL}", done=1, total=2, unit=FOUL))
     shown = terminal.getvalue()
     assert "[link=http://evil]x[/link]" in shown and "owned" in shown
     assert "\x1b]" not in shown and "\x1b[2J" not in shown and "\u202e" not in shown and "\x9b" not in shown

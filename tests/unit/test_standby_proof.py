@@ -6,10 +6,10 @@ from __future__ import annotations
 import threading
 import time
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from remusdb.control.status import VmStatus
 from remusdb.core.messages import Proof
 from remusdb.core.pipeline import PrimaryState
 from remusdb.errors import CannotProtect, RefusedForSafety
@@ -44,8 +44,8 @@ class FakeSession:
         self.proof.told()
 
     @property
-    def status(self) -> dict[str, Any]:
-        return self.figures.to_dict()
+    def status(self) -> VmStatus:
+        return self.figures.status(VmStatus(vm="vm"))
 
 
 def test_protect_waits_for_the_proof() -> None:
@@ -55,8 +55,8 @@ def test_protect_waits_for_the_proof() -> None:
     session.protect()
     assert time.monotonic() - began >= 0.2
     status = session.status
-    assert (status["proven_at_ns"], status["proven_epoch"], status["proven_ms"]) == (5, 3, 80.0)
-    assert (status["reason"], status["unproven"], session.events) == ("epoch by epoch to b", "", [])
+    assert (status.proven_at_ns, status.proven_epoch, status.proven_ms) == (5, 3, 80.0)
+    assert (status.reason, status.unproven, session.events) == ("epoch by epoch to b", "", [])
 
 
 def test_a_refusal_is_protects_with_qemus_words() -> None:
@@ -73,7 +73,7 @@ def test_where_nobody_waits_a_refusal_is_told_and_protection_goes_on() -> None:
     session = FakeSession(asked=False)
     session.proof.take(REFUSED)
     session.protect()
-    assert "would boot its disks: Unknown savevm section" in session.status["reason"]
+    assert "would boot its disks: Unknown savevm section" in session.status.reason
     [(event, reason)] = session.events
     assert event == "unproven" and "Unknown savevm section" in reason
     with pytest.raises(RefusedForSafety, match="Unknown savevm section"):
@@ -86,9 +86,9 @@ def test_what_could_not_be_tried_is_told_until_it_could() -> None:
     session.protect()
     session.proof.require_not_refused()
     session.proof.take(Proof("unable", 8, reason="no memory"))  # tried again, in vain: no news
-    assert "not proven" in session.status["reason"] and "no memory" in session.status["unproven"]
+    assert "not proven" in session.status.reason and "no memory" in session.status.unproven
     session.proof.take(PROVEN)
-    assert session.status["reason"] == "epoch by epoch to b" and session.status["proven_at_ns"] == 5
+    assert session.status.reason == "epoch by epoch to b" and session.status.proven_at_ns == 5
     session.proof.take(PROVEN)  # as after a connection that was made anew
     assert [event for event, _ in session.events] == ["unproven", "proven"]
 
@@ -97,7 +97,7 @@ def test_an_agent_that_says_nothing_is_not_waited_for_without_end(monkeypatch: p
     monkeypatch.setattr(module, "PROOF_S", 0.1)
     session = FakeSession()
     session.protect()
-    assert "did not say" in session.status["reason"] and [event for event, _ in session.events] == ["unproven"]
+    assert "did not say" in session.status.reason and [event for event, _ in session.events] == ["unproven"]
 
 
 def test_the_sessions_end_is_not_waited_for_either() -> None:

@@ -25,13 +25,16 @@ from remusdb.capture import pauses
 from remusdb.config import HostConfig
 from remusdb.control import ControlServer, call
 from remusdb.control import server as server_module
+from remusdb.control.api import Prepare, Prepared
 from remusdb.disk.writelog import WriteLog
 from remusdb.errors import DiskError, NoThread
 from remusdb.hooks import Hooks
 from remusdb.host import reconciler as tender_module
+from remusdb.names import VmName
 from remusdb.vm.blocking import BlockingCalls
 from remusdb.worker.orders import Channel, Worker
 from remusdb.worker.solo import Solo
+from remusdb.worker.spec import End
 from remusdb_agents.backup.standby.definition import Definition
 from tests.unit.host_daemon_rig import Running, wait_for
 
@@ -100,13 +103,14 @@ def test_no_thread_is_started_but_here() -> None:
 
 
 def test_a_control_socket_says_so_and_answers_again(tmp_path: Path, no_threads: NoThreads) -> None:
-    server = ControlServer(tmp_path / "host.sock", {"echo": lambda args, _progress: args})
+    server = ControlServer(tmp_path / "host.sock", {Prepare: lambda asked, _progress: Prepared(changes=[asked.vm])})
     server.start()
+    asked = Prepare(vm=VmName("db1"))
     with no_threads():
         for _ in range(2 * server_module.MAX_CONNECTIONS):  # no slot is lost
             with pytest.raises(NoThread, match="control-request"):
-                call(tmp_path / "host.sock", "echo", {}, timeout_s=WITHIN_S)
-    assert call(tmp_path / "host.sock", "echo", {"a": 1}, timeout_s=WITHIN_S) == {"a": 1}
+                call(tmp_path / "host.sock", asked, timeout_s=WITHIN_S)
+    assert call(tmp_path / "host.sock", asked, timeout_s=WITHIN_S).changes == ["db1"]
     server.close()
 
 
@@ -124,10 +128,10 @@ def test_a_worker_answers_the_order_and_goes_on(tmp_path: Path, no_threads: NoTh
     channel = Channel(theirs, tmp_path / "worker.sock")
     worker = Worker(channel)
     with no_threads():
-        assert worker._order({"op": "unprotect", "args": {"peer_is_dead": True}})
+        assert worker._order(End(peer_is_dead=True))
     ours.settimeout(WITHIN_S)
     told = json.loads(ours.recv(65536))
-    assert told["op"] == "unprotect" and told["error"]["id"] == "E-THREADS"
+    assert (told["is"], told["of"], told["id"]) == ("failed", "unprotect", "E-THREADS")
     assert worker._idle()
     channel.close()
     ours.close()
@@ -148,7 +152,7 @@ def test_a_vm_is_tended_again_later(config: HostConfig, no_threads: NoThreads, m
 
     put(config, "db1", role="protected", term=7, peer="beta", armed=True, wanted=True)
     running = Running(config, NoLibvirt())
-    wait_for(lambda: running.status("db1")["state"] == "protected")
+    wait_for(lambda: running.status("db1").state == "protected")
     assert refused == ["tend-db1"] * 2
     running.daemon.stop()
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from remusdb.capture.memory import ProcessMemory
+from remusdb.control.api import HostStatus
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 from tests import waiting
 from tools.lab import Lab, domains
@@ -63,9 +64,9 @@ class Pair:
             for vm in host.run(["virsh", "list", "--name"]).stdout.split():
                 host.run(["virsh", "destroy", vm], check=False)
         for host in (self.a, self.b):
-            for known in self.product.ask("host", host.name)["vms"]:
-                if known["state"] != "unprotected":
-                    self.product.cli(host.name, "unprotect", known["vm"], "--peer-is-dead", check=False)
+            for known in self.product.ask("host", host.name, HostStatus()).vms:
+                if known.state != "unprotected":
+                    self.product.cli(host.name, "unprotect", known.vm, "--peer-is-dead", check=False)
 
     def protect(self, vm: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`remusdb protect VM --to b` on host a."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
 
+from remusdb.control.api import CheckVm
+from remusdb.names import VmName
 from tests.vm.pair import Pair, eventually
 from tools.lab import domains
 from tools.lab.guest import Mode
@@ -20,8 +21,8 @@ COMMAND = re.compile(r"virsh (?!edit)[^;,]*")
 
 def refused(pair: Pair) -> dict[str, str]:
     """The hint of each required check that fails, by its name."""
-    checks: list[dict[str, Any]] = pair.product.ask("host", "a", "check", timeout_s=60, vm=NAME, to=None)["checks"]
-    return {check["name"]: check["hint"] for check in checks if not check["ok"] and check["level"] == "required"}
+    checks = pair.product.ask("host", "a", CheckVm(vm=VmName(NAME)), timeout_s=60).checks
+    return {check.name: check.hint for check in checks if not check.ok and check.level == "required"}
 
 
 def test_a_vm_is_taken_once_its_hints_are_followed(pair: Pair) -> None:

@@ -13,6 +13,7 @@ Both hosts have both daemons: a VM is protected in either direction. `a` is wher
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,7 +23,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from remusdb.control.client import call
+from remusdb.control import Request, call
+from remusdb.control.api import AgentStatus, HostStatus
+from remusdb.control.codec import Reply
+from remusdb.control.status import StandbyStatus, VmStatus
 from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import RemusError
 from remusdb.state import OWNING, StateStore, VmState
@@ -129,23 +133,28 @@ class Product:
         """What the agent of a host says of a VM."""
         return _only(self.cli(on, "status", "--agent", vm, "--json").stdout)
 
-    def ask(self, daemon: str, on: str, op: str = "status", timeout_s: float = 5.0, **args: Any) -> dict[str, Any]:
+    def ask(self, daemon: str, on: str, request: Request[Reply], timeout_s: float = 5.0) -> Reply:
         """One request to a daemon's control socket, without the start of a program. Raises RemusError."""
         socket = self._lab.host(on).run_alias / "remusdb" / f"{daemon}.sock"
-        return call(socket, op, args, timeout_s=timeout_s)
+        return call(socket, request, timeout_s=timeout_s)
 
     def view(self, on: str, vm: str, timeout_s: float = 1.0) -> View:
         """What both daemons of a host say of a VM; a daemon that does not answer says nothing."""
-        return View(self._asked("host", on, vm, timeout_s), self._asked("agent", on, vm, timeout_s))
+        return View(self._host_says(on, vm, timeout_s), self._agent_says(on, vm, timeout_s))
 
-    def _asked(self, daemon: str, on: str, vm: str, timeout_s: float) -> dict[str, Any]:
-        if not self.running(daemon, on):
-            return {}
-        try:
-            found = self.ask(daemon, on, timeout_s=timeout_s, vm=vm)["vms"]
-        except (RemusError, OSError):
-            return {}
-        return found[0] if found else {}
+    def _host_says(self, on: str, vm: str, timeout_s: float) -> VmStatus | None:
+        if not self.running("host", on):
+            return None
+        with contextlib.suppress(RemusError, OSError):
+            return next(iter(self.ask("host", on, HostStatus(vm=vm), timeout_s).vms), None)
+        return None
+
+    def _agent_says(self, on: str, vm: str, timeout_s: float) -> StandbyStatus | None:
+        if not self.running("agent", on):
+            return None
+        with contextlib.suppress(RemusError, OSError):
+            return next(iter(self.ask("agent", on, AgentStatus(vm=vm), timeout_s).vms), None)
+        return None
 
     def durable(self, on: str, vm: str) -> VmState:
         """What a host durably knows of a VM: the truth that `status` should tell. RemusError when it is unreadable."""

@@ -4,32 +4,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from remusdb.control.status import StandbyStatus, VmStatus
 
 _ACTIVE = ("seeding", "ready", "deciding")  # of a replica
 
 
 @dataclass(frozen=True)
 class View:
-    """`host` and `agent` are what each daemon told; empty where it told nothing."""
+    """`host` and `agent` are what each daemon told; None where it told nothing."""
 
-    host: dict[str, Any]
-    agent: dict[str, Any]
+    host: VmStatus | None
+    agent: StandbyStatus | None
 
     @property
-    def told(self) -> dict[str, Any]:
+    def told(self) -> VmStatus | StandbyStatus | None:
         """The one that counts: a standby is a libvirt domain too, which its host daemon calls unprotected."""
-        agent = self.agent.get("state")
-        if agent in _ACTIVE or (agent == "promoted" and self.host.get("state") == "unprotected"):
-            return self.agent
-        return self.host or self.agent
+        host, agent = self.host, self.agent
+        if agent is not None and agent.state in _ACTIVE:
+            return agent
+        if agent is not None and agent.state == "promoted" and host is not None and host.state == "unprotected":
+            return agent
+        return host or agent
 
     @property
     def state(self) -> str:
         """The state, or "" when nobody told."""
-        return str(self.told.get("state") or "")
+        return self.told.state if self.told else ""
 
     @property
     def reason(self) -> str:
         """Why, or ""."""
-        return str(self.told.get("reason") or "")
+        return self.told.reason if self.told else ""

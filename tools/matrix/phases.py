@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
+from remusdb.control.api import AgentStatus
 from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import RemusError
 from tools.lab import Lab, domains
@@ -99,7 +100,7 @@ def _apply(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Arme
 
         def behind() -> bool:
             told = rig.product.view(scene.backup, VM).agent
-            return bool(told.get("committed", 0) > told.get("applied", 0))
+            return told is not None and told.committed > told.applied
 
         poll_until(behind, Deadline.after(_APPLY_S), 0.0)
         at = time.monotonic_ns()
@@ -124,7 +125,7 @@ def _promotion(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, 
 
     def promoting() -> bool:
         with contextlib.suppress(RemusError, LookupError):
-            return rig.product.ask("agent", scene.backup, vm=VM)["vms"][0]["state"] in ("deciding", "promoted")
+            return rig.product.ask("agent", scene.backup, AgentStatus(vm=VM)).vms[0].state in ("deciding", "promoted")
         return False
 
     if not poll_until(promoting, Deadline.after(_PROMOTING_S), _LOOK_S):

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.arbiter.health import Health
 from remusdb.config import AgentConfig
-from remusdb.control.client import call
+from remusdb.control import call
+from remusdb.control.api import Fence
 from remusdb.core.ownership import Claim, Rule, Verdict
 from remusdb.errors import CannotProtect, PeerUnreachable
 from remusdb.history import History
+from remusdb.names import require_name
 from remusdb.state import StateStore
 from remusdb_agents.backup.admission import Admission
 
@@ -49,9 +50,9 @@ class Context:
 
     def yield_vm(self, vm: str, owner: str, term: int) -> None:
         """Have the host daemon of this machine put its own VM away: `owner` has it, in the newer `term`."""
-        args: dict[str, Any] = {"vm": vm, "owner": owner, "term": term}
+        asked = Fence(vm=require_name(vm), owner=owner, term=term)
         try:
-            call(self.config.agent.run_dir / "host.sock", "fence", args, timeout_s=FENCE_S)
+            call(self.config.agent.run_dir / "host.sock", asked, timeout_s=FENCE_S)
         except PeerUnreachable as exc:
             raise CannotProtect(
                 f"this host ran VM {vm} before, and its host daemon is not there to put it away: {exc}",

@@ -7,16 +7,25 @@ import contextlib
 import logging
 import signal
 import threading
-from typing import Any
+
+import msgspec
 
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import AgentConfig
+from remusdb.control import ControlServer, ProgressFn
+from remusdb.control.api import (
+    AgentStatus,
+    AgentVms,
+    Failover,
+    Forget,
+    Forgotten,
+    Rehearse,
+    Rehearsed,
+    TakenOver,
+)
 from remusdb.control.notify import notify
-from remusdb.control.server import ControlServer, ProgressFn
-from remusdb.errors import UsageError
 from remusdb.history import History
 from remusdb.hooks import Hooks
-from remusdb.names import require_name
 from remusdb.state import StateStore
 from remusdb.transport.listener import Listener
 from remusdb.transport.tls import server_context
@@ -32,7 +41,6 @@ from remusdb_agents.backup.ticker import Ticker
 log = logging.getLogger(__name__)
 
 FLUSH_S = 2.0
-REHEARSE_MOST_S = 600  # the replica stands still meanwhile
 
 
 class AgentDaemon:
@@ -59,17 +67,19 @@ class AgentDaemon:
             signal.signal(number, lambda _number, _frame: self._stop.set())
         tls, agent = self._config.tls, self._config.agent
         context = server_context(tls.ca, tls.cert, tls.key)
-        handlers = {
-            "status": self._status,
-            "failover": self._failover,
-            "rehearse": self._rehearse,
-            "forget": self._forget,
-        }
         sweep(self._config)
         self._registry.recover()
         self._ticker.start()
         with contextlib.ExitStack() as stack:
-            control = ControlServer(agent.run_dir / "agent.sock", handlers)
+            control = ControlServer(
+                agent.run_dir / "agent.sock",
+                {
+                    AgentStatus: self._status,
+                    Failover: self._failover,
+                    Rehearse: self._rehearse,
+                    Forget: self._forget,
+                },
+            )
             control.start()
             stack.callback(control.close)
             listener = Listener(agent.listen, agent.port, context)
@@ -86,26 +96,18 @@ class AgentDaemon:
             self._ticker.stop()
             self._context.history.flush(FLUSH_S)
 
-    def _status(self, args: dict[str, Any], _progress: object) -> dict[str, Any]:
-        return {"vms": self._registry.status(args.get("vm"))}
+    def _status(self, asked: AgentStatus, _progress: ProgressFn) -> AgentVms:
+        return AgentVms(vms=self._registry.status(asked.vm))
 
-    def _failover(self, args: dict[str, Any], _progress: object) -> dict[str, Any]:
-        word = args.get("primary_is_dead") is True
-        with self._registry.known(require_name(args.get("vm"))) as replica:
-            return replica.takeover.promote("asked for with `remusdb failover`", word=word, by="operator")
+    def _failover(self, asked: Failover, _progress: ProgressFn) -> TakenOver:
+        with self._registry.known(asked.vm) as replica:
+            why = "asked for with `remusdb failover`"
+            return msgspec.convert(replica.takeover.promote(why, word=asked.primary_is_dead, by="operator"), TakenOver)
 
-    def _rehearse(self, args: dict[str, Any], progress: ProgressFn) -> dict[str, Any]:
-        seconds, port = args.get("seconds"), args.get("tcp_port")
-        if not isinstance(seconds, int | float) or not 1 <= seconds <= REHEARSE_MOST_S:
-            raise UsageError(f"a rehearsal takes 1 to {REHEARSE_MOST_S} seconds")
-        if port is not None and not (isinstance(port, int) and 0 < port < 65536):
-            raise UsageError(f"not a TCP port: {port}")
-        with self._registry.known(require_name(args.get("vm"))) as replica:
-            return replica.rehearse(port, float(seconds), progress)
+    def _rehearse(self, asked: Rehearse, progress: ProgressFn) -> Rehearsed:
+        with self._registry.known(asked.vm) as replica:
+            return msgspec.convert(replica.rehearse(asked.tcp_port, asked.seconds, progress), Rehearsed)
 
-    def _forget(self, args: dict[str, Any], _progress: object) -> dict[str, Any]:
-        lose_replica = args.get("lose_replica", False)
-        if not isinstance(lose_replica, bool):
-            raise UsageError("`lose_replica` is true or false")
-        with self._registry.known(require_name(args.get("vm"))) as replica:
-            return forget(replica, lose_replica=lose_replica)
+    def _forget(self, asked: Forget, _progress: ProgressFn) -> Forgotten:
+        with self._registry.known(asked.vm) as replica:
+            return forget(replica, lose_replica=asked.lose_replica)

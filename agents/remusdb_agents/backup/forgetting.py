@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import libvirt
 
+from remusdb.control.api import Forgotten
 from remusdb.core.standby import StandbyState
 from remusdb.errors import RefusedForSafety
 from remusdb.names import file_stem
@@ -29,11 +29,11 @@ CALL_S = 5.0
 OURS = (".raw", ".fd")  # what a session leaves in the images folder
 
 
-def forget(replica: Replica, *, lose_replica: bool, there: Callable[[str, str], bool] | None = None) -> dict[str, Any]:
+def forget(replica: Replica, *, lose_replica: bool, there: Callable[[str, str], bool] | None = None) -> Forgotten:
     """Let any listed host protect a VM of this name, with any UUID, to here. RefusedForSafety where that is not safe.
 
     `lose_replica`: the operator's word that a whole replica, whose primary is not connected, is not needed. `there`:
-    whether libvirt (its URI) has a domain of this name. The result names what is kept: `kept` and `moved`, paths.
+    whether libvirt (its URI) has a domain of this name.
     """
     vm, config = replica.vm, replica.context.config.agent
     with replica.greeting:
@@ -54,7 +54,7 @@ def forget(replica: Replica, *, lose_replica: bool, there: Callable[[str, str], 
         replica.refresh()
     log.warning("%s: %s", vm, reason)
     replica.tell("renounced", "empty", reason, by="operator")
-    return {"vm": vm, "kept": kept, "moved": [str(path) for path in moved]}
+    return Forgotten(vm=vm, kept=kept, moved=[str(path) for path in moved])
 
 
 def _require_free(replica: Replica, lose_replica: bool) -> None:

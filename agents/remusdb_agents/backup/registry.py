@@ -13,8 +13,10 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+import msgspec
+
+from remusdb.control.status import StandbyStatus
 from remusdb.core.messages import Standing
 from remusdb.errors import NotProtected, RemusError
 from remusdb.names import require_name
@@ -95,17 +97,17 @@ class Registry:
         owner = "" if state.role == "promoting" else state.owner
         return Standing(name, state.term, owner, state.role, state.reason, state.uuid)
 
-    def status(self, wanted: str | None) -> list[dict[str, Any]]:
-        """StandbyStatus of every VM of which something is known here, or of one."""
+    def status(self, wanted: str | None) -> list[StandbyStatus]:
+        """The status of every VM of which something is known here, or of one."""
         names = {*self._context.store.names(), *(replica.vm for replica in self.live())}
         return [self._status(vm) for vm in sorted(names) if wanted in (None, vm)]
 
-    def _status(self, vm: str) -> dict[str, Any]:
+    def _status(self, vm: str) -> StandbyStatus:
         try:
             replica = self.find(vm) or Replica(vm, self._context)
-            return replica.status()
+            return msgspec.convert(replica.status(), StandbyStatus)
         except RemusError as exc:
-            return {"vm": vm, "role": "standby", "state": "failed", "reason": f"{exc}; {exc.hint}", "troubles": []}
+            return StandbyStatus(vm=vm, state="failed", reason=f"{exc}; {exc.hint}")
 
     def _forget(self, vm: str) -> None:
         """With the lock held."""

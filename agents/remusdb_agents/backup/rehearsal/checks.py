@@ -8,12 +8,12 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import libvirt_qemu
 
+from remusdb.control.api import Look
 from remusdb.errors import VmError
 from remusdb.printable import printable
 from remusdb.vm.monitor import field_of
@@ -27,22 +27,13 @@ AGENT_S = 1  # libvirt counts in whole seconds
 
 
 @dataclass
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
-@dataclass
 class Checks:
     """Looks at a copy that has just been resumed. `addresses`: those that the primary's guest has shown."""
 
     copy: Copy
     addresses: list[str]
     tcp_port: int | None
-    _proofs: dict[str, Check] = field(default_factory=dict)
+    _proofs: dict[str, Look] = field(default_factory=dict)
     _seen: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -58,7 +49,7 @@ class Checks:
         if self.copy.domain.tree.find(f"./devices/channel/target[@name='{AGENT}']") is not None:
             self._prove("agent", False, "the guest agent did not answer")
 
-    def watch(self, seconds: float, ended: Callable[[float], str], told: Callable[[float], None]) -> list[Check]:
+    def watch(self, seconds: float, ended: Callable[[float], str], told: Callable[[float], None]) -> list[Look]:
         """Look for so long; `ended` waits as long as it is told and gives a reason to end early, or raises one."""
         early = ""
         while (ran := time.monotonic() - self._began) < seconds and not early:
@@ -72,18 +63,18 @@ class Checks:
                 if name in self._proofs and not self._proofs[name].ok:
                     look()
             early = ended(min(LOOK_S, max(0.0, seconds - ran)))
-        cut_short = [Check("time", False, f"ended after {ran:.1f} s: {early}")] if early else []
+        cut_short = [Look("time", False, f"ended after {ran:.1f} s: {early}")] if early else []
         return [self._runs(early), *cut_short, *self._proofs.values()]
 
-    def _runs(self, early: str) -> Check:
+    def _runs(self, early: str) -> Look:
         try:
             state = field_of("query-status", self.copy.domain.qmp("query-status"), "status", str)
             ran = _cpu_seconds(self.copy.domain.pid) - self._ran_before
         except VmError:
-            return Check("runs", False, early or "its QEMU ended")
+            return Look("runs", False, early or "its QEMU ended")
         wall = time.monotonic() - self._began
         detail = f"{state} after {wall:.1f} s, its vCPUs computed for {ran:.2f} s of them"
-        return Check("runs", state == "running" and ran > 0, detail)
+        return Look("runs", state == "running" and ran > 0, detail)
 
     def _serial(self) -> None:
         serial = self.copy.serial
@@ -126,18 +117,13 @@ class Checks:
         return sorted(found, key=lambda address: (":" in address, address.startswith("fe80")))
 
     def _prove(self, name: str, ok: bool, detail: str) -> None:
-        self._proofs[name] = Check(name, ok, detail)
+        self._proofs[name] = Look(name, ok, detail)
 
 
-def verdict(checks: list[Check], tcp_wanted: bool) -> bool:
+def verdict(checks: list[Look], tcp_wanted: bool) -> bool:
     """Whether it runs and shows life; a TCP port that was asked for must have answered."""
     passed = {check.name for check in checks if check.ok}
     return "runs" in passed and bool(passed - {"runs"}) and (not tcp_wanted or "tcp" in passed)
-
-
-def as_dicts(checks: list[Check]) -> list[dict[str, Any]]:
-    """For the control socket."""
-    return [asdict(check) for check in checks]
 
 
 def _mark(path: Path) -> tuple[int, int]:

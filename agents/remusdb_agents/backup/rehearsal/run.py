@@ -15,16 +15,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remusdb.control import Progress as Step
+from remusdb.control import ProgressFn
+from remusdb.control.api import Look
+from remusdb.control.codec import plain
 from remusdb.core.messages import Hello
 from remusdb.errors import DiskError, RefusedForSafety, RemusError
 from remusdb_agents.backup.applier import Applier, Frozen
 from remusdb_agents.backup.context import Context
-from remusdb_agents.backup.rehearsal.checks import Check, Checks, as_dicts, verdict
+from remusdb_agents.backup.rehearsal.checks import Checks, verdict
 from remusdb_agents.backup.rehearsal.copy import Copy
 from remusdb_agents.backup.standby.qemu import StandbyVm
 
@@ -35,7 +39,7 @@ PROOF_S = 60.0  # what a proof may take, with its QEMU's start and end
 GONE_S = 5.0  # a session's end waits so long for the copy to go
 ROOM_BYTES = 256 << 20  # what the copy must leave free where the replica's images are
 TOLD_BYTES = 64 << 20
-Progress = Callable[[dict[str, Any]], None]
+Progress = ProgressFn
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Rehearsals:
 
     def _rehearse(self, wanted: Wanted, ram: int, began: float, progress: Progress) -> dict[str, Any]:
         self._require_room()
-        progress({"step": "start an empty copy"})
+        progress(Step(step="start an empty copy"))
         with contextlib.closing(Copy(self._config, self._hello, self._images)) as copy:
             with self._applier.freeze(self._config.limits.rehearsal_backlog_max_bytes) as frozen:
                 froze = time.monotonic()
@@ -121,7 +125,7 @@ class Rehearsals:
         return {
             "epoch": frozen.epoch,
             "ok": passed,
-            "checks": as_dicts(checks),
+            "checks": plain(checks),
             "resume_ms": round(resume_ms, 1),
             "took_ms": round((thawed - began) * 1000, 1),
             "frozen_ms": round((thawed - froze) * 1000, 1),
@@ -141,11 +145,11 @@ class Rehearsals:
                 )
             if done - shown >= TOLD_BYTES or done == ram:
                 shown = done
-                progress({"step": "copy memory", "done": done, "total": ram, "unit": "bytes"})
+                progress(Step(step="copy memory", done=done, total=ram, unit="bytes"))
 
         copy.fill(self._standby, told)
 
-    def _look(self, copy: Copy, frozen: Frozen, wanted: Wanted, progress: Progress) -> list[Check]:
+    def _look(self, copy: Copy, frozen: Frozen, wanted: Wanted, progress: Progress) -> list[Look]:
         def ended(wait_s: float) -> str:
             frozen.require(wait_s)
             if self._applier.crowded:
@@ -153,8 +157,7 @@ class Rehearsals:
             return "" if self._room() >= ROOM_BYTES else "the copy's writes fill the disk of the replica's images"
 
         def told(ran: float) -> None:
-            told_s = {"done": round(ran, 1), "total": wanted.seconds, "unit": "s"}
-            progress({"step": "the copy runs", **told_s})
+            progress(Step(step="the copy runs", done=round(ran, 1), total=wanted.seconds, unit="s"))
 
         return Checks(copy, wanted.addresses, wanted.tcp_port).watch(wanted.seconds, ended, told)
 

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a VM is, as each daemon tells it. Every key is always there, so that readers need no guesses.
+
+A status is a value, made anew each time: the worker makes one of its VM, the host daemon adds what it knows itself,
+the agent makes one of each replica. docs/json.md is made from these types.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import Struct
+
+from remusdb.core.bounds import for_people
+from remusdb.says import says
+from remusdb.troubles import Trouble
+
+TEXT_MAX_BYTES: Final = 2048  # a reason made of a few others; a control line has room for 600 VMs with three such texts
+
+State = Literal[
+    "unprotected",
+    "seeding",  # the initial copy runs; output is not held
+    "protected",
+    "held",  # output waits for the backup, or for whoever decides
+    "solo",  # it runs alone, and is protected again as soon as that can be
+    "fenced",  # another host owns it: here it is silent, and put away
+    "failed",
+]
+ReplicaState = Literal[
+    "empty",  # nothing could be resumed here
+    "seeding",  # the initial copy comes
+    "ready",  # it could be resumed here
+    "deciding",  # the arbiter is asked whether it may
+    "promoted",  # this host took it over
+    "failed",  # its state file cannot be read
+]
+
+Reasoned = Annotated[str, says("why it is in that state, in words")]
+Troubled = Annotated[list[Trouble], says("what is wrong while it is protected all the same: see hooks.md")]
+ProvenAt = Annotated[int | None, says("when QEMU on the backup last took this VM's state, by the backup's clock")]
+ProvenEpoch = Annotated[int | None, says("the epoch whose state that was")]
+ProvenTook = Annotated[float | None, says("how long QEMU took for it")]
+Unproven = Annotated[str, says("why the standby is not proven; empty: it is, or nobody has tried yet")]
+Kept = Annotated[dict[str, str], says("disks of a fenced VM that were kept aside here: target -> path")]
+Owner = Annotated[str, says("the host that owns the VM in `term`; empty: nobody that is known here")]
+
+
+class VmStatus(Struct, frozen=True, kw_only=True):
+    """One VM of this host, as its host daemon tells it. A number is null until there is one."""
+
+    vm: Annotated[str, says("its name in libvirt")]
+    role: Annotated[Literal["primary"], says("told by the host daemon")] = "primary"
+    state: Annotated[State, says("held: output waits; solo: it runs alone for now; fenced: another host owns it")] = (
+        "unprotected"
+    )
+    reason: Reasoned = ""
+    troubles: Troubled = []
+    peer: Annotated[str | None, says("the host that it is protected to, or was last")] = None
+    owner: Owner = ""
+    kept: Kept = {}
+    term: Annotated[int, says("the newest that this host knows")] = 0
+    epoch: Annotated[int, says("the last that was cut")] = 0
+    committed: Annotated[int, says("the last epoch that the backup holds whole")] = 0
+    committed_age_ms: Annotated[float | None, says("how old the state is that it holds")] = None
+    epoch_ms: Annotated[int | None, says("an epoch is cut so often")] = None
+    window: Annotated[int | None, says("epochs that may be under way at a time")] = None
+    in_flight: Annotated[int, says("epochs that are under way")] = 0
+    pause_ms_p50: Annotated[float | None, says("so long the VM stands still for a cut: the median")] = None
+    pause_ms_p99: Annotated[float | None, says("the same, of which 1 % are longer")] = None
+    bytes_per_epoch: Annotated[float | None, says("what an epoch takes on the wire: the median")] = None
+    dirty_pages: Annotated[float | None, says("pages of memory in an epoch: the median")] = None
+    seeded_bytes: Annotated[int | None, says("what the initial copy of the disks took on the wire")] = None
+    same_bytes: Annotated[int | None, says("what of the disks the backup had already")] = None
+    proven_at_ns: ProvenAt = None
+    proven_epoch: ProvenEpoch = None
+    proven_ms: ProvenTook = None
+    unproven: Unproven = ""
+    held_frames: Annotated[int, says("network frames that wait for the backup now")] = 0
+    held_bytes: Annotated[int, says("their bytes")] = 0
+    dropped_frames: Annotated[int, says("frames for which there was no room to wait (`held_max_bytes`)")] = 0
+    monitor: Annotated[str | None, says("how QEMU is reached: libvirt or private")] = None
+    gate: Annotated[str | None, says("what holds output back: tap or plug, see configuration.md")] = None
+    encoding: Annotated[str | None, says("how memory is sent: delta or full")] = None
+    accel: Annotated[str | None, says("what runs the guest: kvm or tcg")] = None
+    clock_lag_ms: Annotated[float | None, says("how late the guest's clock is because of the cuts")] = None
+    clock_lost_ppm: Annotated[float | None, says("that, as a part of the time since they began")] = None
+    clock_slow: Annotated[str, says("why the guest's clock is not put right at each cut; empty: it is")] = ""
+    page_kib: Annotated[int | None, says("one write of the guest makes so much memory count as written")] = None
+
+    def __post_init__(self) -> None:
+        """Words of peers, QEMU and libvirt are cut. A name stays as it is: by it the VM is found again."""
+        for_people(self, "reason", "unproven", "clock_slow", most=TEXT_MAX_BYTES)
+
+
+class StandbyStatus(Struct, frozen=True, kw_only=True):
+    """One VM that this host keeps a replica of, kept one of, or took over, as its agent tells it."""
+
+    vm: Annotated[str, says("its name in libvirt")]
+    role: Annotated[Literal["standby", "promoted"], says("promoted: the agent took it over")] = "standby"
+    state: Annotated[ReplicaState, says("ready: it could be resumed here; failed: its state file cannot be read")] = (
+        "empty"
+    )
+    reason: Reasoned = ""
+    peer: Annotated[str, says("the host that protects it to here, or did last")] = ""
+    owner: Owner = ""
+    term: Annotated[int, says("the newest that this host knows")] = 0
+    committed: Annotated[int, says("the last epoch that is here whole")] = 0
+    applied: Annotated[int, says("the last epoch that the replica's memory and disks have")] = 0
+    troubles: Troubled = []
+    primary_silence_ms: Annotated[
+        int | None, says("since when the primary was not heard; null: none is waited for")
+    ] = None
+    proven_at_ns: ProvenAt = None
+    proven_epoch: ProvenEpoch = None
+    proven_ms: ProvenTook = None
+    unproven: Unproven = ""
+    kept: Kept = {}
+    decided_at_ns: Annotated[int | None, says("when a takeover was decided, by this host's clock")] = None
+    resumed_at_ns: Annotated[int | None, says("when the VM ran here")] = None
+
+    def __post_init__(self) -> None:
+        """As in VmStatus."""
+        for_people(self, "reason", "unproven", most=TEXT_MAX_BYTES)
