@@ -26,6 +26,7 @@ from remusdb.hooks import Hooks
 from remusdb.jsontext import parse_json
 from remusdb.names import file_stem
 from remusdb.printable import printable
+from remusdb.reasons import Reason
 from remusdb.says import says
 from remusdb.threads import spawn
 
@@ -77,6 +78,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     was: Annotated[str, says("the state before it, as `status` names it")]
     now: Annotated[str, says("the state after it")]
     reason: Annotated[str, says("why, in words")]
+    why: Annotated[Reason | None, says("the same for programs; null: told by a version that had no codes")] = None
+    hint: Annotated[str, says("what to do about it; empty: nothing")] = ""
     term: Annotated[int, Meta(ge=0), says("the VM's")]
     epoch: Annotated[int | None, says("the newest that is committed")]
     heard_ms_ago: Annotated[
@@ -177,7 +180,9 @@ def append(folder: Path, event: Event) -> None:
 
 def _bounded(event: Event) -> Event:
     """With texts that fill no file by themselves, and that a terminal may be shown."""
-    texts = {field: printable(getattr(event, field), TEXT_MAX_BYTES) for field in ("was", "now", "reason", "peer")}
+    texts = {
+        field: printable(getattr(event, field), TEXT_MAX_BYTES) for field in ("was", "now", "reason", "hint", "peer")
+    }
     details = {
         key: printable(value, TEXT_MAX_BYTES) if isinstance(value, str) else value
         for key, value in list(event.details.items())[:DETAILS_MAX]

@@ -25,6 +25,8 @@ from remusdb.core.terms import Term
 from remusdb.errors import Fenced, RemusError, UnreadableState, UsageError
 from remusdb.names import file_stem, name_of, require_name
 from remusdb.printable import printable
+from remusdb.reasons import Reason
+from remusdb.wording import words
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ class VmState(msgspec.Struct, frozen=True, kw_only=True):
     term: Term = 0
     owner: str = ""  # the host that owns the VM in `term`; empty: nobody that is known
     peer: str = ""  # the other host of the pair
-    reason: str = ""
+    reason: str = ""  # in words
+    why: Reason | None = None  # the same, where it is one of ours
     wanted: bool = False  # protection was asked for here: it is taken up again after whatever ended it
     armed: bool = False  # the peer may hold epochs of `term`: output is held until it is known that it cannot take over
     paused: bool = False  # the VM was stopped here for a switchover that is not decided
@@ -89,7 +92,14 @@ class StateStore:
             ) from exc
 
     def update(self, vm: str, **changes: Any) -> VmState:
-        """Change some fields so that they survive a power cut. Fenced when `term` would go back."""
+        """Change some fields so that they survive a power cut. Fenced when `term` would go back.
+
+        `why`, a Reason, is written in words as well.
+        """
+        if "why" in changes:
+            changes["reason"] = words(changes["why"])
+        elif "reason" in changes:
+            changes["why"] = None
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with durable.alone(self._path(vm).with_suffix(".lock"), None):

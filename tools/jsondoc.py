@@ -29,6 +29,8 @@ from remusdb.control.api import (
 from remusdb.control.codec import Failed, Progress, Request
 from remusdb.control.status import VmStatus
 from remusdb.history import VmEvents
+from remusdb.reasons import Code
+from remusdb.wording import WORDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "json.md"
 PRINTED: dict[str, type[Struct]] = {
@@ -78,6 +80,16 @@ Then come any number of lines with `"is": "progress"` and the keys of a [Progres
 """
 
 
+CODES = """
+## Codes
+
+Of a [Reason](#reason). What is in braces are its parameters; a part in brackets is left out where there is none.
+
+| code | in words | what to do |
+|---|---|---|
+"""
+
+
 def page() -> str:
     """The whole of it."""
     rows = [f"| `remusdb {command} --json` | {_link(kind)} |\n" for command, kind in PRINTED.items()]
@@ -87,7 +99,12 @@ def page() -> str:
     for kind in (*PRINTED.values(), *(kind.reply() for _, kind in asked), Progress, Failed):
         _collect(kind, found)
     types_ = [f"\n## {name}\n\n{_about(kind)}\n\n{_table(kind)}" for name, kind in sorted(found.items())]
-    return HEAD + "".join(rows) + SOCKETS + "".join(ops) + "".join(types_)
+    return HEAD + "".join(rows) + SOCKETS + "".join(ops) + "".join(types_) + CODES + "".join(map(_code, Code))
+
+
+def _code(code: Code) -> str:
+    said, to_do = (re.sub(r"\[\w+\?", "[", text).replace("|", "\\|") for text in WORDS[code])
+    return f"| `{code}` | {said} | {to_do} |\n"
 
 
 def _about(kind: type[Struct]) -> str:
@@ -146,6 +163,8 @@ def _words(hint: Any, unit: str = "") -> str:
         return f"object of {_words(args[1])}"
     if isinstance(of, type) and issubclass(of, Struct):
         return _link(of)
+    if of is Code:
+        return "[code](#codes)"
     return PLAIN[getattr(of, "__supertype__", of)] + unit
 
 

@@ -48,6 +48,7 @@ def status(vm: VmName | None, agent_only: bool, as_json: bool) -> None:
             say(*[""] * bool(number), *_in_full(one))
     elif found:
         say(*words.table(HEAD, [_row(one) for one in found]))
+        say(*(f"hint: {one.vm}: {one.hint}" for one in found if one.hint))
     else:
         say("No VMs here.")
 
@@ -98,17 +99,19 @@ def _merged(own: list[VmStatus], kept: list[StandbyStatus]) -> list[VmStatus | S
 
 
 def _row(one: VmStatus | StandbyStatus) -> list[str]:
-    head = [one.vm, one.role, one.state]
+    head, reason = [one.vm, one.role, one.state], one.reason
+    if one.why is not None and one.hint:  # something to do: by its code it is found in docs/json.md
+        reason = f"{one.why.code}: {reason}"
     if one.state == "unprotected":
-        return [*head, *[words.NOTHING] * (len(HEAD) - 4), one.reason]
+        return [*head, *[words.NOTHING] * (len(HEAD) - 4), reason]
     known = [one.peer or words.NOTHING, str(one.term), str(one.committed)]
     if isinstance(one, StandbyStatus):  # its age: since when the primary has been silent
-        return [*head, *known, words.age(one.primary_silence_ms), *[words.NOTHING] * 3, one.reason]
+        return [*head, *known, words.age(one.primary_silence_ms), *[words.NOTHING] * 3, reason]
     pause = words.NOTHING
     if one.pause_ms_p50 is not None and one.pause_ms_p99 is not None:
         pause = f"{one.pause_ms_p50:.1f}/{one.pause_ms_p99:.1f} ms"
     sizes = [words.size(one.bytes_per_epoch), words.size(one.held_bytes)]
-    return [*head, *known, words.age(one.committed_age_ms), pause, *sizes, one.reason]
+    return [*head, *known, words.age(one.committed_age_ms), pause, *sizes, reason]
 
 
 def _in_full(one: VmStatus | StandbyStatus) -> list[str]:
@@ -120,6 +123,8 @@ def _in_full(one: VmStatus | StandbyStatus) -> list[str]:
             name, shown = key.removesuffix("_ms"), words.age(value)
         elif key.endswith("_at_ns") and value:
             name, shown = key.removesuffix("_ns"), words.moment(value)
+        elif key == "why" and value:
+            shown = value.code
         elif key == "troubles":
             shown = ", ".join(value) or "-"
         elif key == "page_kib" and value:

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Struct
 
 from remusdb.core.bounds import for_people
+from remusdb.reasons import Reason
 from remusdb.says import says
 from remusdb.troubles import Trouble
 
@@ -35,7 +36,9 @@ ReplicaState = Literal[
     "failed",  # its state file cannot be read
 ]
 
-Reasoned = Annotated[str, says("why it is in that state, in words")]
+Reasoned = Annotated[str, says("why it is in that state, in words; and what is wrong besides")]
+Why = Annotated[Reason | None, says("why it is in that state, for programs; null: there is nothing to say")]
+Hint = Annotated[str, says("what to do about it; empty: nothing")]
 Troubled = Annotated[list[Trouble], says("what is wrong while it is protected all the same: see hooks.md")]
 ProvenAt = Annotated[int | None, says("when QEMU on the backup last took this VM's state, by the backup's clock")]
 ProvenEpoch = Annotated[int | None, says("the epoch whose state that was")]
@@ -54,6 +57,8 @@ class VmStatus(Struct, frozen=True, kw_only=True):
         "unprotected"
     )
     reason: Reasoned = ""
+    why: Why = None
+    hint: Hint = ""
     troubles: Troubled = []
     peer: Annotated[str | None, says("the host that it is protected to, or was last")] = None
     owner: Owner = ""
@@ -89,7 +94,7 @@ class VmStatus(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Words of peers, QEMU and libvirt are cut. A name stays as it is: by it the VM is found again."""
-        for_people(self, "reason", "unproven", "clock_slow", most=TEXT_MAX_BYTES)
+        for_people(self, "reason", "hint", "unproven", "clock_slow", most=TEXT_MAX_BYTES)
 
 
 class StandbyStatus(Struct, frozen=True, kw_only=True):
@@ -101,6 +106,8 @@ class StandbyStatus(Struct, frozen=True, kw_only=True):
         "empty"
     )
     reason: Reasoned = ""
+    why: Why = None
+    hint: Hint = ""
     peer: Annotated[str, says("the host that protects it to here, or did last")] = ""
     owner: Owner = ""
     term: Annotated[int, says("the newest that this host knows")] = 0
@@ -120,4 +127,4 @@ class StandbyStatus(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """As in VmStatus."""
-        for_people(self, "reason", "unproven", most=TEXT_MAX_BYTES)
+        for_people(self, "reason", "hint", "unproven", most=TEXT_MAX_BYTES)

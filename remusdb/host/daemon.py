@@ -43,6 +43,8 @@ from remusdb.host.reconciler import Tender
 from remusdb.host.shutdown import host_is_stopping, mark_stopping, unmark
 from remusdb.host.supervisor import Keeper
 from remusdb.host.workers import WORKER_ARGV
+from remusdb.reasons import Code, Reason
+from remusdb.wording import words
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +144,7 @@ class HostDaemon:
                 owner, term = asked.owner, asked.term
                 if term <= record.state.term:
                     raise RefusedForSafety(f"term {term} of host {owner} is not newer than {record.state.term}")
-                self._keeper.fence(record, owner, term, f"host {owner} owns the VM since term {term}")
+                self._keeper.fence(record, owner, term)
             if not record.state.put_away:
                 self._tender.put_away(record)
         return Nothing()
@@ -151,11 +153,11 @@ class HostDaemon:
         return Unprotected(note=self._keeper.unprotect(asked.vm, asked.peer_is_dead, progress))
 
     def _status(self, asked: HostStatus, _progress: ProgressFn) -> HostVms:
-        found, warnings = self._keeper.statuses(), []
+        found, warnings, off = self._keeper.statuses(), [], Reason.of(Code.NOT_RUNNING)
         try:
             known = self._inspection.vms()
             for vm, running in known.items():
-                found.setdefault(vm, VmStatus(vm=vm, reason="" if running else "not running"))
+                found.setdefault(vm, VmStatus(vm=vm) if running else VmStatus(vm=vm, reason=words(off), why=off))
             found = {vm: one for vm, one in found.items() if one.state != "unprotected" or vm in known}
         except VmError as exc:
             warnings.append(f"VMs that are not protected are not shown: {exc}")

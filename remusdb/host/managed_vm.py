@@ -20,7 +20,9 @@ from msgspec.structs import replace
 from remusdb.control.status import State, VmStatus
 from remusdb.errors import Fenced, RemusError
 from remusdb.host.worker_process import WorkerLink
+from remusdb.reasons import Code, Reason
 from remusdb.state import PROMOTED, StateStore, VmState
+from remusdb.wording import hint, words
 
 ENDED: Final[tuple[State, ...]] = ("unprotected", "fenced", "failed", "solo")  # a worker may end in these by itself
 
@@ -95,8 +97,8 @@ class VmRecord:
             self._settled = self._over = False
             state = self.state
             shown: State = "held" if state.armed else "seeding"
-            reason = "protection is taken up again; output is held" if state.armed else "the worker starts"
-            self._status = VmStatus(vm=self.vm, state=shown, reason=reason, peer=peer, term=state.term)
+            why = Reason.of(Code.REJOINING if state.armed else Code.STARTING)
+            self._status = self._because(shown, why, VmStatus(vm=self.vm, peer=peer, term=state.term))
             self._told_at = time.monotonic()
 
     def drop_link(self, link: WorkerLink) -> None:
@@ -105,14 +107,19 @@ class VmRecord:
             if self._link is link:
                 self._link = None
 
-    def settle(self, state: State, reason: str) -> None:
+    def settle(self, state: State, why: Reason) -> None:
         """Enter a state that no worker tells, and hear nothing more of a worker that is ending."""
         with self._lock:
-            self._settle(state, reason)
+            self._settle(state, why)
 
-    def _settle(self, state: State, reason: str) -> None:
+    def _settle(self, state: State, why: Reason) -> None:
         self._settled, self._settled_at = True, self._store.changed(self.vm)
-        self._status = replace(self._status, state=state, reason=reason, in_flight=0)
+        self._status = replace(self._because(state, why), in_flight=0)
+
+    def _because(self, state: State, why: Reason | None, status: VmStatus | None = None) -> VmStatus:
+        """The status (the present one, where none is given) in this state, with why."""
+        was = status or self._status
+        return replace(was, state=state, why=why, reason=words(why), hint=hint(why, self.vm))
 
     def status(self) -> VmStatus:
         """The VM's status now. The age of the last commit grows also while nobody tells it."""
@@ -120,9 +127,12 @@ class VmRecord:
             try:
                 state = self.state
             except RemusError as exc:
-                return replace(self._status, state="failed", reason=str(exc))
+                return self._because("failed", Reason.by(exc))
             if not self.busy and self._settled_at != self._read_at:  # the file was changed by somebody else since
-                self._status = VmStatus(vm=self.vm, state=_shown(state), reason=_reason(state), peer=state.peer)
+                status = VmStatus(vm=self.vm, reason=state.reason, peer=state.peer)
+                self._status = replace(status, state=_shown(state))
+                if (why := _why(state)) is not None:
+                    self._status = self._because(_shown(state), why)
             found, age_ms = self._status, self._status.committed_age_ms
             if age_ms is not None:
                 age_ms = round(age_ms + 1000 * (time.monotonic() - self._told_at), 1)
@@ -133,7 +143,10 @@ class VmRecord:
                 term=max(state.term, found.term),
                 committed_age_ms=age_ms,
             )
-            return replace(found, state="fenced", reason=state.reason) if state.role == "fenced" else found
+            if state.role == "fenced":
+                why = state.why or Reason.of(Code.OWNED_ELSEWHERE, owner=state.owner, term=state.term)
+                found = self._because("fenced", why, found)
+            return found
 
     def on_status(self, link: WorkerLink, status: VmStatus) -> None:
         """The worker tells its state."""
@@ -155,10 +168,9 @@ class VmRecord:
             self._link = None
             self._status = replace(self._status, in_flight=0)
             if self._status.state not in ENDED and not self._settled:
-                last = f" (last: {self._status.reason})" if self._status.reason else ""
                 held, wanted = self._left_behind()
-                reason = f"the worker {how}{last}{'; output stays held' if held else ''}"
-                self._settle("held" if held else "solo" if wanted else "failed", reason)
+                why = Reason.of(Code.WORKER_LOST if held else Code.WORKER_ENDED, how=how, last=self._status.reason)
+                self._settle("held" if held else "solo" if wanted else "failed", why)
 
     def adopted(self, link: WorkerLink) -> None:
         """`link` is the worker that an earlier daemon left behind. What it last did, the state file tells."""
@@ -167,8 +179,8 @@ class VmRecord:
             with suppress(RemusError):
                 state = self.state
                 shown: State = "protected" if state.armed else "seeding"
-                reason = "the host daemon was restarted; its worker has not told yet how it is"
-                self._status = VmStatus(vm=self.vm, state=shown, reason=reason, peer=state.peer, term=state.term)
+                status = VmStatus(vm=self.vm, peer=state.peer, term=state.term)
+                self._status = self._because(shown, Reason.of(Code.WORKER_UNHEARD), status)
 
     def refuse_fenced(self) -> None:
         """Fenced when another host owns the VM."""
@@ -206,10 +218,10 @@ def _shown(state: VmState) -> State:
             return "unprotected"
 
 
-def _reason(state: VmState) -> str:
-    """Why the VM is in the state that its file tells, with what to do where that is the next step."""
+def _why(state: VmState) -> Reason | None:
+    """Why the VM is in the state that its file tells; None: what the file says is all."""
     if state.role in PROMOTED:
-        return f"taken over in term {state.term} ({state.reason}); protect it: remusdb reprotect {state.vm} --to HOST"
+        return Reason.of(Code.TAKEN_OVER_HERE, term=state.term, why=state.reason)
     if state.role == "protected":
-        return f"no worker runs; output stays held: {state.reason}"
-    return state.reason
+        return Reason.of(Code.NO_WORKER, last=state.reason)
+    return state.why

@@ -24,6 +24,7 @@ from remusdb.host.quarantine.retire import put_away
 from remusdb.host.reconcile import Action, disputed, hearsay, next_action, says_it_is_there, superseded
 from remusdb.host.supervisor import Keeper
 from remusdb.quietly import NOISY
+from remusdb.reasons import Code, Reason
 from remusdb.state import VmState
 from remusdb.threads import spawn, vital
 from remusdb.vm.domain import pid_of
@@ -70,7 +71,7 @@ class Tender:
         self._config = keeper.config
         self._arbiter = Arbiter(keeper.config.arbiter) if keeper.config.arbiter else None
         self._patience: dict[str, Patience] = {}
-        self._refusals: dict[str, str] = {}  # what was told last of a VM that cannot be protected
+        self._refusals: dict[str, Reason] = {}  # what was told last of a VM that cannot be protected
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -78,7 +79,7 @@ class Tender:
         for record in self._keeper.records():
             if self._keeper.workers.adopt(record):
                 log.info("its worker goes on", extra={"vm": record.vm})
-                self._keeper.tell(record, "adopted", "protected", "the host daemon was restarted; its worker goes on")
+                self._keeper.tell(record, "adopted", "protected", Reason.of(Code.ADOPTED))
         vital(self._look, name="tender")
 
     def stop(self) -> None:
@@ -91,7 +92,7 @@ class Tender:
         policy = self._config.for_vm(record.vm).on_fenced
         host = self._config.host
         done = put_away(host.libvirt_uri, state, policy, host.image_dir, host.state_dir)
-        reason = f"{state.reason.split(';')[0]}; {done.note}"
+        why = Reason.of(Code.PUT_AWAY, owner=state.owner, term=state.term, note=done.note)
         self._keeper.store.update(
             record.vm,
             put_away=True,
@@ -100,10 +101,10 @@ class Tender:
             kept=done.disks,
             kept_formats=done.formats,
             autostart=False,
-            reason=reason,
+            why=why,
         )
-        record.settle("fenced", reason)
-        self._keeper.tell(record, "kept", "fenced", reason)
+        record.settle("fenced", why)
+        self._keeper.tell(record, "kept", "fenced", why)
 
     def _look(self) -> None:
         while not self._stop.wait(LOOK_S):
@@ -117,7 +118,7 @@ class Tender:
         try:
             state = record.state
         except RemusError as exc:
-            return record.settle("failed", str(exc))
+            return record.settle("failed", Reason.by(exc))
         if record.link is not None and not record.busy and record.work.acquire(blocking=False):
             try:  # its session is over, and it has said how
                 record.link.stop()
@@ -172,25 +173,23 @@ class Tender:
         if other is None and (named := hearsay(self._config.host.name, state, standing)):
             other = self._confirmed(record, named)
             if other is None:
-                why = f"{state.peer} says that host {named} owns the VM, and {named} did not confirm it"
-                return self._in_doubt(record, f"{why} (is it in host.toml, and this host in its agent.toml?)")
+                return self._in_doubt(record, Reason.of(Code.OWNER_UNCONFIRMED, peer=state.peer, owner=named))
         if other is not None:
-            reason = f"host {other.owner} owns the VM since term {other.term}"
-            self._keeper.fence(record, other.owner, other.term, reason)
+            self._keeper.fence(record, other.owner, other.term)
             self.put_away(record)
         elif standing is not None and disputed(state, standing):
-            why = f"{state.peer} says that it owns the VM in term {standing.term}, and had no right to take it over"
-            self._in_doubt(record, f"{why}; where it is not needed, on {state.peer}: remusdb forget {record.vm}")
+            self._in_doubt(record, Reason.of(Code.OWNER_DISPUTED, peer=state.peer, term=standing.term))
         elif not self._keeper.inspection.vms().get(record.vm, False):
             self._off(record, standing)
         elif silent is not None:
             self._without_peer(record, silent)
         elif standing is not None and not standing.owner and standing.term > state.term:
-            record.settle("held" if state.armed else "solo", f"{state.peer} is deciding whether it takes the VM over")
+            record.settle("held" if state.armed else "solo", Reason.of(Code.PEER_DECIDING, peer=state.peer))
         else:
             if not state.armed:  # a VM with the gate still in has passed already
                 self._keeper.preflight(record.vm, state.peer)
-            self._keeper.tell(record, "resync", record.status().state, f"it is protected to {state.peer} again")
+            again = Reason.of(Code.PROTECTED_AGAIN, peer=state.peer)
+            self._keeper.tell(record, "resync", record.status().state, again)
             return True
         return False
 
@@ -198,15 +197,14 @@ class Tender:
         """The VM is not what can be protected any more: told once, tried again until it is, or an unprotect."""
         log.warning("not yet: %s", exc, extra={"vm": record.vm})
         state = record.state
-        why = f"{exc}; {exc.hint}" if exc.hint else str(exc)
-        reason = f"{state.reason}; {why}" if state.reason else why
         if state.armed:
             return
+        why = Reason.of(Code.CANNOT_PROTECT, why=exc, hint=exc.hint, since=state.reason)
         was = record.status().state
-        record.settle("solo" if state.wanted else "failed", reason)
-        if self._refusals.get(record.vm) != reason:
-            self._refusals[record.vm] = reason
-            self._keeper.tell(record, "failed", was, reason)
+        record.settle("solo" if state.wanted else "failed", why)
+        if self._refusals.get(record.vm) != why:
+            self._refusals[record.vm] = why
+            self._keeper.tell(record, "failed", was, why)
 
     def _confirmed(self, record: VmRecord, named: str) -> Ownership | None:
         """Host `named` was said to own the VM: does it say so itself?"""
@@ -218,7 +216,7 @@ class Tender:
             return None
         return Ownership(named, standing.term)
 
-    def _in_doubt(self, record: VmRecord, why: str) -> bool:
+    def _in_doubt(self, record: VmRecord, why: Reason) -> bool:
         """Nothing is begun, started or destroyed: an operator decides."""
         record.settle("held" if record.state.armed else "solo", why)
         return False
@@ -242,10 +240,10 @@ class Tender:
         state = record.state
         if standing is None or standing.role in ("standby", "promoting"):
             shown: State = "held" if state.armed else "solo"
-            return record.settle(shown, f"the VM is off here; {state.peer} has not said that it took it over")
-        reason = f"the VM is off; {state.peer} does not run it: start it with virsh start {record.vm}"
-        self._keeper.store.update(record.vm, role="solo", armed=False, gates=[], reason=reason)
-        record.settle("solo", reason)
+            return record.settle(shown, Reason.of(Code.OFF_UNDECIDED, peer=state.peer))
+        why = Reason.of(Code.OFF, peer=state.peer)
+        self._keeper.store.update(record.vm, role="solo", armed=False, gates=[], why=why)
+        record.settle("solo", why)
         if state.autostart:  # it would have started with this host, had remusdb not taken that over
             self._keeper.inspection.start(record.vm)
 
@@ -253,18 +251,21 @@ class Tender:
         """The VM runs, its worker is gone, the backup is silent: only the arbiter can let it speak."""
         state, vm = record.state, record.vm
         if not state.armed:
-            return record.settle("solo", f"{silent}; the VM runs alone, it is tried again")
+            return record.settle("solo", Reason.of(Code.PEER_UNREACHABLE, peer=state.peer, why=silent))
         with contextlib.suppress(VmError, GateError):  # an interface that it was given meanwhile must not speak either
             shut_taps(pid_of(vm), [gate["tap"] for gate in state.gates])
         solo = self._arbiter is not None and self._config.for_vm(vm).on_backup_loss != "hold"
         if not solo or self._arbiter is None:
-            return record.settle("held", f"{silent}; output is held until the agent answers, or `remusdb unprotect`")
+            return record.settle("held", Reason.of(Code.PEER_UNREACHABLE_HELD, peer=state.peer, why=silent))
         claim = self._arbiter.claim(vm, go_solo(self._config.host.name, state.term))
         if claim.verdict is Verdict.WON:
             self._keeper.store.update(vm, term=state.term + 1)
-            self._keeper.free(record, f"the arbiter allows it to go on alone: {silent}")
+            self._keeper.free(record, Reason.of(Code.ALONE, why=silent))
+        elif claim.verdict is Verdict.LOST:
+            owned = {"owner": claim.record.owner or "nobody", "term": claim.record.term} if claim.record else {}
+            record.settle("held", Reason.of(Code.ARBITER_REFUSES, peer=state.peer, why=silent, **owned))
         else:
-            record.settle("held", f"{silent}; the arbiter does not allow it to go on alone ({claim.verdict.value})")
+            record.settle("held", Reason.of(Code.ARBITER_SILENT, peer=state.peer, why=silent))
 
 
 def _unheard(_progress: Progress) -> None:

@@ -24,7 +24,9 @@ from remusdb.host.managed_vm import VmRecord
 from remusdb.host.worker_process import WorkerLink
 from remusdb.host.workers import WORKER_ARGV, Workers
 from remusdb.preflight.decide import PEER, require
+from remusdb.reasons import Code, Reason
 from remusdb.state import OWNING, StateStore
+from remusdb.wording import hint, words
 from remusdb.worker.spec import End, Move, Start
 
 log = logging.getLogger(__name__)
@@ -127,16 +129,15 @@ class Keeper:
 
     def unprotect(self, vm: str, peer_is_dead: bool, progress: ProgressFn) -> str:
         """End a VM's protection; what is worth a word about how it ended."""
-        record = self.record(vm)
+        record, why = self.record(vm), Reason.of(Code.UNPROTECT_ASKED)
         with record.leaving():  # or the tender takes a worker that ends for one that was lost, and begins the next
             if record.busy is False and record.state.role not in ("protected", "solo", "seeding", "fenced"):
                 raise NotProtected(f"VM {vm} is not protected")
             note = self._end_worker(record, peer_is_dead, progress)
             with record.work:  # whoever began before us has done with the state file
                 if record.state.role != "none":
-                    reason = "unprotect was asked"
-                    self.store.update(vm, role="none", wanted=False, armed=False, gates=[], reason=reason)
-                record.settle("unprotected", "unprotect was asked")
+                    self.store.update(vm, role="none", wanted=False, armed=False, gates=[], why=why)
+                record.settle("unprotected", why)
         log.info("unprotected", extra={"vm": vm})
         return note
 
@@ -172,29 +173,30 @@ class Keeper:
             )
         return link.request(Move(), progress, SWITCH_TIMEOUT_S)
 
-    def fence(self, record: VmRecord, owner: str, term: int, reason: str) -> None:
+    def fence(self, record: VmRecord, owner: str, term: int) -> None:
         """Another host owns the VM: durable first, then the worker's end. With `record.work` held."""
         was = record.status().state
+        why = Reason.of(Code.OWNED_ELSEWHERE, owner=owner, term=term)
         term = reached(record.state.term, term)
-        self.store.update(record.vm, role="fenced", owner=owner, term=term, reason=reason, put_away=False)
+        self.store.update(record.vm, role="fenced", owner=owner, term=term, why=why, put_away=False)
         link = record.link
         if link is not None:
             link.kill()  # the gate stays as it is: shut
             link.stop()
             record.drop_link(link)
-        record.settle("fenced", reason)
-        self.tell(record, "fenced", was, reason)
+        record.settle("fenced", why)
+        self.tell(record, "fenced", was, why)
 
-    def free(self, record: VmRecord, reason: str) -> None:
+    def free(self, record: VmRecord, why: Reason) -> None:
         """Nobody can take the VM over any more: take out what a dead worker left, so that it speaks. `work` is held."""
         link = self._take_out(record, True, lambda _progress: None)
         link.stop()
         record.drop_link(link)
-        self.store.update(record.vm, role="solo", wanted=True, armed=False, gates=[], reason=reason)
-        record.settle("solo", reason)
-        self.tell(record, "solo", "held", reason)
+        self.store.update(record.vm, role="solo", wanted=True, armed=False, gates=[], why=why)
+        record.settle("solo", why)
+        self.tell(record, "solo", "held", why)
 
-    def tell(self, record: VmRecord, event: EventName, was: str, reason: str) -> None:
+    def tell(self, record: VmRecord, event: EventName, was: str, why: Reason) -> None:
         """Into the history, and to the hooks."""
         status = record.status()
         self._history.record(
@@ -206,7 +208,9 @@ class Keeper:
                 event=event,
                 was=was,
                 now=status.state,
-                reason=reason,
+                reason=words(why),
+                why=why,
+                hint=hint(why, record.vm),
                 term=status.term,
                 epoch=status.committed or None,
                 heard_ms_ago=None,
@@ -270,7 +274,7 @@ class Keeper:
         shown: State = (
             "fenced" if state.role == "fenced" else "held" if state.armed else "solo" if state.wanted else "failed"
         )
-        record.settle(shown, f"{exc}; output stays held" if shown == "held" else str(exc))
+        record.settle(shown, Reason.by(exc, Code.ERROR_HELD if shown == "held" else Code.ERROR))
         if shown == "solo":
             again = f"{record.vm} runs on alone; this is tried again by itself, until: remusdb unprotect {record.vm}"
             exc.hint = f"{exc.hint}; {again}" if exc.hint else again

@@ -23,15 +23,22 @@ from remusdb.host import worker_process as worker_link
 from remusdb.host.quarantine.retire import PutAway
 from remusdb.names import VmName
 from remusdb.preflight.checks import Check
+from remusdb.reasons import Code, Reason
 from remusdb.state import StateStore, VmState
 from tests.unit.host_daemon_rig import NoLibvirt, Running, history, put, wait_for
+
+
+def code(daemon: Running, vm: str) -> Code | None:
+    """Why it is in its state."""
+    why = daemon.status(vm).why
+    return why.code if why else None
 
 
 def test_without_the_backups_answer_the_output_stays_held(daemon: Running) -> None:
     daemon.libvirt.known["quiet"] = True
     daemon.protect("quiet")
     os.kill(daemon.worker_pid("quiet"), signal.SIGKILL)
-    wait_for(lambda: "no route; output is held" in daemon.status("quiet").reason)
+    wait_for(lambda: code(daemon, "quiet") is Code.PEER_UNREACHABLE_HELD)
     assert daemon.status("quiet").state == "held"
     with pytest.raises(RefusedForSafety, match="protected to beta"):
         daemon.protect("quiet", "gamma")
@@ -53,7 +60,7 @@ def test_what_another_host_owns_is_put_away(
     wait_for(lambda: bool(daemon.status("taken").kept))
     told = daemon.status("taken")
     assert (told.state, told.owner, told.term) == ("fenced", "beta", 8)
-    assert "host beta owns the VM since term 8; disks kept: vda" in told.reason
+    assert told.why == Reason.of(Code.PUT_AWAY, owner="beta", term=8, note="disks kept: vda")
     assert done == ["taken fenced keep"]
     wait_for(lambda: [event.event for event in history(daemon, config, "taken")][-2:] == ["fenced", "kept"])
 
@@ -74,7 +81,7 @@ def test_a_peer_that_is_away_is_tried_again(config: HostConfig) -> None:
 
     def held_between_tries() -> bool:
         told = running.status("flaky")
-        return told.state == "held" and "no route" in told.reason
+        return told.state == "held" and told.why is not None and "no route" in told.why.params.get("why", "")
 
     wait_for(held_between_tries)
     (config.host.state_dir / "peer-is-back").touch()
@@ -88,7 +95,7 @@ def test_what_cannot_be_taken_up_says_why(config: HostConfig, vm: str, peer: str
     inspection = NoLibvirt()
     inspection.known[vm] = True
     running = Running(config, inspection)
-    wait_for(lambda: running.status(vm).state == state and running.status(vm).reason != "protected")
+    wait_for(lambda: running.status(vm).state == state and code(running, vm) is not Code.NO_WORKER)
     running.daemon.stop()
 
 
@@ -107,7 +114,8 @@ def test_a_vm_that_was_taken_over_here_says_what_to_do(config: HostConfig) -> No
     put(config, "db1", role="promoted", term=4, owner="alpha", peer="beta", reason="beta was silent", resumed_at_ns=1)
     running = Running(config)
     told = running.status("db1")
-    assert told.state == "unprotected" and "remusdb reprotect db1 --to HOST" in told.reason
+    assert told.state == "unprotected" and code(running, "db1") is Code.TAKEN_OVER_HERE
+    assert told.hint == "protect it: remusdb reprotect db1 --to HOST"
     assert running.ask(Reprotect(vm=VmName("db1"), to="beta")).state == "protected"
     with pytest.raises(NotProtected, match="was not taken over here"):
         running.ask(Reprotect(vm=VmName("web"), to="beta"))
@@ -170,7 +178,8 @@ def test_a_vm_that_became_unfit_says_why_once_and_is_protected_when_it_is_fit(co
     wait_for(lambda: drive.looks > 2)
     told = running.status("db1")
     assert told.state == "solo"
-    assert told.reason.startswith("devices changed: a medium; ") and told.reason.endswith("; eject it"), told
+    assert told.why is not None and told.why.code is Code.CANNOT_PROTECT
+    assert told.why.params["since"] == "devices changed: a medium" and told.hint == "eject it"
     assert [event.event for event in history(running, config, "db1")] == ["failed"]
     drive.full = False
     wait_for(lambda: running.status("db1").state == "protected")
@@ -193,5 +202,5 @@ def test_what_the_worker_refuses_is_tried_at_longer_intervals(
     wait_for(lambda: told().count("resync") == 2)
     time.sleep(1.5)
     assert told().count("resync") == 2 and told().count("failed") == 1
-    assert running.status("unfit").state == "solo" and "take it out" in running.status("unfit").reason
+    assert running.status("unfit").state == "solo" and running.status("unfit").hint.startswith("take it out")
     running.daemon.stop()

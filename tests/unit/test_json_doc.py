@@ -17,6 +17,7 @@ from remusdb.config import HostConfig
 from remusdb.control import ControlServer, api
 from remusdb.control.codec import plain
 from remusdb.core.messages import Welcome
+from remusdb.reasons import Code, Reason
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.registry import Registry
 from tests.unit.host_daemon_rig import Running
@@ -52,6 +53,8 @@ def require(value: Any, words: str) -> None:
             require(one, inner)
     elif " or " in words and words != "true or false":
         require_any(value, words.split(" or "))
+    elif words == "[code](#codes)":
+        assert f"\n| `{value}` | " in PAGE.partition("\n## Codes\n")[2]
     elif words.startswith("["):
         keys = section(words[1 : words.index("]")])
         assert set(value) == set(keys), words
@@ -126,7 +129,7 @@ def test_what_an_agent_answers(context: Context, run_dir: Path) -> None:
 def test_what_history_prints(daemon: Running, config: HostConfig) -> None:
     daemon.protect("db1")
     record = daemon.daemon._keeper.record("db1")
-    daemon.daemon._keeper.tell(record, "adopted", "protected", "why")
+    daemon.daemon._keeper.tell(record, "adopted", "protected", Reason.of(Code.ADOPTED))
     assert daemon.daemon._history.flush(20)
     told = CliRunner().invoke(cli, ["history", "db1", "--state-dir", str(config.host.state_dir), "--json"])
     events = json.loads(told.stdout)["events"]

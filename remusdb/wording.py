@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reasons in plain English: what is so, and what to do about it. No other place composes such a sentence.
+
+A part in brackets is left out where one of its parameters is empty; `[name?...]` is one that a parameter turns on.
+"""
+
+from __future__ import annotations
+
+import re
+from shlex import quote
+from typing import Final
+
+from remusdb.reasons import Code, Reason
+
+_AGENT = "on {peer}: systemctl status remusdb-agent"
+_DEAD = f"{_AGENT}; only if that host is off: remusdb unprotect {{vm}} --peer-is-dead"
+_ETCD = "bring etcd back; `remusdb check {vm}` says what is wrong with it"
+_STILL = "[still?, and stands still as it did there]"
+_STAYS = "[stays?; after a takeover it stays so]"
+
+# code -> (what is so, what to do)
+WORDS: Final[dict[Code, tuple[str, str]]] = {
+    Code.OTHER: ("{why}", ""),
+    Code.ERROR: ("{why}", "{hint}"),
+    Code.ERROR_HELD: ("{why}; output is held", "[{hint}; ]to let it go: remusdb unprotect {vm}"),
+    Code.UNPROTECT_ASKED: ("unprotect was asked", ""),
+    Code.NOT_RUNNING: ("not running", ""),
+    Code.STARTING: ("the worker starts", ""),
+    Code.REJOINING: ("protection is taken up again; output is held", ""),
+    Code.PROTECTED_AGAIN: ("it is protected to {peer} again", ""),
+    Code.COPYING: ("the initial copy to {peer} runs", ""),
+    Code.FOLLOWING: ("epoch by epoch to {peer}", ""),
+    Code.RECONNECTED: ("epoch by epoch to {peer}; the connection was made anew", ""),
+    Code.COPY_RECONNECTED: ("the initial copy to {peer} goes on; the connection was made anew", ""),
+    Code.ADOPTED: ("the host daemon was restarted; its worker goes on", ""),
+    Code.WORKER_UNHEARD: (
+        "the host daemon was restarted; its worker has not told yet how it is",
+        "a worker of another version is not understood; protection goes on",
+    ),
+    Code.CUT_WAITS: ("{who} does not answer since {seconds} s; output waits", ""),
+    Code.CLOCK_SLOW: ("the guest's clock is not put right at each cut: {why}", ""),
+    Code.PROVEN: ("the standby is proven: QEMU there takes this VM's state", ""),
+    Code.UNPROVEN_REFUSED: (
+        "QEMU on {peer} refuses to resume this VM, a takeover would boot its disks: {why}",
+        "{hint}",
+    ),
+    Code.UNPROVEN_SILENT: ("the standby is not proven: agent {peer} did not say within {seconds} s", _AGENT),
+    Code.UNPROVEN_UNABLE: ("the standby is not proven, it will be tried again: {why}", "{hint}"),
+    Code.SUSPENDED: (f"it is suspended{_STAYS}", "to let it run: virsh resume {vm}"),
+    Code.GUEST_SLEEPS: ("its guest sleeps", "to wake it: virsh dompmwakeup {vm}"),
+    Code.GUEST_SHUT_DOWN: (f"its guest has shut down, QEMU is kept{_STAYS}", ""),
+    Code.GUEST_CRASHED: (
+        f"its guest has crashed, QEMU is kept{_STAYS}",
+        "to start it anew: virsh reset {vm}",
+    ),
+    Code.WATCHDOG: (
+        f"its watchdog has stopped it{_STAYS}",
+        "to let it run: virsh resume {vm}",
+    ),
+    Code.DUMPED: ("it stands still while libvirt writes a dump of it", ""),
+    Code.DISK_FULL: (
+        "QEMU has paused it: no space left on this host for disk {disks}",
+        "make room, then: virsh resume {vm}",
+    ),
+    Code.DISK_ERROR: (
+        "QEMU has paused it: I/O error of {disks} on this host",
+        "mend it, then: virsh resume {vm}",
+    ),
+    Code.STOPPED: (
+        f"QEMU does not run it ({{status}}){_STAYS}",
+        "see /var/log/libvirt/qemu/{vm}.log",
+    ),
+    Code.RUNS_AGAIN: ("the VM runs again", ""),
+    Code.OUTPUT_DROPPED: (
+        "{frames} frames of the VM were dropped: more output came than the gate takes, or holds ({mib} MiB)",
+        "TCP sends them again, UDP is lost; the bound is protection.held_max_bytes",
+    ),
+    Code.OUTPUT_FITS: ("the gate has room again, nothing more was dropped", ""),
+    Code.ARBITER_UNFIT: ("{why}; if a host were lost now, nobody could go on by itself", "{hint}"),
+    Code.ARBITER_FIT: ("the arbiter takes changes again", ""),
+    Code.PEER_LOST: ("{why}; output is held until {peer} answers", _DEAD),
+    Code.COPY_WAITS: ("{why}; the initial copy goes on when {peer} is back", _AGENT),
+    Code.PEER_UNREACHABLE: (
+        "{why}; it runs alone, and is tried again",
+        f"{_AGENT}; to stop trying: remusdb unprotect {{vm}}",
+    ),
+    Code.PEER_UNREACHABLE_HELD: ("{why}; output is held until {peer} answers", _DEAD),
+    Code.PEER_DECIDING: ("{peer} is deciding whether it takes the VM over", ""),
+    Code.PEER_RENOUNCED: ("agent {peer} gave up: {why}", ""),
+    Code.PEER_UNHEARD_AT_END: ("{why}; and {peer} does not answer: output is held", _DEAD),
+    Code.ALONE: ("the arbiter allows it to go on alone: {why}", ""),
+    Code.ALONE_FAILED: ("{why}; going on alone failed: {error}; output is held, it is tried again", ""),
+    Code.ARBITER_REFUSES: (
+        "{why}; by the arbiter[ {owner} owns the VM in term {term}, and] it may not go on alone: output is held",
+        _AGENT,
+    ),
+    Code.ARBITER_SILENT: ("{why}; the arbiter does not answer either: output is held", f"{_ETCD}; {_DEAD}"),
+    Code.ARBITER_IN_DOUBT: ("the arbiter's answer was lost: output is held until it answers", _ETCD),
+    Code.OWNED_ELSEWHERE: (
+        "host {owner} owns the VM since term {term}",
+        "to have it back here, on {owner}: remusdb reprotect {vm} --to THIS-HOST",
+    ),
+    Code.PUT_AWAY: (
+        "host {owner} owns the VM since term {term}; {note}",
+        "to have it back here, on {owner}: remusdb reprotect {vm} --to THIS-HOST",
+    ),
+    Code.OWNER_UNCONFIRMED: (
+        "{peer} says that host {owner} owns the VM, and {owner} did not confirm it",
+        "is {owner} in this host's host.toml, and this host in its agent.toml?",
+    ),
+    Code.OWNER_DISPUTED: (
+        "{peer} says that it owns the VM in term {term}, and had no right to take it over",
+        "where it is not needed, on {peer}: remusdb forget {vm}",
+    ),
+    Code.TAKEN_OVER_HERE: (
+        "taken over in term {term}[ ({why})]; it has no backup",
+        "protect it: remusdb reprotect {vm} --to HOST",
+    ),
+    Code.OFF_UNDECIDED: ("the VM is off here; {peer} has not said that it took it over", _AGENT),
+    Code.OFF: ("the VM is off; {peer} does not run it", "start it: virsh start {vm}"),
+    Code.CANNOT_PROTECT: ("[{since}; ]{why}", "{hint}"),
+    Code.WORKER_ENDED: ("the worker {how}[ (last: {last})]", "why: journalctl -u remusdb-host"),
+    Code.WORKER_LOST: ("the worker {how}[ (last: {last})]; output stays held", "why: journalctl -u remusdb-host"),
+    Code.NO_WORKER: ("no worker runs; output stays held[: {last}]", "another one is begun by itself"),
+    Code.ABANDONED_HELD: ("{why}; output is held until protect or unprotect succeeds", ""),
+    Code.QEMU_DIED: ("QEMU died; {peer} takes over when its silence limit is reached", ""),
+    Code.VM_ENDED: ("{how}", ""),
+    Code.HOST_STOPS: ("the VM was shut down with its host", ""),
+    Code.DEVICES_CHANGED: ("{why}", "{hint}"),
+    Code.NO_SESSION: ("no session yet", ""),
+    Code.COPY_ARRIVES: ("the initial copy runs", ""),
+    Code.PROTECTED_TO_HERE: ("host {peer} protects it to here", ""),
+    Code.FOLLOWS: ("follows {peer} epoch by epoch", ""),
+    Code.SESSION_LOST: ("session lost: {why}", "on {peer}: remusdb status {vm}"),
+    Code.SESSION_BROKE: ("the session broke off: {why}", ""),
+    Code.PRIMARY_ENDED_IT: ("the primary ended protection: {why}", ""),
+    Code.PRIMARY_SILENT_IN_COPY: ("{peer} was silent for {silence_ms} ms in the initial copy", ""),
+    Code.REPLICA_BROKE: ("{why}", "{hint}"),
+    Code.AGENT_STOPPED: ("the agent was stopped", ""),
+    Code.AGENT_RESTARTED: ("the agent was restarted: there is no replica", ""),
+    Code.FORGOTTEN: ("an operator had it forgotten", ""),
+    Code.OVERRULED: ("by the arbiter {owner} owns it[, not {peer}][ in term {term}]", ""),
+    Code.FAILOVER_ASKED: ("asked for with `remusdb failover`", ""),
+    Code.SWITCHOVER_ASKED: ("switchover: {why}", ""),
+    Code.PRIMARY_SILENT: ("{peer} was silent for {silence_ms} ms", ""),
+    Code.PRIMARY_HEARD: ("{peer} is heard again", ""),
+    Code.ARBITER_AWAITED: (
+        "{peer} is silent; whether this host may take over is asked again: {why}",
+        "bring etcd back; or, only if {peer} is off: remusdb failover {vm} --primary-is-dead",
+    ),
+    Code.ARBITER_ANSWERED: ("the arbiter has answered", ""),
+    Code.TAKEOVER_REFUSED: ("{peer} is silent, but this host does not take over: {why}", "{hint}"),
+    Code.TAKEOVER_FAILED: ("takeover failed, the VM was not started: {why}", "{hint}"),
+    Code.TAKEOVER_LEFT: ("the agent died in the middle of a takeover", ""),
+    Code.RESUMED_WARM: (
+        f"[{{why}}; ]resumed where it was{_STILL}",
+        "[still?to let it run: virsh resume {vm}]",
+    ),
+    Code.RESUMED_COLD: (
+        f"[{{why}}; ]booted from its disks, the standby could not be resumed: {{error}}{_STILL}",
+        "[still?to let it run: virsh resume {vm}]",
+    ),
+}
+_PART: Final = re.compile(r"\[(?:(\w+)\?)?([^\[\]]*)\]")
+_NAME: Final = re.compile(r"\{(\w+)\}")
+
+
+def words(reason: Reason | None) -> str:
+    """What is so, in a sentence; empty where there is no reason."""
+    return "" if reason is None else _filled(WORDS[reason.code][0], reason.params)
+
+
+def hint(reason: Reason | None, vm: str) -> str:
+    """What to do about it; empty: nothing, or nothing that is known."""
+    return "" if reason is None else _filled(WORDS[reason.code][1], {**reason.params, "vm": quote(vm)})
+
+
+def parameters(code: Code) -> tuple[set[str], set[str]]:
+    """Those that a reason of this code must have, and those that it may have besides."""
+    both = "".join(WORDS[code])
+    needed = set(_NAME.findall(_PART.sub("", both))) - {"vm"}
+    flags = {name for name, _ in _PART.findall(both) if name}
+    return needed, (set(_NAME.findall(both)) | flags) - needed - {"vm"}
+
+
+def _filled(template: str, params: dict[str, str]) -> str:
+    def part(found: re.Match[str]) -> str:
+        wanted = [*filter(None, [found[1]]), *_NAME.findall(found[2])]
+        return found[2] if all(params.get(name) for name in wanted) else ""
+
+    return _NAME.sub(lambda found: params.get(found[1], ""), _PART.sub(part, template))
