@@ -105,9 +105,13 @@ class Channel:
         return True
 
     def close(self) -> None:
-        """Nobody can find this worker any more."""
+        """Hang up; nobody can find this worker any more."""
         self._path.unlink(missing_ok=True)
         self._listener.close()
+        with self._lock:
+            if self._lines is not None:
+                self._lines.close()
+            self._lines = None
 
 
 class Worker:
