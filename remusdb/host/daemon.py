@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Sequence
 
 from remusdb.config import HostConfig
 from remusdb.control import ControlServer, ProgressFn
@@ -39,10 +38,10 @@ from remusdb.history import History
 from remusdb.hooks import Hooks
 from remusdb.host.evacuation import evacuate
 from remusdb.host.libvirt_view import Inspection, LibvirtInspection
+from remusdb.host.outside import Outside
 from remusdb.host.reconciler import Tender
-from remusdb.host.shutdown import host_is_stopping, mark_stopping, unmark
+from remusdb.host.shutdown import mark_stopping, unmark
 from remusdb.host.supervisor import Keeper
-from remusdb.host.workers import WORKER_ARGV
 from remusdb.reasons import Code, Reason
 from remusdb.wording import words
 
@@ -52,21 +51,22 @@ FLUSH_S = 2.0
 
 
 class HostDaemon:
-    """`remusdb host`. Tests hand in another worker and another look at libvirt."""
+    """`remusdb host`. Tests hand in another look at libvirt, and another world outside."""
 
     def __init__(
         self,
         config: HostConfig,
         *,
-        worker_argv: Sequence[str] = WORKER_ARGV,
         inspection: Inspection | None = None,
+        outside: Outside | None = None,
     ) -> None:
         self._name = config.host.name
         self._state_dir, self._run_dir = config.host.state_dir, config.host.run_dir
         self._inspection = inspection or LibvirtInspection(config)
-        self._history = History(config.host.state_dir, Hooks(config.host.hooks_dir))
-        self._keeper = Keeper(config, self._inspection, self._history, worker_argv)
-        self._tender = Tender(self._keeper)
+        self._outside = outside = outside or Outside()
+        self.history = History(config.host.state_dir, Hooks(config.host.hooks_dir))
+        self.keeper = Keeper(config, self._inspection, self.history, outside)
+        self._tender = Tender(self.keeper, outside)
         self._stop_asked = threading.Event()
         self._server = ControlServer(
             config.host.run_dir / "host.sock",
@@ -114,46 +114,46 @@ class HostDaemon:
         """End; workers go on by themselves, and the next daemon adopts them."""
         self._server.close()
         self._tender.stop()
-        self._keeper.stop()
-        self._history.flush(FLUSH_S)
+        self.keeper.stop()
+        self.history.flush(FLUSH_S)
 
     # control operations, each in the thread of its connection
 
     def _protect(self, asked: Protect, progress: ProgressFn) -> VmStatus:
-        return self._keeper.protect(asked.vm, asked.to, progress)
+        return self.keeper.protect(asked.vm, asked.to, progress)
 
     def _reprotect(self, asked: Reprotect, progress: ProgressFn) -> VmStatus:
-        return self._keeper.reprotect(asked.vm, asked.to, progress)
+        return self.keeper.reprotect(asked.vm, asked.to, progress)
 
     def _switchover(self, asked: Switchover, progress: ProgressFn) -> Switched:
         if asked.to is not None:
-            self._keeper.protect(asked.vm, asked.to, progress)
-        return self._keeper.switchover(asked.vm, progress)
+            self.keeper.protect(asked.vm, asked.to, progress)
+        return self.keeper.switchover(asked.vm, progress)
 
     def _evacuate(self, asked: Evacuate, progress: ProgressFn) -> Evacuated:
-        if asked.if_host_stops and not host_is_stopping():
+        if asked.if_host_stops and not self._outside.host_is_stopping():
             return Evacuated(note="this host is not shutting down")
         if asked.if_host_stops:
             mark_stopping(self._run_dir)
-        return evacuate(self._keeper, progress, host_stops=asked.if_host_stops)
+        return evacuate(self.keeper, progress, host_stops=asked.if_host_stops)
 
     def _fence(self, asked: Fence, _progress: ProgressFn) -> Nothing:
-        record = self._keeper.record(asked.vm)
+        record = self.keeper.record(asked.vm)
         with record.work:
             if record.state.role != "fenced":
                 owner, term = asked.owner, asked.term
                 if term <= record.state.term:
                     raise RefusedForSafety(f"term {term} of host {owner} is not newer than {record.state.term}")
-                self._keeper.fence(record, owner, term)
+                self.keeper.fence(record, owner, term)
             if not record.state.put_away:
                 self._tender.put_away(record)
         return Nothing()
 
     def _unprotect(self, asked: Unprotect, progress: ProgressFn) -> Unprotected:
-        return Unprotected(note=self._keeper.unprotect(asked.vm, asked.peer_is_dead, progress))
+        return Unprotected(note=self.keeper.unprotect(asked.vm, asked.peer_is_dead, progress))
 
     def _status(self, asked: HostStatus, _progress: ProgressFn) -> HostVms:
-        found, warnings, off = self._keeper.statuses(), [], Reason.of(Code.NOT_RUNNING)
+        found, warnings, off = self.keeper.statuses(), [], Reason.of(Code.NOT_RUNNING)
         try:
             known = self._inspection.vms()
             for vm, running in known.items():
@@ -169,7 +169,7 @@ class HostDaemon:
 
     def _check(self, asked: CheckVm, _progress: ProgressFn) -> Checked:
         if asked.to is not None:
-            self._keeper.require_peer(asked.to)
+            self.keeper.require_peer(asked.to)
         return Checked(checks=self._inspection.check(asked.vm, asked.to))
 
     def _prepare(self, asked: Prepare, _progress: ProgressFn) -> Prepared:

@@ -7,41 +7,33 @@ were asked who owns it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from dataclasses import dataclass
 
-from remusdb.arbiter.arbiter import Arbiter
 from remusdb.control import Progress
 from remusdb.control.status import State
 from remusdb.core.messages import Standing
 from remusdb.core.ownership import Ownership, Verdict, go_solo
-from remusdb.errors import CannotProtect, GateError, NoThread, PeerUnreachable, RemusError, VmError
+from remusdb.errors import CannotProtect, NoThread, PeerUnreachable, RemusError
 from remusdb.host.managed_vm import VmRecord
-from remusdb.host.quarantine.retire import put_away
+from remusdb.host.outside import Outside, Timing
 from remusdb.host.reconcile import Action, disputed, hearsay, next_action, says_it_is_there, superseded
 from remusdb.host.supervisor import Keeper
 from remusdb.quietly import NOISY
 from remusdb.reasons import Code, Reason
 from remusdb.state import VmState
 from remusdb.threads import spawn, vital
-from remusdb.vm.domain import pid_of
-from remusdb.worker.greeting import ask_standing
-from remusdb.worker.tapwatch import shut_taps
 
 log = logging.getLogger(__name__)
-
-LOOK_S = 0.25
-ASK_S = (0.25, 0.5, 1.0, 2.0)  # between questions for one VM; the last one repeats
-RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # between tries that cost something
 
 
 @dataclass
 class Patience:
     """When to try again for one VM."""
 
+    timing: Timing
     tries: int = 0
     due: float = 0.0
     action: Action = Action.NOTHING
@@ -54,7 +46,7 @@ class Patience:
 
     def wait(self, costly: bool) -> None:
         """It did not work: longer each time."""
-        delays = RETRY_S if costly else ASK_S
+        delays = self.timing.retry if costly else self.timing.ask
         self.due = time.monotonic() + delays[min(self.tries, len(delays) - 1)]
         self.tries += 1
 
@@ -66,10 +58,11 @@ class Patience:
 class Tender:
     """One thread that looks, and one a VM that works."""
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: Keeper, outside: Outside) -> None:
+        self._outside = outside
         self._keeper = keeper
         self._config = keeper.config
-        self._arbiter = Arbiter(keeper.config.arbiter) if keeper.config.arbiter else None
+        self._arbiter = outside.arbiter(keeper.config.arbiter) if keeper.config.arbiter else None
         self._patience: dict[str, Patience] = {}
         self._refusals: dict[str, Reason] = {}  # what was told last of a VM that cannot be protected
         self._stop = threading.Event()
@@ -91,7 +84,7 @@ class Tender:
         state = record.state
         policy = self._config.for_vm(record.vm).on_fenced
         host = self._config.host
-        done = put_away(host.libvirt_uri, state, policy, host.image_dir, host.state_dir)
+        done = self._outside.put_away(host.libvirt_uri, state, policy, host.image_dir, host.state_dir)
         why = Reason.of(Code.PUT_AWAY, owner=state.owner, term=state.term, note=done.note)
         self._keeper.store.update(
             record.vm,
@@ -107,7 +100,7 @@ class Tender:
         self._keeper.tell(record, "kept", "fenced", why)
 
     def _look(self) -> None:
-        while not self._stop.wait(LOOK_S):
+        while not self._stop.wait(self._outside.timing.look):
             try:
                 for record in self._keeper.records():
                     self._consider(record)
@@ -126,7 +119,7 @@ class Tender:
             finally:
                 record.work.release()
         action = self._next(record, state)
-        patience = self._patience.setdefault(record.vm, Patience())
+        patience = self._patience.setdefault(record.vm, Patience(self._outside.timing))
         if action is Action.NOTHING or not patience.ready(action) or not record.work.acquire(blocking=False):
             return
         try:
@@ -224,7 +217,7 @@ class Tender:
     def _standing(self, record: VmRecord, host: str) -> tuple[Standing | None, PeerUnreachable | None]:
         order = self._keeper.workers.order(record, host)
         try:
-            return ask_standing(order, record.state.term), None
+            return self._outside.ask(order, record.state.term), None
         except PeerUnreachable as exc:
             return None, exc
 
@@ -252,8 +245,8 @@ class Tender:
         state, vm = record.state, record.vm
         if not state.armed:
             return record.settle("solo", Reason.of(Code.PEER_UNREACHABLE, peer=state.peer, why=silent))
-        with contextlib.suppress(VmError, GateError):  # an interface that it was given meanwhile must not speak either
-            shut_taps(pid_of(vm), [gate["tap"] for gate in state.gates])
+        # An interface that it was given meanwhile must not speak either.
+        self._outside.shut_others(vm, [gate["tap"] for gate in state.gates])
         solo = self._arbiter is not None and self._config.for_vm(vm).on_backup_loss != "hold"
         if not solo or self._arbiter is None:
             return record.settle("held", Reason.of(Code.PEER_UNREACHABLE_HELD, peer=state.peer, why=silent))

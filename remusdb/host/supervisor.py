@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
 
 from remusdb.config import HostConfig
 from remusdb.control import ProgressFn
@@ -21,8 +20,9 @@ from remusdb.errors import ConfigError, NotProtected, RefusedForSafety, RemusErr
 from remusdb.history import Event, EventName, History
 from remusdb.host.libvirt_view import Inspection
 from remusdb.host.managed_vm import VmRecord
+from remusdb.host.outside import Outside
 from remusdb.host.worker_process import WorkerLink
-from remusdb.host.workers import WORKER_ARGV, Workers
+from remusdb.host.workers import Workers
 from remusdb.preflight.decide import PEER, require
 from remusdb.reasons import Code, Reason
 from remusdb.state import OWNING, StateStore
@@ -46,11 +46,11 @@ class Keeper:
         config: HostConfig,
         inspection: Inspection,
         history: History,
-        worker_argv: Sequence[str] = WORKER_ARGV,
+        outside: Outside,
     ) -> None:
         self.config = config
         self.inspection = inspection
-        self.workers = Workers(config, worker_argv)
+        self.workers = Workers(config, outside)
         self.store = StateStore(config.host.state_dir)
         self._history = history
         self._records: dict[str, VmRecord] = {}

@@ -12,10 +12,8 @@ from remusdb import durable
 from remusdb.errors import RemusError
 from remusdb.safefiles import make_folder
 
-PATIENCE_S = 5.0
 
-
-def hold_lock(path: Path, vm: str, patience_s: float = PATIENCE_S) -> int:
+def hold_lock(path: Path, vm: str, patience_s: float) -> int:
     """A locked descriptor, to be inherited; RemusError if another worker still has it after `patience_s`."""
     try:
         make_folder(path.parent)

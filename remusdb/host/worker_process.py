@@ -22,7 +22,6 @@ import struct
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -33,14 +32,13 @@ from remusdb.control.codec import Done, Failed, Progress, ProgressFn, Reply, Req
 from remusdb.control.lines import LineChannel
 from remusdb.control.status import VmStatus
 from remusdb.errors import BadFrame, NoThread, RemusError
+from remusdb.host.outside import Outside
 from remusdb.host.worker_lock import hold_lock
 from remusdb.quietly import NOISY
 from remusdb.threads import spawn
 from remusdb.worker.spec import Report, Start, Stop, Told, read_report
 
 log = logging.getLogger(__name__)
-
-LINGER_S = 5.0  # a worker that closed its socket has this long to exit
 
 
 class WorkerEvents(Protocol):
@@ -63,12 +61,12 @@ class _Pending:
 class WorkerLink:
     """One worker process."""
 
-    def __init__(self, vm: str, argv: Sequence[str], events: WorkerEvents, lock_file: Path) -> None:
+    def __init__(self, vm: str, outside: Outside, events: WorkerEvents, lock_file: Path) -> None:
         """`lock_file` is held by the worker for as long as it lives; its socket stands beside it."""
         self._vm = vm
         self._lock_file = lock_file
         self._socket_path = lock_file.with_suffix(".sock")
-        self._argv = list(argv)
+        self._argv, self._timing = list(outside.worker_argv), outside.timing
         self._events = events
         self._pending: deque[_Pending] = deque()
         self._lock = threading.Lock()
@@ -91,7 +89,7 @@ class WorkerLink:
 
     def spawn(self) -> None:
         """Start the process. It outlives this daemon; the next one adopts it."""
-        lock = hold_lock(self._lock_file, self._vm)
+        lock = hold_lock(self._lock_file, self._vm, self._timing.lock)
         ours, theirs = socket.socketpair()
         try:
             # A session of its own, so that Ctrl-C on a foreground daemon does not reach the workers;
@@ -124,7 +122,7 @@ class WorkerLink:
         """Connect to the worker that an earlier daemon left; False when there is none. `follow` begins to hear it."""
         sock = socket.socket(socket.AF_UNIX)
         try:
-            sock.settimeout(LINGER_S)
+            sock.settimeout(self._timing.linger)
             sock.connect(str(self._socket_path))
             sock.settimeout(None)
             self._pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
@@ -162,7 +160,7 @@ class WorkerLink:
         except FutureTimeout as exc:
             raise RemusError(f"the worker of {self._vm} did not answer `{op}` within {timeout_s:g} s") from exc
 
-    def stop(self, grace_s: float = LINGER_S) -> None:
+    def stop(self) -> None:
         """Ask the worker to end, leaving its VM as it is; kill it if it does not."""
         channel = self._channel
         if channel is None:
@@ -171,10 +169,11 @@ class WorkerLink:
             channel.send(Stop())
         except OSError:
             pass  # it is ending already
-        if not self._ended.wait(grace_s):
-            log.warning("worker did not stop within %g s: killed", grace_s, extra={"vm": self._vm})
+        linger_s = self._timing.linger
+        if not self._ended.wait(linger_s):
+            log.warning("worker did not stop within %g s: killed", linger_s, extra={"vm": self._vm})
             self.kill()
-            self._ended.wait(LINGER_S)
+            self._ended.wait(linger_s)
 
     def kill(self) -> None:
         """End the worker at once: the kernel keeps the gate shut, the guard frees QEMU."""
@@ -257,7 +256,7 @@ class WorkerLink:
         if process is None:
             return self._await_end()
         try:
-            code = process.wait(LINGER_S)
+            code = process.wait(self._timing.linger)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
@@ -267,9 +266,9 @@ class WorkerLink:
 
     def _await_end(self) -> str:
         """Of a worker that is another daemon's child: how it ended is not told to us."""
-        if not select.select([self._pidfd], [], [], LINGER_S)[0]:
+        if not select.select([self._pidfd], [], [], self._timing.linger)[0]:
             self.kill()
-            select.select([self._pidfd], [], [], LINGER_S)
+            select.select([self._pidfd], [], [], self._timing.linger)
         os.close(self._pidfd)
         self._pidfd = -1
         return "ended"

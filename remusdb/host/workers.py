@@ -3,27 +3,24 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 from remusdb.config import HostConfig
 from remusdb.errors import RemusError
 from remusdb.host.managed_vm import VmRecord
+from remusdb.host.outside import Outside
 from remusdb.host.worker_process import WorkerLink
 from remusdb.names import socket_stem
 from remusdb.worker.spec import Order, PeerAddress
-
-WORKER_ARGV = (sys.executable, "-P", "-m", "remusdb.worker")  # -P: no module of the folder we are in
 
 
 class Workers:
     """The worker processes of this daemon."""
 
-    def __init__(self, config: HostConfig, argv: Sequence[str]) -> None:
+    def __init__(self, config: HostConfig, outside: Outside) -> None:
         self._config = config
-        self._argv = argv
+        self._outside = outside
         self.stopping = threading.Event()
 
     def link(self, record: VmRecord, peer: str, *, leaving: bool = False) -> WorkerLink:
@@ -34,13 +31,13 @@ class Workers:
         if old and record.over and not old.waited_for:
             old.stop()
             record.drop_link(old)
-        link = WorkerLink(record.vm, self._argv, record, self._lock_file(record.vm))
+        link = WorkerLink(record.vm, self._outside, record, self._lock_file(record.vm))
         record.claim(link, peer, leaving=leaving)
         return link
 
     def adopt(self, record: VmRecord) -> bool:
         """Take up the worker of an earlier daemon, if there is one."""
-        link = WorkerLink(record.vm, self._argv, record, self._lock_file(record.vm))
+        link = WorkerLink(record.vm, self._outside, record, self._lock_file(record.vm))
         found = link.adopt()
         if found:
             record.adopted(link)

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from remusdb.config import Host, HostConfig, Peer, Protection
-from remusdb.host import reconciler as tender_module
-from tests.unit.host_daemon_rig import Running, ask_standing
+from tests.unit.host_daemon_rig import Running
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,10 +34,6 @@ def run_dir() -> Iterator[Path]:
 def config(tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> HostConfig:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setenv("REMUSDB_TESTER", str(os.getpid()))  # a fake worker that was left behind ends with it
-    monkeypatch.setattr(tender_module, "RETRY_S", (0.05,))
-    monkeypatch.setattr(tender_module, "ASK_S", (0.05,))
-    monkeypatch.setattr(tender_module, "LOOK_S", 0.02)
-    monkeypatch.setattr(tender_module, "ask_standing", ask_standing)
     return HostConfig(
         host=Host(name="alpha", run_dir=run_dir, state_dir=tmp_path / "state"),
         peers={"beta": Peer(address="192.0.2.2"), "gamma": Peer(address="192.0.2.3")},

@@ -6,7 +6,9 @@ from __future__ import annotations
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import msgspec
 
 from remusdb.config import HostConfig
 from remusdb.control import LineChannel, ProgressFn, Request, call
@@ -14,19 +16,19 @@ from remusdb.control.api import HostStatus, Protect, Unprotect
 from remusdb.control.codec import Failed, Reply, read_answer
 from remusdb.control.status import VmStatus
 from remusdb.core.messages import Standing
-from remusdb.errors import (
-    PeerUnreachable,
-    VmError,
-)
+from remusdb.durable import write_file
+from remusdb.errors import PeerUnreachable, VmError
 from remusdb.history import read as read_history
 from remusdb.host.daemon import HostDaemon
+from remusdb.host.outside import Outside, Timing
+from remusdb.host.quarantine.retire import PutAway
 from remusdb.names import VmName
 from remusdb.preflight.checks import Check
-from remusdb.state import StateStore
+from remusdb.state import StateStore, VmState
 from remusdb.worker.spec import Order
-from tests.waiting import eventually
+from tests.unit import fake_worker
 
-WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+FAST = Timing(look=0.02, ask=(0.05,), retry=(0.05,))
 
 
 class NoLibvirt:
@@ -58,28 +60,75 @@ class DeadLibvirt(NoLibvirt):
         raise VmError("libvirt at qemu:///system: no socket")
 
 
-def ask_standing(order: Order, term: int) -> Standing:
-    """The other host's word: it owns what is called `taken`, and keeps a standby of all else."""
-    if order.vm == "taken":
-        return Standing(VmName(order.vm), term + 1, order.peer.name, "promoted", "it took over")
-    if order.vm == "quiet":
-        raise PeerUnreachable("no route")
-    if order.vm == "gone":
-        return Standing(VmName(order.vm), term, order.host, "none", "the agent was restarted")
-    return Standing(VmName(order.vm), term, order.host, "standby", "follows")
+class OtherHosts:
+    """What the agents of the other hosts say of every VM: that they keep its standby, unless the test has it otherwise.
+
+    Per host: `role` is what it is to the VM, `owner` whom it takes for its owner (empty: nobody that is known; None:
+    this host), `ahead` by how many terms it is ahead of this one.
+    """
+
+    def __init__(self) -> None:
+        self.silent: set[str] = set()
+        self.asked: list[str] = []
+        self._said: dict[str, tuple[str, str | None, int, str]] = {}
+
+    def say(self, host: str, role: str, *, owner: str | None = None, ahead: int = 0, uuid: str = "") -> None:
+        self._said[host] = role, owner, ahead, uuid
+
+    def ask(self, order: Order, term: int) -> Standing:
+        host = order.peer.name
+        self.asked.append(host)
+        if host in self.silent:
+            raise PeerUnreachable("no route")
+        role, owner, ahead, uuid = self._said.get(host, ("standby", None, 0, ""))
+        owner = order.host if owner is None else owner
+        return Standing(VmName(order.vm), term + ahead, owner, role, "because", uuid)
+
+
+class PutAways:
+    """In place of what destroys a VM whose owner is another host."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.failure: Exception | None = None
+
+    def __call__(self, _uri: str, state: VmState, policy: str, *_folders: Path) -> PutAway:
+        self.done.append(f"{state.vm} {state.role} {policy}")
+        if self.failure is not None:
+            raise self.failure
+        return PutAway({"vda": "/kept/vda.raw"}, {"vda": "raw"}, None, "disks kept: vda")
 
 
 class Running:
-    """A daemon and how to ask it."""
+    """A daemon, the world that is made up around it, and how to ask it. `outside`: what else is another than usual."""
 
     def __init__(
-        self, config: HostConfig, inspection: NoLibvirt | None = None, worker_argv: tuple[str, ...] = WORKER
+        self,
+        config: HostConfig,
+        inspection: NoLibvirt | None = None,
+        others: OtherHosts | None = None,
+        **outside: Any,
     ) -> None:
         self.libvirt = inspection or NoLibvirt()
-        self.daemon = HostDaemon(config, worker_argv=worker_argv, inspection=self.libvirt)
+        self.others, self.put_aways = others or OtherHosts(), PutAways()
+        self.shut: list[tuple[str, list[str]]] = []
+        made_up: dict[str, Any] = {
+            "worker_argv": worker_argv(config),
+            "timing": FAST,
+            "ask": self.others.ask,
+            "put_away": self.put_aways,
+            "shut_others": lambda vm, gated: self.shut.append((vm, gated)),
+        }
+        self.daemon = HostDaemon(config, inspection=self.libvirt, outside=Outside(**made_up | outside))
         self.socket = config.host.run_dir / "host.sock"
         config.host.state_dir.mkdir(parents=True, exist_ok=True)
         self.daemon.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.daemon.stop()
 
     def ask(self, request: Request[Reply], progress: ProgressFn | None = None) -> Reply:
         return call(self.socket, request, progress, timeout_s=20)
@@ -105,16 +154,32 @@ class Running:
         return self.ask(HostStatus(vm=vm)).vms[0]
 
     def worker_pid(self, vm: str) -> int:
-        link = self.daemon._keeper.record(vm).link
+        link = self.daemon.keeper.record(vm).link
         assert link is not None
         return link.pid
 
 
-wait_for = eventually
-
-
 def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
+
+
+def scripts(config: HostConfig) -> Path:
+    return config.host.state_dir.parent / "scripts"
+
+
+def worker_argv(config: HostConfig) -> tuple[str, ...]:
+    """The fake worker's command line."""
+    return sys.executable, str(Path(fake_worker.__file__)), str(scripts(config))
+
+
+def script(config: HostConfig, vm: str, **does: Any) -> None:
+    """What this VM's workers do from their next order on, see `Script`."""
+    scripts(config).mkdir(exist_ok=True)
+    write_file(scripts(config) / f"{vm}.json", msgspec.json.encode(fake_worker.Script(**does)))
+
+
+def events(daemon: Running, config: HostConfig, vm: str) -> list[str]:
+    return [event.event for event in history(daemon, config, vm)]
 
 
 def put(config: HostConfig, vm: str, **state: Any) -> None:
@@ -123,5 +188,5 @@ def put(config: HostConfig, vm: str, **state: Any) -> None:
 
 
 def history(daemon: Running, config: HostConfig, vm: str) -> list[Any]:
-    daemon.daemon._history.flush(5)
+    daemon.daemon.history.flush(5)
     return read_history(config.host.state_dir, vm)

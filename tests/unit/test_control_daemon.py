@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
 from remusdb.config import HostConfig
 from remusdb.control import Progress
-from remusdb.control.api import CheckVm, HostStatus, Prepare, Protect
+from remusdb.control.api import CheckVm, Fence, HostStatus, Prepare, Protect, Switchover
+from remusdb.control.codec import Failed
 from remusdb.control.lines import encoded
+from remusdb.control.status import VmStatus
+from remusdb.core.terms import TERM_MAX
 from remusdb.errors import (
     CannotProtect,
     ConfigError,
@@ -22,11 +28,13 @@ from remusdb.errors import (
     UsageError,
     VmError,
 )
+from remusdb.host.worker_process import WorkerLink
 from remusdb.names import VmName
 from remusdb.preflight.checks import Check
 from remusdb.state import StateStore
 from remusdb.worker.spec import ORDERS, PeerAddress, Start
-from tests.unit.host_daemon_rig import DeadLibvirt, NoLibvirt, Running, gone, put, wait_for
+from tests.unit.host_daemon_rig import DeadLibvirt, NoLibvirt, Running, gone, put, script
+from tests.waiting import LIMIT_S, eventually
 
 
 def test_protect_tells_progress_and_keeps_state(daemon: Running, config: HostConfig) -> None:
@@ -39,7 +47,7 @@ def test_protect_tells_progress_and_keeps_state(daemon: Running, config: HostCon
 
 
 def test_the_order_carries_the_vms_own_settings(daemon: Running) -> None:
-    order = daemon.daemon._keeper.workers.order(daemon.daemon._keeper.record("db1"), "beta")
+    order = daemon.daemon.keeper.workers.order(daemon.daemon.keeper.record("db1"), "beta")
     assert order.protection.epoch_ms == 25
     assert order.peer == PeerAddress("beta", "192.0.2.2", 7473)
     assert ORDERS.read(encoded(Start(order=order))) == Start(order=order)
@@ -102,35 +110,38 @@ def test_unprotect_forgets(daemon: Running, config: HostConfig) -> None:
     kept = StateStore(config.host.state_dir).load("db1")
     assert (kept.role, kept.term, kept.wanted, kept.armed) == ("none", 7, False, False)
     assert daemon.status("db1").state == "unprotected"
-    wait_for(lambda: gone(pid))
+    eventually(lambda: gone(pid))
     with pytest.raises(NotProtected):
         daemon.unprotect("db1")
     assert daemon.protect("db1", "gamma").state == "protected"
 
 
-def test_a_refused_unprotect_leaves_it_protected(daemon: Running) -> None:
-    daemon.libvirt.known["stubborn"] = True
-    daemon.protect("stubborn")
+def test_a_refused_unprotect_leaves_it_protected(daemon: Running, config: HostConfig) -> None:
+    script(config, "db1", lets_go=False)
+    daemon.protect("db1")
     with pytest.raises(RefusedForSafety):
-        daemon.unprotect("stubborn")
-    assert daemon.status("stubborn").state == "protected"
-    daemon.unprotect("stubborn", peer_is_dead=True)
+        daemon.unprotect("db1")
+    assert daemon.status("db1").state == "protected"
+    daemon.unprotect("db1", peer_is_dead=True)
     with pytest.raises(UsageError):
-        daemon.say(op="unprotect", vm="stubborn", peer_is_dead="yes")
+        daemon.say(op="unprotect", vm="db1", peer_is_dead="yes")
 
 
-def test_a_vm_that_is_off_can_always_be_forgotten(daemon: Running) -> None:
-    daemon.protect("stubborn")
-    assert "only forgotten (beta does not answer)" in daemon.unprotect("stubborn")
+def test_a_vm_that_is_off_can_always_be_forgotten(daemon: Running, config: HostConfig) -> None:
+    script(config, "db1", lets_go=False)
+    daemon.protect("db1")
+    daemon.libvirt.known["db1"] = False
+    assert "only forgotten (beta does not answer)" in daemon.unprotect("db1")
     with pytest.raises(NotProtected):
-        daemon.unprotect("stubborn")
+        daemon.unprotect("db1")
 
 
 def test_a_vm_is_not_forgotten_when_libvirt_does_not_know(config: HostConfig) -> None:
+    script(config, "db1", lets_go=False)
     running = Running(config, DeadLibvirt())
-    running.protect("stubborn")
+    running.protect("db1")
     with pytest.raises(RefusedForSafety):
-        running.unprotect("stubborn")
+        running.unprotect("db1")
     running.daemon.stop()
 
 
@@ -151,12 +162,13 @@ def test_an_initial_copy_that_was_broken_off_may_go_elsewhere(config: HostConfig
     running.daemon.stop()
 
 
-def test_a_vm_that_cannot_be_protected(daemon: Running) -> None:
+def test_a_vm_that_cannot_be_protected(daemon: Running, config: HostConfig) -> None:
+    script(config, "db1", refusal=Failed.by(CannotProtect("vhost-user", hint="take it out")))
     for _ in range(2):  # the second try gets as far as the first
         with pytest.raises(CannotProtect, match="vhost-user") as caught:
-            daemon.protect("unfit")
+            daemon.protect("db1")
         assert caught.value.hint == "take it out"
-        assert (daemon.status("unfit").state, daemon.status("unfit").reason) == ("failed", "vhost-user")
+        assert (daemon.status("db1").state, daemon.status("db1").reason) == ("failed", "vhost-user")
 
 
 class Picky(NoLibvirt):
@@ -178,29 +190,32 @@ def test_the_preflight_refuses_before_a_worker_is_started(config: HostConfig) ->
 def test_a_vm_with_the_gate_still_in_has_passed_the_preflight(config: HostConfig) -> None:
     put(config, "db1", role="protected", term=7, peer="beta", armed=True, wanted=True)
     running = Running(config, Picky())
-    wait_for(lambda: running.status("db1").state == "protected")
+    eventually(lambda: running.status("db1").state == "protected")
     running.daemon.stop()
 
 
-def test_a_vm_that_turns_out_to_be_fenced_says_so(daemon: Running) -> None:
+def test_a_vm_that_turns_out_to_be_fenced_says_so(daemon: Running, config: HostConfig) -> None:
+    fenced = {"role": "fenced", "term": 9, "owner": "beta", "reason": "term 9", "put_away": True}
+    script(config, "db1", saves=fenced, refusal=Failed.by(Fenced("term 9 exists")))
     with pytest.raises(Fenced):
-        daemon.protect("unlucky")
-    assert (daemon.status("unlucky").state, daemon.status("unlucky").term) == ("fenced", 9)
+        daemon.protect("db1")
+    assert (daemon.status("db1").state, daemon.status("db1").term) == ("fenced", 9)
 
 
-def test_unprotect_while_seeding(daemon: Running) -> None:
+def test_unprotect_while_seeding(daemon: Running, config: HostConfig) -> None:
+    script(config, "db1", answers=False)
     failed: list[RemusError] = []
 
     def protect() -> None:
         try:
-            daemon.protect("slow")
+            daemon.protect("db1")
         except RemusError as exc:
             failed.append(exc)
 
     thread = threading.Thread(target=protect)
     thread.start()
-    wait_for(lambda: "copying memory" in [one.reason for one in daemon.daemon._keeper.statuses().values()])
-    daemon.unprotect("slow")
+    eventually(lambda: "copying memory" in [one.reason for one in daemon.daemon.keeper.statuses().values()])
+    daemon.unprotect("db1")
     thread.join(10)
     assert str(failed[0]) == "given up"
 
@@ -219,3 +234,163 @@ def test_a_term_that_is_none_fences_nothing(daemon: Running, term: object) -> No
     with pytest.raises(UsageError, match="term"):
         daemon.say(op="fence", vm="db1", owner="gamma", term=term)
     assert daemon.status("db1").state != "fenced"
+
+
+# --- moving ---
+
+
+def test_a_protected_vm_is_moved_by_its_worker(daemon: Running) -> None:
+    daemon.protect("db1")
+    moved = daemon.ask(Switchover(vm=VmName("db1")))
+    assert (moved.to, moved.term, moved.took_ms) == ("beta", 8, 80.0)
+
+
+def test_a_switchover_may_begin_with_the_protection_that_it_needs(daemon: Running) -> None:
+    assert daemon.ask(Switchover(vm=VmName("db1"), to="beta")).to == "beta"
+    with pytest.raises(RefusedForSafety, match="protected to beta"):
+        daemon.ask(Switchover(vm=VmName("db1"), to="gamma"))
+
+
+def test_a_switchover_that_is_refused_leaves_the_vm_protected(daemon: Running, config: HostConfig) -> None:
+    script(config, "db1", moves=False)
+    daemon.protect("db1")
+    with pytest.raises(RefusedForSafety, match="beta does not answer"):
+        daemon.ask(Switchover(vm=VmName("db1")))
+    assert daemon.status("db1").state == "protected"
+
+
+def test_what_is_not_protected_here_has_nowhere_to_go(daemon: Running, config: HostConfig) -> None:
+    with pytest.raises(NotProtected, match="nowhere to move it to") as caught:
+        daemon.ask(Switchover(vm=VmName("db1")))
+    assert caught.value.hint == "protect it first: remusdb protect db1 --to HOST"
+    put(config, "web", role="fenced", term=8, peer="beta", owner="beta", put_away=True)
+    with pytest.raises(Fenced):
+        daemon.ask(Switchover(vm=VmName("web")))
+
+
+# --- fencing: this machine's agent keeps a standby of the VM, of a newer term ---
+
+
+def test_a_newer_owner_ends_the_worker_before_the_vm_is_put_away(daemon: Running, config: HostConfig) -> None:
+    daemon.protect("db1")
+    pid = daemon.worker_pid("db1")
+    for _ in range(2):  # asked again, after an answer that was lost
+        daemon.ask(Fence(vm=VmName("db1"), owner="gamma", term=8))
+    assert gone(pid) and daemon.put_aways.done == ["db1 fenced keep"]
+    told = daemon.status("db1")
+    assert (told.state, told.owner, told.term) == ("fenced", "gamma", 8)
+    kept = StateStore(config.host.state_dir).load("db1")
+    assert (kept.role, kept.owner, kept.armed, kept.put_away, kept.kept) == (
+        *("fenced", "gamma", False, True),
+        {"vda": "/kept/vda.raw"},
+    )
+
+
+def test_an_owner_of_no_newer_term_is_not_believed(daemon: Running) -> None:
+    daemon.protect("db1")
+    for term in (0, 7):
+        with pytest.raises(RefusedForSafety, match="is not newer than 7"):
+            daemon.ask(Fence(vm=VmName("db1"), owner="gamma", term=term))
+    assert daemon.status("db1").state == "protected" and daemon.put_aways.done == []
+
+
+def test_a_term_that_is_too_far_away_is_come_near_to(daemon: Running) -> None:
+    """One word must not make the VM unprotectable for good (decision 0015)."""
+    daemon.protect("db1")
+    daemon.ask(Fence(vm=VmName("db1"), owner="gamma", term=TERM_MAX))
+    assert 7 < daemon.status("db1").term < TERM_MAX
+
+
+def test_a_vm_that_could_not_be_put_away_is_fenced_all_the_same(daemon: Running, config: HostConfig) -> None:
+    daemon.put_aways.failure = VmError("libvirt did not answer")
+    with pytest.raises(VmError, match="did not answer"):
+        daemon.ask(Fence(vm=VmName("db1"), owner="gamma", term=8))
+    kept = StateStore(config.host.state_dir).load("db1")
+    assert (kept.role, kept.owner, kept.term, kept.put_away) == ("fenced", "gamma", 8, False)
+
+
+# --- two at a time ---
+
+
+def in_background(work: Callable[[], VmStatus]) -> tuple[threading.Thread, list[VmStatus | RemusError]]:
+    """Do it in a thread; what came of it."""
+    outcome: list[VmStatus | RemusError] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except RemusError as exc:
+            outcome.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, outcome
+
+
+def copying(daemon: Running) -> bool:
+    return daemon.status("db1").reason == "copying memory"
+
+
+def test_whoever_asks_for_what_is_under_way_waits_for_it(config: HostConfig) -> None:
+    """And gets no error for it: a script that is run again must end as the first run does."""
+    put(config, "db1", role="seeding", term=7, peer="beta")
+    script(config, "db1", answers=False)
+    with Running(config) as running:
+        first, _ = in_background(lambda: running.protect("db1"))
+        eventually(lambda: copying(running))
+        second, outcome = in_background(lambda: running.protect("db1"))
+        time.sleep(0.2)
+        assert not outcome
+        running.unprotect("db1")
+        for thread in (first, second):
+            thread.join(LIMIT_S)
+        assert isinstance(outcome[0], RemusError) and "VM db1 is" in str(outcome[0]), "and it hears how that ended"
+        script(config, "db1")
+        assert running.protect("db1").state == "protected"
+
+
+def test_nothing_is_begun_while_the_vm_is_being_unprotected(daemon: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    may, stopping, stop = threading.Event(), threading.Event(), WorkerLink.stop
+
+    def slowly(link: WorkerLink) -> None:
+        stopping.set()
+        assert may.wait(LIMIT_S)
+        stop(link)
+
+    daemon.protect("db1")
+    monkeypatch.setattr(WorkerLink, "stop", slowly)
+    leaving = threading.Thread(target=lambda: daemon.unprotect("db1"))
+    leaving.start()
+    assert stopping.wait(LIMIT_S)
+    with pytest.raises(RemusError, match="db1"):
+        daemon.protect("db1", "gamma")
+    may.set()
+    leaving.join(LIMIT_S)
+    assert daemon.status("db1").state == "unprotected"
+
+
+def test_a_vm_that_was_lost_in_the_first_moments_is_not_called_protected(daemon: Running, config: HostConfig) -> None:
+    script(config, "db1", ends_up="held")
+    with pytest.raises(RemusError, match="VM db1 is held"):
+        daemon.protect("db1")
+
+
+def test_wiring_that_cannot_be_taken_out_stays_and_so_does_what_is_held(daemon: Running, config: HostConfig) -> None:
+    daemon.others.silent = {"beta"}
+    daemon.protect("db1")
+    os.kill(daemon.worker_pid("db1"), signal.SIGKILL)
+    eventually(lambda: daemon.status("db1").state == "held")
+    script(config, "db1", breaks_wiring=True)
+    with pytest.raises(RemusError, match="ended with exit code 3"):
+        daemon.unprotect("db1", peer_is_dead=True)
+    assert StateStore(config.host.state_dir).load("db1").armed
+    eventually(lambda: daemon.status("db1").state == "held")
+    script(config, "db1")
+    daemon.unprotect("db1", peer_is_dead=True)
+    assert daemon.status("db1").state == "unprotected"
+
+
+def test_a_daemon_that_is_ending_begins_nothing(daemon: Running) -> None:
+    daemon.daemon.keeper.stop()
+    with pytest.raises(RemusError, match="the host daemon is stopping"):
+        daemon.protect("db1")

@@ -17,7 +17,6 @@ from remusdb.control.api import Evacuate, Evacuated, Moved, Stayed, Switched
 from remusdb.control.codec import plain
 from remusdb.control.status import State, VmStatus
 from remusdb.errors import NotProtected, RefusedForSafety, UsageError, VmError
-from remusdb.host import daemon as daemon_module
 from remusdb.host.evacuation import evacuate
 from remusdb.host.shutdown import host_is_stopping, is_marked
 from remusdb.host.supervisor import Keeper
@@ -94,29 +93,24 @@ def test_a_vm_may_be_left_to_go_down_with_its_host(host_stops: bool, moved: list
     assert [one.exempt for one in found.stayed] == [True] * (2 - len(moved))
 
 
-def test_the_daemon_moves_nothing_while_the_host_stays_up(
-    daemon: Running, config: HostConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    daemon.protect("db1")
-    monkeypatch.setattr(daemon_module, "host_is_stopping", lambda: False)
-    assert daemon.ask(Evacuate(if_host_stops=True)).note == "this host is not shutting down"
-    assert daemon.status("db1").state == "protected"
-    assert not is_marked(config.host.run_dir)
-    with pytest.raises(UsageError):
-        daemon.say(op="evacuate", if_host_stops="yes")
+def test_the_daemon_moves_nothing_while_the_host_stays_up(config: HostConfig) -> None:
+    with Running(config, host_is_stopping=lambda: False) as running:
+        running.protect("db1")
+        assert running.ask(Evacuate(if_host_stops=True)).note == "this host is not shutting down"
+        assert running.status("db1").state == "protected"
+        assert not is_marked(config.host.run_dir)
+        with pytest.raises(UsageError):
+            running.say(op="evacuate", if_host_stops="yes")
 
 
-def test_the_hosts_end_is_marked_until_a_daemon_starts_again(
-    config: HostConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(daemon_module, "host_is_stopping", lambda: True)
-    running = Running(config)
-    assert running.ask(Evacuate(if_host_stops=True)) == Evacuated()
-    assert is_marked(config.host.run_dir)
-    running.daemon.stop()
-    again = Running(config)
-    assert not is_marked(config.host.run_dir)
-    again.daemon.stop()
+def test_the_hosts_end_is_marked_until_a_daemon_starts_again(config: HostConfig) -> None:
+    with Running(config, host_is_stopping=lambda: True) as running:
+        running.protect("db1")
+        moved = running.ask(Evacuate(if_host_stops=True))
+        assert moved == Evacuated(moved=[Moved(vm="db1", to="beta", term=8, took_ms=80.0)])
+        assert is_marked(config.host.run_dir)
+    with Running(config):
+        assert not is_marked(config.host.run_dir)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -19,44 +20,49 @@ from remusdb.config import HostConfig
 from remusdb.control.api import Switchover
 from remusdb.control.lines import LineChannel, encoded
 from remusdb.control.status import VmStatus
+from remusdb.durable import take_lock
 from remusdb.errors import BadFrame, RemusError
-from remusdb.host import worker_lock
-from remusdb.host import worker_process as worker_link
 from remusdb.host.daemon import HostDaemon
 from remusdb.host.managed_vm import VmRecord
+from remusdb.host.outside import Outside
+from remusdb.host.worker_process import WorkerLink
 from remusdb.names import VmName
 from remusdb.state import StateStore
 from remusdb.worker.spec import Told
-from tests.unit.host_daemon_rig import WORKER, NoLibvirt, Running, gone, history, put, wait_for
+from tests.unit.host_daemon_rig import FAST, NoLibvirt, Running, events, gone, put, script
+from tests.waiting import eventually
 
 
-def test_a_worker_that_dies_in_seeding(daemon: Running) -> None:
+def test_a_worker_that_dies_in_seeding(daemon: Running, config: HostConfig) -> None:
+    script(config, "db1", dies=True)
     with pytest.raises(RemusError, match="ended with exit code 3"):
-        daemon.protect("dies")
-    assert daemon.status("dies").state == "failed"
+        daemon.protect("db1")
+    assert daemon.status("db1").state == "failed"
 
 
-def test_a_copy_that_broke_off_is_begun_anew(daemon: Running) -> None:
-    daemon.libvirt.known["breaks"] = True
+def test_a_copy_that_broke_off_is_begun_anew(daemon: Running, config: HostConfig) -> None:
+    seeding = {"role": "seeding", "term": 7, "peer": "beta", "wanted": True, "reason": "copying"}
+    script(config, "db1", saves=seeding, dies=True)
     with pytest.raises(RemusError, match="exit code 3") as caught:
-        daemon.protect("breaks")
+        daemon.protect("db1")
     assert "its log says more" in caught.value.hint and "tried again by itself" in caught.value.hint
-    assert "remusdb unprotect breaks" in caught.value.hint
-    wait_for(lambda: daemon.status("breaks").state == "protected")
+    assert "remusdb unprotect db1" in caught.value.hint
+    script(config, "db1")
+    eventually(lambda: daemon.status("db1").state == "protected")
 
 
 def test_a_worker_that_is_killed_is_followed_by_another(daemon: Running, config: HostConfig) -> None:
     daemon.protect("db1")
     pid = daemon.worker_pid("db1")
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: gone(pid))  # reaped
-    wait_for(lambda: daemon.status("db1").state == "protected" and daemon.worker_pid("db1") != pid)
-    assert "resync" in [event.event for event in history(daemon, config, "db1")]
+    eventually(lambda: gone(pid))  # reaped
+    eventually(lambda: daemon.status("db1").state == "protected" and daemon.worker_pid("db1") != pid)
+    assert "resync" in events(daemon, config, "db1")
 
 
 def test_an_earlier_worker_is_not_heard(tmp_path: Path) -> None:
     record = VmRecord("db1", StateStore(tmp_path))
-    old, new = (worker_link.WorkerLink("db1", WORKER, record, tmp_path / "lock") for _ in range(2))
+    old, new = (WorkerLink("db1", Outside(), record, tmp_path / "lock") for _ in range(2))
     record.claim(old, "beta")
     record.drop_link(old)
     record.claim(new, "beta")
@@ -72,34 +78,34 @@ def test_a_restarted_daemon_adopts_the_worker(config: HostConfig) -> None:
     first.daemon.stop()
     assert not gone(pid)
     second = Running(config)
-    wait_for(lambda: second.status("db1").reason == "it went on")
+    eventually(lambda: second.status("db1").reason == "it went on")
     assert second.worker_pid("db1") == pid and second.status("db1").state == "protected"
     assert second.unprotect("db1") == ""
     second.daemon.stop()
 
 
-def test_a_worker_that_does_not_stop_is_killed(config: HostConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_link.WorkerLink.stop, "__defaults__", (0.2,))
-    running = Running(config)
-    running.protect("deaf")
-    pid = running.worker_pid("deaf")
-    running.unprotect("deaf", peer_is_dead=True)
+def test_a_worker_that_does_not_stop_is_killed(config: HostConfig) -> None:
+    script(config, "db1", deaf=True)
+    running = Running(config, timing=replace(FAST, linger=0.2))
+    running.protect("db1")
+    pid = running.worker_pid("db1")
+    running.unprotect("db1", peer_is_dead=True)
     assert gone(pid)
     running.daemon.stop()
 
 
-def test_a_vm_has_one_worker_whatever_became_of_earlier_daemons(
-    daemon: Running, config: HostConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker_lock.hold_lock, "__defaults__", (0.2,))
-    lingering = worker_lock.hold_lock(config.host.run_dir / "worker-db1.lock", "db1")
+def test_a_vm_has_one_worker_whatever_became_of_earlier_daemons(config: HostConfig) -> None:
+    running = Running(config, timing=replace(FAST, lock=0.2))
+    lock = config.host.run_dir / "worker-db1.lock"
+    lingering = take_lock(lock, 0)
+    assert lingering is not None
     with pytest.raises(RemusError, match="an earlier worker of db1 does not end"):
-        daemon.protect("db1")
-    assert daemon.status("db1").state == "failed"
+        running.protect("db1")
+    assert running.status("db1").state == "failed"
     os.close(lingering)
-    assert daemon.protect("db1").state == "protected"
-    with pytest.raises(RemusError, match="an earlier worker"):  # the worker has the lock now, not the daemon
-        worker_lock.hold_lock(config.host.run_dir / "worker-db1.lock", "db1")
+    assert running.protect("db1").state == "protected"
+    assert take_lock(lock, 0) is None, "the worker has the lock now, not the daemon"
+    running.daemon.stop()
 
 
 def test_a_worker_that_cannot_be_started(config: HostConfig) -> None:
@@ -133,7 +139,7 @@ def test_a_worker_outlives_the_thread_that_asked_and_a_daemon_that_is_killed(
         assert not select.select([worker], [], [], 0.2)[0], "it ended with the control connection's thread"
         process.kill()
     again = Running(config)
-    wait_for(lambda: again.status("db1").reason == "it went on", 20)
+    eventually(lambda: again.status("db1").reason == "it went on", 20)
     assert not select.select([worker], [], [], 0)[0]
     again.daemon.stop()
     signal.pidfd_send_signal(worker, signal.SIGKILL)
@@ -141,13 +147,13 @@ def test_a_worker_outlives_the_thread_that_asked_and_a_daemon_that_is_killed(
 
 
 def test_unprotect_after_the_worker_died_takes_the_wiring_out(daemon: Running, config: HostConfig) -> None:
-    daemon.libvirt.known["quiet"] = True
-    daemon.protect("quiet")
-    os.kill(daemon.worker_pid("quiet"), signal.SIGKILL)
-    wait_for(lambda: daemon.status("quiet").state == "held")
-    daemon.unprotect("quiet", peer_is_dead=True)
-    assert (config.host.state_dir / "quiet.taken-out").read_text() == "protected 7"
-    assert daemon.status("quiet").state == "unprotected"
+    daemon.others.silent = {"beta"}
+    daemon.protect("db1")
+    os.kill(daemon.worker_pid("db1"), signal.SIGKILL)
+    eventually(lambda: daemon.status("db1").state == "held")
+    daemon.unprotect("db1", peer_is_dead=True)
+    assert (config.host.state_dir / "db1.taken-out").read_text() == "protected 7"
+    assert daemon.status("db1").state == "unprotected"
 
 
 def test_run_notifies_and_ends_on_sigterm(config: HostConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +161,7 @@ def test_run_notifies_and_ends_on_sigterm(config: HostConfig, tmp_path: Path, mo
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        daemon = HostDaemon(config, worker_argv=WORKER, inspection=NoLibvirt())
+        daemon = HostDaemon(config, inspection=NoLibvirt())
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         timer.start()
@@ -171,14 +177,13 @@ def test_run_notifies_and_ends_on_sigterm(config: HostConfig, tmp_path: Path, mo
 def test_a_worker_that_is_not_understood_is_left_alone(config: HostConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of another version: it protects its VM, which the other host would take over were it ended."""
     killed: list[str] = []
-    monkeypatch.setattr(worker_link.WorkerLink, "kill", lambda link: killed.append(link._vm))
-    monkeypatch.setattr(worker_link, "LINGER_S", 0.2)
+    monkeypatch.setattr(WorkerLink, "kill", lambda link: killed.append(link._vm))
     put(config, "db1", role="protected", term=7, peer="beta", armed=True, wanted=True)
     config.host.run_dir.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(config.host.run_dir / "worker-db1.sock"))
         listener.listen(1)
-        running = Running(config)
+        running = Running(config, timing=replace(FAST, linger=0.2))
         worker, _ = listener.accept()
         with worker:
             worker.sendall(b'{"status": {"state": "protected"}}\n')
@@ -194,6 +199,6 @@ def test_a_worker_that_is_not_understood_is_left_alone(config: HostConfig, monke
                 running.ask(Switchover(vm=VmName("db1")))
             answer.join()
             worker.sendall(encoded(Told(status=VmStatus(vm="db1", state="held", reason="beta is away"))) + b"\n")
-            wait_for(lambda: running.status("db1").state == "held")
+            eventually(lambda: running.status("db1").state == "held")
             assert killed == []
             running.daemon.stop()

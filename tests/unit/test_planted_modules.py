@@ -14,7 +14,7 @@ import pytest
 
 from remusdb.capture.fifo import StateFifo
 from remusdb.errors import GateError
-from remusdb.host.workers import WORKER_ARGV
+from remusdb.host.outside import WORKER_ARGV
 from remusdb.net.gatechild import GateChild
 
 ROOT = Path(__file__).parents[2]

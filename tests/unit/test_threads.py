@@ -36,7 +36,8 @@ from remusdb.worker.orders import Channel, Worker
 from remusdb.worker.solo import Solo
 from remusdb.worker.spec import End
 from remusdb_agents.backup.standby.definition import Definition
-from tests.unit.host_daemon_rig import Running, wait_for
+from tests.unit.host_daemon_rig import Running, put
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 30.0
@@ -148,11 +149,9 @@ def test_a_vm_is_tended_again_later(config: HostConfig, no_threads: NoThreads, m
         return threads.spawn(work, *args, name=name)
 
     monkeypatch.setattr(tender_module, "spawn", spawn)
-    from tests.unit.host_daemon_rig import NoLibvirt, put
-
     put(config, "db1", role="protected", term=7, peer="beta", armed=True, wanted=True)
-    running = Running(config, NoLibvirt())
-    wait_for(lambda: running.status("db1").state == "protected")
+    running = Running(config)
+    eventually(lambda: running.status("db1").state == "protected")
     assert refused == ["tend-db1"] * 2
     running.daemon.stop()
 

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the host daemon reaches outside of its own process, and how long it waits for what. Tests hand in others."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from remusdb.arbiter.arbiter import Arbiter
+from remusdb.config import Arbiter as ArbiterConfig
+from remusdb.core.messages import Standing
+from remusdb.errors import GateError, VmError
+from remusdb.host.quarantine.retire import Policy, PutAway, put_away
+from remusdb.host.shutdown import host_is_stopping
+from remusdb.state import VmState
+from remusdb.vm.domain import pid_of
+from remusdb.worker.greeting import ask_standing
+from remusdb.worker.spec import Order
+from remusdb.worker.tapwatch import shut_taps
+
+WORKER_ARGV = (sys.executable, "-P", "-m", "remusdb.worker")  # -P: no module of the folder we are in
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds."""
+
+    look: float = 0.25  # between looks at every VM
+    ask: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)  # between questions for one VM; the last one repeats
+    retry: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 30.0)  # between tries that cost something
+    lock: float = 5.0  # an earlier worker of a VM has this long to be gone
+    linger: float = 5.0  # a worker that was told to stop, or closed its socket, has this long to exit
+
+
+def shut_others(vm: str, gated: Sequence[str]) -> None:
+    """Shut every tap of a running VM but these, if it is to be found here."""
+    with contextlib.suppress(VmError, GateError):
+        shut_taps(pid_of(vm), gated)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What is done elsewhere: by other processes, the kernel, libvirt, the other host, etcd."""
+
+    worker_argv: Sequence[str] = WORKER_ARGV
+    timing: Timing = Timing()
+    ask: Callable[[Order, int], Standing] = ask_standing
+    put_away: Callable[[str, VmState, Policy, Path, Path], PutAway] = put_away
+    shut_others: Callable[[str, Sequence[str]], None] = shut_others
+    arbiter: Callable[[ArbiterConfig], Arbiter] = Arbiter
+    host_is_stopping: Callable[[], bool] = host_is_stopping
