@@ -77,7 +77,7 @@ fuzz: venv
 	$(PYTHON) -m tests.fuzz $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS),--seconds $(FUZZ_S))
 
 bench: setup
-	$(PYTEST) tests/bench -o log_cli=true -o log_cli_level=INFO
+	$(PYTEST) tests/bench -W ignore::ResourceWarning -o log_cli=true -o log_cli_level=INFO
 
 clean:
 	@[ ! -x $(PYTHON) ] || $(PYTHON) -c 'from tools.lab.sweep import sweep; sweep()'

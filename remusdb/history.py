@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -99,11 +100,18 @@ class VmEvents(msgspec.Struct, frozen=True, kw_only=True):
 class History:
     """This process's pen. One thread writes and tells the hooks, in the order of `record`."""
 
-    def __init__(self, state_dir: Path, hooks: Hooks | None) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        hooks: Hooks | None,
+        write: Callable[[Path, Event], None] | None = None,
+        queue_max: int = QUEUE_MAX_EVENTS,
+    ) -> None:
         self.dropped = 0  # events for which there was no room in the queue: neither written nor told
         self._folder = state_dir / "history"
         self._hooks = hooks
-        self._queue: queue.Queue[Event] = queue.Queue(QUEUE_MAX_EVENTS)
+        self._queue: queue.Queue[Event] = queue.Queue(queue_max)
+        self._write = write or append
         spawn(self._write_all, name="history")
 
     def record(self, event: Event) -> None:
@@ -130,7 +138,7 @@ class History:
             try:
                 if self._hooks is not None:
                     self._hooks.run(event)  # first: it needs no disk that works
-                append(self._folder, event)
+                self._write(self._folder, event)
             except OSError as exc:
                 log.error("%s: %s is missing in the history: %s", event.vm, event.event, exc)
             except Exception:  # task boundary: the next event must still be written
@@ -157,11 +165,14 @@ def read(state_dir: Path, vm: str) -> list[Event]:
     return events
 
 
-def append(folder: Path, event: Event) -> None:
-    """Put one line at the end, and on the disk. OSError when it may not be there."""
+def append(folder: Path, event: Event, *, file_max_bytes: int = FILE_MAX_BYTES, lock_s: float = LOCK_S) -> None:
+    """Put one line at the end, and on the disk. OSError when it may not be there.
+
+    A file that is longer after that loses its older half, unless another writer keeps its lock for so long.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = _path(folder, event.vm)
-    with durable.alone(path.with_suffix(".lock"), LOCK_S) as alone:
+    with durable.alone(path.with_suffix(".lock"), lock_s) as alone:
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             before = os.fstat(fd).st_size
@@ -174,8 +185,8 @@ def append(folder: Path, event: Event) -> None:
             os.close(fd)
         if before == 0:
             durable.sync_folder(folder)
-        if alone and before + len(line) > FILE_MAX_BYTES:
-            _halve(path)
+        if alone and before + len(line) > file_max_bytes:
+            _halve(path, file_max_bytes // 2)
 
 
 def _bounded(event: Event) -> Event:
@@ -201,10 +212,10 @@ def _lines(path: Path) -> list[bytes]:
     return [line for line in lines if 0 < len(line) <= LINE_MAX_BYTES]
 
 
-def _halve(path: Path) -> None:
-    """Keep the newest lines that fit in half of what a file may have."""
+def _halve(path: Path, room: int) -> None:
+    """Keep the newest lines that fit in so many bytes."""
     try:
-        kept, room = [], FILE_MAX_BYTES // 2
+        kept = []
         for line in reversed(_lines(path)):
             room -= len(line) + 1
             if room < 0:

@@ -38,7 +38,13 @@ BUSY_HINT = "try again; if it stays so, something holds connections to the contr
 class ControlServer:
     """Answers each request with what the handler of its type returns or raises."""
 
-    def __init__(self, path: Path | str, handlers: Mapping[type[Request[Any]], Handler]) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        handlers: Mapping[type[Request[Any]], Handler],
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> None:
+        self._request_timeout_s = request_timeout_s
         self._path = Path(path)
         self._handlers = handlers
         self._requests = Requests(handlers)
@@ -116,7 +122,7 @@ class ControlServer:
     def _serve(self, sock: socket.socket) -> None:
         channel = LineChannel(sock, max_line_bytes=MAX_REQUEST_BYTES)
         try:
-            sock.settimeout(REQUEST_TIMEOUT_S)
+            sock.settimeout(self._request_timeout_s)
             line = self._line(channel)
             if line is not None:
                 _send(channel, self._answer(line, _progress_to(channel)))
@@ -132,7 +138,7 @@ class ControlServer:
         except BadFrame as exc:
             channel.send(Failed.by(UsageError(str(exc))))
         except TimeoutError:
-            channel.send(Failed.by(UsageError(f"no request within {REQUEST_TIMEOUT_S:g} s")))
+            channel.send(Failed.by(UsageError(f"no request within {self._request_timeout_s:g} s")))
         return None
 
     def _answer(self, line: bytes, progress: ProgressFn) -> Done | Failed:

@@ -48,11 +48,18 @@ CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")  # all that was
 class DeviceWatch:
     """Of one session: `start` in the initial copy, `arm` once the gates hold, `close` at its end."""
 
-    def __init__(self, domain: Domain, blocks: list[Block], changed: Callable[[DevicesChanged], None]) -> None:
+    def __init__(
+        self,
+        domain: Domain,
+        blocks: list[Block],
+        changed: Callable[[DevicesChanged], None],
+        explain_s: float = EXPLAIN_S,
+    ) -> None:
         """`changed` is told once, from a thread of this class or the one that calls `arm`."""
         self._domain = domain
         self._blocks = {(block.name, block.size) for block in blocks}
         self._changed = changed
+        self._explain_s = explain_s
         self._devices = inventory(domain.tree)  # what the agent was told to build
         self._in_qemu = self._ask_qemu()
         self._size = self._address_space()
@@ -103,17 +110,17 @@ class DeviceWatch:
         """The change of devices that lies behind a failure, if one does: a gate fails when its tap is taken away."""
         if self._domain.ends_within(QEMU_END_S):
             return failure
-        what = self._different(EXPLAIN_S)
+        what = self._different(self._explain_s)
         return _change(what) if what else failure
 
     def _judge(self, sections: list[Section] | None) -> None:
         """The state speaks of other devices. A device may also begin to have state of its own: that is no change."""
         if sections is None:
-            raise _change(self._different(EXPLAIN_S) or "QEMU's device state cannot be read any more")
+            raise _change(self._different(self._explain_s) or "QEMU's device state cannot be read any more")
         came, went = differences(self._sections or (), sections)
         told = [f"QEMU's device state has {one} as well" for one in came]
         told += [f"QEMU's device state lacks {one}" for one in went]
-        what = self._different(EXPLAIN_S)
+        what = self._different(self._explain_s)
         if what or not self._same_in_qemu():
             raise _change(what or "; ".join(told) or "QEMU has other devices")
         log.warning("%s, with the same devices", "; ".join(told) or "the device state comes in another order")
@@ -123,7 +130,7 @@ class DeviceWatch:
         blocks = {(block.name, block.size) for block in self._domain.blocks()}
         if blocks != self._blocks:
             names = ", ".join(sorted(name for name, _ in blocks ^ self._blocks))
-            raise _change(self._different(EXPLAIN_S) or f"QEMU has other memory: {names}")
+            raise _change(self._different(self._explain_s) or f"QEMU has other memory: {names}")
 
     def _watch(self) -> None:
         """Task boundary."""
@@ -137,7 +144,7 @@ class DeviceWatch:
 
     def _look(self) -> None:
         suspicion, self._suspicion = self._suspicion, ""
-        what = self._different(EXPLAIN_S if suspicion else 0) or (suspicion if self._stands(suspicion) else "")
+        what = self._different(self._explain_s if suspicion else 0) or (suspicion if self._stands(suspicion) else "")
         if what and not self._over.is_set() and self._told.acquire(blocking=False):
             self._changed(_change(what))
 

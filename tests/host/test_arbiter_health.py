@@ -72,6 +72,7 @@ def fill(etcd: Etcd, key: str = "") -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         put()
     assert refused.value.code == 429
+    refused.value.close()
 
 
 def test_one_that_is_well_says_so_and_is_not_changed(small: Etcd) -> None:

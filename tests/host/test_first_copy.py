@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ class Qmp:
         self._file.readline()
         self("qmp_capabilities")
 
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
     def __call__(self, command: str, **arguments: object) -> Any:
         self._file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         self._file.flush()
@@ -63,7 +67,8 @@ def storage_daemon(folder: Path, source: Path, kind: str, target: Path, unmap: s
             while not monitor.exists():
                 assert process.poll() is None
                 time.sleep(0.02)
-            yield Qmp(monitor)
+            with closing(Qmp(monitor)) as qmp:
+                yield qmp
         finally:
             process.kill()
 

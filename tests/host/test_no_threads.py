@@ -88,7 +88,7 @@ def server(certs: Path, tmp_path: Path) -> Iterator[tuple[int, Limit]]:
     yield port, limit
     assert process.poll() is None, "it lived all the time"
     process.kill()
-    process.wait()
+    process.communicate()
     limit.remove()
 
 

@@ -207,7 +207,13 @@ def test_somebody_who_says_nothing(certs: Path) -> None:
 
 def test_somebody_who_speaks_another_protocol(certs: Path) -> None:
     with socket.create_server((LOOPBACK, 0)) as other:
-        threading.Thread(target=lambda: other.accept()[0].sendall(b"220 mail.example ESMTP\r\n"), daemon=True).start()
+
+        def greet() -> None:
+            with other.accept()[0] as caller:
+                caller.sendall(b"220 mail.example ESMTP\r\n")
+                caller.recv(1)
+
+        threading.Thread(target=greet, daemon=True).start()
         with pytest.raises(PeerRefused, match="does not speak TLS"):
             connect(LOOPBACK, other.getsockname()[1], client_context(*files(certs / "alpha")), "beta", 5)
 

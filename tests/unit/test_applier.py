@@ -101,9 +101,8 @@ def test_whoever_breaks_a_freeze_does_what_was_asked_for_at_once(bench: Bench) -
     assert called == ["killed"]
 
 
-def test_before_the_first_epoch_there_is_nothing_to_freeze(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remusdb_agents.backup.applier.FREEZE_S", 0.05)
-    with pytest.raises(RefusedForSafety), bench.applier.freeze(LIMIT):
+def test_before_the_first_epoch_there_is_nothing_to_freeze(bench: Bench) -> None:
+    with pytest.raises(RefusedForSafety), bench.applier.freeze(LIMIT, 0.05):
         pass
     bench.put(1)
     bench.allow(1, 1)
@@ -111,12 +110,11 @@ def test_before_the_first_epoch_there_is_nothing_to_freeze(bench: Bench, monkeyp
         assert frozen.epoch == 1
 
 
-def test_an_epoch_that_takes_too_long_is_no_freeze(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_that_takes_too_long_is_no_freeze(bench: Bench) -> None:
     bench.put(1, 2)
     bench.allow(1, 1)
     eventually(lambda: bench.images.begun == 2)
-    monkeypatch.setattr("remusdb_agents.backup.applier.FREEZE_S", 0.05)
-    with pytest.raises(RefusedForSafety, match="did not come to the end"), bench.applier.freeze(LIMIT):
+    with pytest.raises(RefusedForSafety, match="did not come to the end"), bench.applier.freeze(LIMIT, 0.05):
         pass
     bench.put(3)
     bench.allow(2, 3)

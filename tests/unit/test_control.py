@@ -156,9 +156,8 @@ def test_a_line_without_end_is_bounded(server: ControlServer, path: Path) -> Non
     assert "longer than" in raw(path, b"x" * size)["message"]
 
 
-def test_a_client_that_says_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "REQUEST_TIMEOUT_S", 0.1)
-    server = ControlServer(path, {Echo: echo})
+def test_a_client_that_says_nothing(path: Path) -> None:
+    server = ControlServer(path, {Echo: echo}, request_timeout_s=0.1)
     server.start()
     assert "no request within" in raw(path, b"")["message"]
     server.close()

@@ -18,7 +18,6 @@ from remusdb.errors import DevicesChanged, GateError, VmError
 from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import Domain
 from remusdb.vm.ramblocks import Block
-from remusdb.worker import devicewatch
 from remusdb.worker.devicewatch import GROWTH_BYTES, DeviceWatch
 
 RAM = Block("pc.ram", 1 << 28, 1 << 40)
@@ -71,15 +70,14 @@ class Vm:
 
 
 @pytest.fixture
-def vm(monkeypatch: pytest.MonkeyPatch) -> Vm:
-    monkeypatch.setattr(devicewatch, "EXPLAIN_S", 0.1)
+def vm() -> Vm:
     return Vm()
 
 
 @pytest.fixture
 def watch(vm: Vm) -> DeviceWatch:
     """After the first epoch."""
-    made = DeviceWatch(cast(Domain, vm), vm.ram, lambda _change: None)
+    made = DeviceWatch(cast(Domain, vm), vm.ram, lambda _change: None, explain_s=0.1)
     made.require_same(state("timer", "cpu"))
     return made
 

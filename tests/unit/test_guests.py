@@ -8,14 +8,11 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
-
 from remusdb.core.messages import Refuse, unpack
 from remusdb.core.wire import FrameType
 from remusdb.errors import BadFrame
 from remusdb.transport.stream import FrameStream
-from remusdb_agents.backup import guests as module
-from remusdb_agents.backup.guests import SPARE, Guests
+from remusdb_agents.backup.guests import MOST, SPARE, Guests
 from tests.waiting import eventually
 
 WITHIN_S = 30.0
@@ -41,9 +38,9 @@ class Stream:
 class House:
     """Guests whose sessions last until their stream is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST) -> None:
         self.replicas: list[Any] = []
-        self.guests = Guests(self._session, lambda: self.replicas)
+        self.guests = Guests(self._session, lambda: self.replicas, most)
         self.streams: list[Stream] = []
 
     def keep(self, name: str, *streams: Stream | None) -> None:
@@ -113,9 +110,8 @@ def test_those_that_follow_a_vm_do_not_count_and_each_vm_gives_room_for_one_more
     house.leave()
 
 
-def test_all_peers_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST", 10)
-    house = House()
+def test_all_peers_together_are_bounded() -> None:
+    house = House(most=10)
     came = [house.come(f"host{number}", 1)[0] for number in range(15)]
     eventually(lambda: sum(gone(came)) >= 5)
     assert gone(came) == [True] * 5 + [False] * 10

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,10 +18,9 @@ import pytest
 from click.testing import CliRunner
 
 from remusdb import durable
-from remusdb import history as module
 from remusdb.cli.main import cli
 from remusdb.errors import RemusError
-from remusdb.history import Event, EventName, History, append, read
+from remusdb.history import FILE_MAX_BYTES, Event, EventName, History, append, read
 
 ROOT = Path(__file__).parents[2]
 START_NS = 1_790_000_000_123_456_789
@@ -33,8 +34,8 @@ def event(term: int = 1, vm: str = "db1", name: EventName = "held", at_ns: int =
     )  # fmt: skip
 
 
-def record(state_dir: Path, *events: Event) -> None:
-    history = History(state_dir, None)
+def record(state_dir: Path, *events: Event, write: Callable[[Path, Event], None] = append) -> None:
+    history = History(state_dir, None, write)
     for one in events:
         history.record(one)
     assert history.flush(WITHIN_S)
@@ -105,11 +106,10 @@ def test_two_processes_write_and_no_line_is_mixed_or_missing(tmp_path: Path) -> 
     assert len(text.splitlines()) == len(found), "each line is an event"
 
 
-def test_a_file_that_grew_too_large_keeps_its_newest_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FILE_MAX_BYTES", 20_000)
+def test_a_file_that_grew_too_large_keeps_its_newest_half(tmp_path: Path) -> None:
     path = tmp_path / "history" / "db1.jsonl"
     for term in range(200):
-        append(tmp_path / "history", event(term))
+        append(tmp_path / "history", event(term), file_max_bytes=20_000)
         assert path.stat().st_size < 21_000
     found = terms(tmp_path)
     assert found == list(range(200 - len(found), 200))
@@ -124,7 +124,7 @@ def test_an_endless_line_that_was_torn_takes_no_other_event_with_it(tmp_path: Pa
         file.write(b'{"vm": "' + b"x" * (15 << 20))
     append(tmp_path / "history", event(200))
     assert terms(tmp_path) == [*range(201)]
-    assert (tmp_path / "history" / "db1.jsonl").stat().st_size < module.FILE_MAX_BYTES
+    assert (tmp_path / "history" / "db1.jsonl").stat().st_size < FILE_MAX_BYTES
 
 
 def test_a_reason_without_end_is_one_event_of_many(tmp_path: Path) -> None:
@@ -133,36 +133,29 @@ def test_a_reason_without_end_is_one_event_of_many(tmp_path: Path) -> None:
     assert (tmp_path / "history" / "db1.jsonl").stat().st_size < 20_000
 
 
-def test_another_writer_that_hangs_silences_nobody_and_keeps_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "LOCK_S", 0.1)
-    monkeypatch.setattr(module, "FILE_MAX_BYTES", 1000)
+def test_another_writer_that_hangs_silences_nobody_and_keeps_its_file(tmp_path: Path) -> None:
+    write = partial(append, file_max_bytes=1000, lock_s=0.1)
     append(tmp_path / "history", event(0))
     path = tmp_path / "history" / "db1.jsonl"
     with durable.alone(path.with_suffix(".lock"), 0) as alone:
         assert alone
         inode = path.stat().st_ino
-        record(tmp_path, *(event(term) for term in range(1, 8)))
+        record(tmp_path, *(event(term) for term in range(1, 8)), write=write)
         assert terms(tmp_path) == [*range(8)]
         assert path.stat().st_ino == inode, "it is not replaced under whoever may be writing"
-    append(tmp_path / "history", event(8))
+    write(tmp_path / "history", event(8))
     assert path.stat().st_ino != inode
     assert terms(tmp_path)[-1] == 8
 
 
-def test_more_events_than_the_disk_takes_are_counted_and_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_more_events_than_the_disk_takes_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     disk = threading.Event()
-    monkeypatch.setattr(module, "QUEUE_MAX_EVENTS", 5)
 
     def slow(folder: Path, one: Event) -> None:
         disk.wait(WITHIN_S)
         append(folder, one)
 
-    monkeypatch.setattr(module, "append", slow)
-    history = History(tmp_path, None)
+    history = History(tmp_path, None, slow, queue_max=5)
     for term in range(20):
         begun = time.monotonic()
         history.record(event(term))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -454,4 +453,3 @@ def test_after_its_end_a_daemon_begins_nothing(config: HostConfig) -> None:
     running.others.silent = set()
     time.sleep(MOMENT_S)
     assert not (config.host.state_dir / "db1.order").exists()
-    assert not [thread for thread in threading.enumerate() if thread.name == "tender"]

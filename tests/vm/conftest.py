@@ -13,6 +13,11 @@ from tests.vm.pair import Pair, running_pair
 REPO = Path(__file__).resolve().parents[2]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A lab has sockets and processes by the dozen: one that is left to the collector is no reason to fail."""
+    config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
+
+
 @pytest.fixture(scope="module")
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Two hosts with the product running; its logs stay in build/test/MODULE/."""

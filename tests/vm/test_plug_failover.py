@@ -16,8 +16,8 @@ from tools.lab import kernelguest
 LIMIT_S = 1200  # beside other tests; 3 minutes on an idle machine
 # Without plugins that nothing there uses: an import takes seconds.
 JOB = f"""export COLUMNS=200 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
-plugins="-p no:xdist -p no:_hypothesis_pytestplugin -p no:cacheprovider"
-python -m pytest $plugins -o timeout={LIMIT_S} -v --tb=short --color=no --basetemp=/tmp/t tests/plug
+options="-p no:xdist -p no:_hypothesis_pytestplugin -p no:cacheprovider -W ignore::ResourceWarning"
+python -m pytest $options -o timeout={LIMIT_S} -v --tb=short --color=no --basetemp=/tmp/t tests/plug
 code=$?
 [ $code = 0 ] || tail -n 40 $(find /tmp/t -name '*.log')
 exit $code"""

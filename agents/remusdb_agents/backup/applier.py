@@ -146,12 +146,12 @@ class Applier:
             self.devices = decode_devices(frame.payload, self.devices)
 
     @contextlib.contextmanager
-    def freeze(self, backlog_max_bytes: int) -> Iterator[Frozen]:
+    def freeze(self, backlog_max_bytes: int, within_s: float = FREEZE_S) -> Iterator[Frozen]:
         """Stand still between two epochs; meanwhile epochs wait, up to so many bytes before `crowded` says so.
 
-        RefusedForSafety when the replica is needed, or does not stand still in time. One freeze at a time.
+        RefusedForSafety when the replica is needed, or does not stand still within so long. One freeze at a time.
         """
-        frozen = self._freeze(backlog_max_bytes)
+        frozen = self._freeze(backlog_max_bytes, within_s)
         try:
             yield frozen
         finally:
@@ -159,10 +159,10 @@ class Applier:
                 if self._frozen is frozen:
                     self._thaw()
 
-    def _freeze(self, backlog_max_bytes: int) -> Frozen:
-        deadline = Deadline.after(FREEZE_S)
+    def _freeze(self, backlog_max_bytes: int, within_s: float) -> Frozen:
+        deadline = Deadline.after(within_s)
         with self._changed:
-            self._changed.wait_for(lambda: self._over or self.epoch, FREEZE_S)
+            self._changed.wait_for(lambda: self._over or self.epoch, within_s)
             if self._over or not self.epoch or self._frozen is not None:
                 raise RefusedForSafety(self._over or "the replica cannot be frozen: it is being rehearsed or copied")
             frozen = self._frozen = Frozen(0, b"", CatchUp(), lambda: len(self._epochs))
@@ -170,7 +170,7 @@ class Applier:
             self._changed.wait_for(lambda: self._over or not self._applying, deadline.left())
             if self._applying and not self._over:
                 self._thaw()
-                raise RefusedForSafety(f"the replica did not come to the end of an epoch within {FREEZE_S:g} s")
+                raise RefusedForSafety(f"the replica did not come to the end of an epoch within {within_s:g} s")
             frozen.require()
             frozen.epoch, frozen.devices, frozen.catch_up = self.epoch, self.devices, self.catch_up
             return frozen

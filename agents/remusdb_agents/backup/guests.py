@@ -42,8 +42,9 @@ Session = Callable[[FrameStream], None]
 class Guests:
     """The connections of all peers, in the order in which they came."""
 
-    def __init__(self, session: Session, replicas: Callable[[], Iterable[Replica]]) -> None:
+    def __init__(self, session: Session, replicas: Callable[[], Iterable[Replica]], most: int = MOST) -> None:
         """`session` serves a connection to its end; `replicas`: of the VMs that are kept here now."""
+        self._most = most
         self._session = session
         self._replicas = replicas
         self._lock = threading.Lock()
@@ -70,7 +71,7 @@ class Guests:
             self._open[stream] = None
             waiting = [one for one in self._open if one not in following]
             mine = [one for one in waiting if one.peer_name == name]
-            over = mine if len(mine) > bound else waiting if len(waiting) > MOST else []
+            over = mine if len(mine) > bound else waiting if len(waiting) > self._most else []
             victim = next((one for one in over if one is not stream and not one.spoken), None)
             if victim is not None:
                 del self._open[victim]
