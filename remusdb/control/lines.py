@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from typing import Any
 
 import msgspec
 
+from remusdb.deadline import Deadline
 from remusdb.errors import BadFrame
 from remusdb.jsontext import parse_object
 from remusdb.printable import json_text
@@ -43,28 +43,26 @@ class LineChannel:
         with self._send_lock:
             self._sock.sendall(line)
 
-    def receive(self, until: float | None = None) -> dict[str, Any] | None:
+    def receive(self, deadline: Deadline | None = None) -> dict[str, Any] | None:
         """The next line as an object whose fields are looked at later, or None: see `line`.
 
         BadFrame for a line that is none; unless `broken`, the next line may be asked for then.
         """
-        line = self.line(until)
+        line = self.line(deadline)
         return None if line is None else _parse(line)
 
-    def line(self, until: float | None = None) -> bytes | None:
+    def line(self, deadline: Deadline | None = None) -> bytes | None:
         """The next line, or None when the other end closed between two lines. BadFrame: no further line can be read.
 
-        `until` (of time.monotonic): TimeoutError if there is none by then, however slowly bytes trickle in.
+        TimeoutError if there is none by the deadline, however slowly bytes trickle in.
         """
         searched = 0
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
             if searched > self._max:
                 raise self._break(f"a control line is longer than {self._max} bytes")
-            if until is not None:
-                if (left := until - time.monotonic()) <= 0:
-                    raise TimeoutError("timed out")
-                self._sock.settimeout(left)
+            if deadline is not None:
+                self._sock.settimeout(deadline.timeout_s())
             chunk = self._sock.recv(CHUNK_BYTES)
             if not chunk:
                 if self._buffer:

@@ -16,6 +16,7 @@ from remusdb.control import ProgressFn
 from remusdb.control.api import Switched
 from remusdb.control.status import State, VmStatus
 from remusdb.core.terms import reached
+from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import ConfigError, NotProtected, RefusedForSafety, RemusError, VmError
 from remusdb.history import Event, EventName, History
 from remusdb.host.libvirt_view import Inspection
@@ -226,15 +227,15 @@ class Keeper:
 
     def _wait(self, record: VmRecord) -> VmStatus:
         """For a protection that was begun by somebody else."""
-        end = time.monotonic() + WAIT_S
-        while time.monotonic() < end:
+
+        def settled() -> VmStatus | None:
             status = record.status()
-            if status.state == "protected":
-                return status
-            if not record.busy or status.state not in UNDER_WAY:
-                break
-            time.sleep(LOOK_S)
-        status = record.status()
+            over = status.state == "protected" or not record.busy or status.state not in UNDER_WAY
+            return status if over else None
+
+        status = poll_until(settled, Deadline.after(WAIT_S), LOOK_S) or record.status()
+        if status.state == "protected":
+            return status
         raise RemusError(f"VM {record.vm} is {status.state}: {status.reason}")
 
     def _take_out(

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from remusdb.control.lines import LineChannel
+from remusdb.deadline import Deadline
 from remusdb.errors import BadFrame, VmError
 from remusdb.safefiles import require_peer
 from remusdb.vm.monitor import returned
@@ -34,16 +34,16 @@ class PrivateMonitor:
         """
         self._lock = threading.Lock()
         self._id = 0
-        until = time.monotonic() + greeting_s
+        deadline = Deadline.after(greeting_s)
         sock = socket.socket(socket.AF_UNIX)
         self._channel = LineChannel(sock)
         try:
             sock.settimeout(greeting_s)
             sock.connect(str(path))
             require_peer(sock, pid)
-            if "QMP" not in self._receive(until):
+            if "QMP" not in self._receive(deadline):
                 raise BadFrame("it does not greet as QEMU does")
-            returned("qmp_capabilities", self._ask("qmp_capabilities", {}, until))
+            returned("qmp_capabilities", self._ask("qmp_capabilities", {}, deadline))
             sock.settimeout(None)
         except (OSError, BadFrame, VmError) as exc:
             self._channel.close()
@@ -63,17 +63,17 @@ class PrivateMonitor:
         """End the connection; QEMU then listens again. A command that hangs in it fails."""
         self._channel.close()
 
-    def _ask(self, command: str, arguments: dict[str, Any], until: float | None) -> dict[str, Any]:
+    def _ask(self, command: str, arguments: dict[str, Any], deadline: Deadline | None) -> dict[str, Any]:
         self._id += 1
         self._channel.send({"execute": command, "arguments": arguments, "id": self._id})
-        while "event" in (reply := self._receive(until)):
+        while "event" in (reply := self._receive(deadline)):
             pass
         if reply.get("id") != self._id:  # also where QEMU could not read the command: it has no id for its error then
             raise BadFrame("QEMU sent what is neither an event nor the reply to the command")
         return reply
 
-    def _receive(self, until: float | None) -> dict[str, Any]:
-        message = self._channel.receive(until)
+    def _receive(self, deadline: Deadline | None) -> dict[str, Any]:
+        message = self._channel.receive(deadline)
         if message is None:
             raise BadFrame("QEMU closed it")
         return message

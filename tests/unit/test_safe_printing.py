@@ -48,6 +48,7 @@ from remusdb.control.api import (
     Unprotected,
 )
 from remusdb.control.status import VmStatus
+from remusdb.deadline import Deadline
 from remusdb.errors import PeerRefused, RemusError
 from remusdb.history import Event, History, read
 from remusdb.hooks import Hooks
@@ -145,7 +146,7 @@ def test_an_answer_that_no_utf8_can_hold_is_told() -> None:
     mine, theirs = socket.socketpair()
     with mine, theirs:
         LineChannel(mine).send({"error": {"message": "no such file: \udcff.img"}})
-        assert LineChannel(theirs).receive(time.monotonic() + 20) == {"error": {"message": "no such file: ?.img"}}
+        assert LineChannel(theirs).receive(Deadline.after(20)) == {"error": {"message": "no such file: ?.img"}}
 
 
 @pytest.mark.parametrize("charset", ["latin-1", "ascii"])
