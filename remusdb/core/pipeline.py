@@ -4,10 +4,13 @@
 Owns the epoch counter and the list of epochs in flight of one protected VM. Invariant: an epoch is released
 only after the agent acknowledged it *in the term that is in force*, and nothing is released while fenced.
 
-    IDLE ──begin──▶ SEEDING ──first ack──▶ PROTECTED ◀──resumed── HELD
-                       │ │                     └──────lost─────────▶│
-                       │ └────lost, once an epoch was cut──────────▶│   (before: the copy waits, `away`)
-                       └──────────────fence / solo / end───────▶ FENCED, SOLO, ENDED
+    IDLE ──begin──▶ SEEDING ──first ack──▶ PROTECTED ◀──resumed── HELD ◀──stay── DECIDING
+                       │ │                     └──────lost─────────▶│ ──decide─────▶│ solo
+                       │ └────lost, once an epoch was cut──────────▶│               ▼
+                       └──────────────fence / end─────────▶ FENCED, ENDED          SOLO
+
+Before an epoch was cut, a copy that lost the agent waits (`away`). DECIDING asks the arbiter whether this side may go
+on alone: the session is not taken up again meanwhile, since the answer may be yes already.
 
 Sans-IO: no socket, no clock. The caller makes a term durable before it calls `begin` or `fence` with it.
 """
@@ -28,9 +31,13 @@ class PrimaryState(Enum):
     SEEDING = "seeding"
     PROTECTED = "protected"
     HELD = "held"
+    DECIDING = "deciding"
     FENCED = "fenced"
     SOLO = "solo"
     ENDED = "ended"
+
+
+_LISTENING = (PrimaryState.SEEDING, PrimaryState.PROTECTED, PrimaryState.HELD)
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,15 @@ class Pipeline:
         if self.away:  # lost while it was being cut
             self.away, self.state = False, PrimaryState.HELD
 
-    def ack(self, term: int, epoch: int) -> Release | None:
-        """An ACK came: what to release. Acks are cumulative; those of another term are void."""
-        if term != self.term or self.state not in (PrimaryState.SEEDING, PrimaryState.PROTECTED, PrimaryState.HELD):
-            return None
-        if epoch > self.captured:
+    def require_cut(self, term: int, epoch: int) -> None:
+        """BadFrame for an ACK that cannot be. Any thread may ask."""
+        if term == self.term and self.state in _LISTENING and epoch > self.captured:
             raise BadFrame(f"the agent acknowledges epoch {epoch}, only {self.captured} were cut")
-        if epoch <= self.committed:
+
+    def ack(self, term: int, epoch: int) -> Release | None:
+        """An ACK came: what to release. Acks are cumulative; those of another term are void. BadFrame."""
+        self.require_cut(term, epoch)
+        if term != self.term or self.state not in _LISTENING or epoch <= self.committed:
             return None
         self.committed = epoch
         if self.state is PrimaryState.SEEDING:
@@ -118,9 +127,20 @@ class Pipeline:
         self.term = reached(self.term, term)
         self.state = PrimaryState.FENCED
 
+    def decide(self) -> None:
+        """The arbiter is asked for the VM."""
+        if self.state is not PrimaryState.HELD:
+            raise Fenced(f"cannot go on alone: the session is {self.state.value}")
+        self.state = PrimaryState.DECIDING
+
+    def stay(self) -> None:
+        """The arbiter's answer is no, or it surely never saw the question."""
+        if self.state is PrimaryState.DECIDING:
+            self.state = PrimaryState.HELD
+
     def solo(self, term: int) -> None:
         """The arbiter gave the VM to this side alone, in `term` (durable by now): no backup can take over any more."""
-        if self.state is not PrimaryState.HELD:
+        if self.state is not PrimaryState.DECIDING:
             raise Fenced(f"cannot go on alone: the session is {self.state.value}")
         self._newer(term)
         self.term, self.state = term, PrimaryState.SOLO

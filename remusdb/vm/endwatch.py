@@ -18,6 +18,7 @@ from remusdb.errors import VmError
 from remusdb.jsontext import parse_object
 from remusdb.vm.domain import Domain
 
+QEMU_END_S = 0.25  # after a failed cut: how long a QEMU that was killed may take to end
 NOT_TOLD = "the VM was shut down"
 SIGNAL = "host-signal"
 WORD_S = 0.1  # for a word that is on its way, once QEMU's end was seen otherwise

@@ -77,7 +77,7 @@ class Listener(Protocol):
 class Peer:
     """The agent, as the running session sees it: two threads, one that listens and one that beats."""
 
-    def __init__(self, order: Order, hello: Callable[[bool], Hello], listener: Listener) -> None:
+    def __init__(self, order: Order, hello: Callable[[], Hello], listener: Listener) -> None:
         self._order = order
         self._hello = hello
         self._listener = listener
@@ -210,7 +210,7 @@ class Peer:
 
     def _come_back(self) -> None:
         """Try until the agent takes the session up again, or will not; in the initial copy, for a while."""
-        hello, try_s = self._hello(True), TRY_S
+        hello, try_s = self._hello(), TRY_S
         while not self._ended.wait(min(RECONNECT_MAX_S, RECONNECT_S * 2 ** min(self._bad_answers, 10))):
             if self._too_late():
                 return self._give_up(f"agent {self._order.peer.name} is away for {self._copy_patience_s:g} s")

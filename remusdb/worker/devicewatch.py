@@ -28,11 +28,11 @@ from remusdb.errors import DevicesChanged, LibvirtAway, VmError
 from remusdb.threads import spawn
 from remusdb.vm.device_events import DeviceEvents
 from remusdb.vm.domain import Domain
+from remusdb.vm.endwatch import QEMU_END_S
 from remusdb.vm.inventory import changes, inventory
 from remusdb.vm.libvirt_link import LibvirtLink
 from remusdb.vm.monitor import field_of, objects_in
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
-from remusdb.worker.ending import QEMU_END_S
 from remusdb.worker.tapwatch import TapWatch
 
 log = logging.getLogger(__name__)

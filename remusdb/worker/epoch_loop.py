@@ -86,21 +86,24 @@ class EpochLoop:
         self._cuts: queue.Queue[CutEpoch | None] = queue.Queue()
         self._over = threading.Event()
         self._last: Future[int] | None = None
+        self._cutting: threading.Thread | None = None
         self.stays = False  # the VM stands still, and is to do so after a takeover
         self.addresses: tuple[str, ...] = ()  # the guest's, for the agent's announcement
 
     def start(self, parts: Parts) -> None:
         """Begin with the next epoch at once."""
         self._parts = parts
-        for work in (self._cut_all, self._ship_all):
-            spawn(self._guarded, work, name=work.__name__)
+        self._cutting = spawn(self._guarded, self._cut_all, name="cut")
+        spawn(self._guarded, self._ship_all, name="ship")
 
-    def stop(self) -> None:
-        """Cut and ship no more. Does not wait."""
+    def stop(self, wait_s: float = 0.0) -> None:
+        """Cut and ship no more. Waits so long for a cut that is under way."""
         self._over.set()
         self._cuts.put(None)
         with self._lock:
             self._lock.notify_all()
+        if self._cutting is not None and wait_s:
+            self._cutting.join(wait_s)
 
     def cut_last(self, timeout_s: float) -> int:
         """Stop the VM for good, cut one more epoch, and no other before `go_on`; that epoch's number."""

@@ -9,16 +9,20 @@ releases nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from remusdb.config import check_copy_patience, check_silence
 from remusdb.core.messages import Hello, Question, Refuse, Standing, Welcome, pack, unpack
+from remusdb.core.terms import HELLO_JUMP_MAX, JUMP_MAX
 from remusdb.core.wire import ANSWERS, FROM_AGENT, Frame, FrameType
 from remusdb.errors import BadFrame, CannotProtect, Fenced, NoStandby, PeerRefused, PeerUnreachable, RemusError
 from remusdb.names import require_name
 from remusdb.transport.stream import FrameStream
 from remusdb.transport.tls import client_context, connect
 from remusdb.worker.spec import Order
+
+STEPS = 4 * JUMP_MAX // HELLO_JUMP_MAX  # so far a hostile agent puts an honest one behind in four sessions
 
 
 class AgentBehind(PeerRefused):
@@ -59,6 +63,16 @@ def greet(order: Order, hello: Hello, try_s: float | None = None) -> Greeting:
         stream.close()
         raise
     return Greeting(stream, welcome)
+
+
+def greet_anew(order: Order, hello: Callable[[], Hello]) -> Greeting:
+    """A new session with the agent, as `greet`; one whose term is behind is asked again while it comes nearer."""
+    for _ in range(STEPS - 1):
+        try:
+            return greet(order, hello())
+        except AgentBehind:
+            continue
+    return greet(order, hello())
 
 
 def _require_answer(peer: str, hello: Hello, welcome: Welcome) -> None:

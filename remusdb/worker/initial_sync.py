@@ -9,21 +9,78 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from remusdb.capture.cut import DirtyBlock
+from remusdb.core.messages import Base, Disk, Welcome
 from remusdb.core.wire import FrameType
 from remusdb.core.writes import encode_writes
 from remusdb.disk.base import Bases
 from remusdb.disk.mirror import Mirror
 from remusdb.disk.writelog import WriteLog
-from remusdb.errors import DiskError
+from remusdb.errors import BadFrame, DiskError
+from remusdb.threads import start
 from remusdb.vm.domain import Domain
+from remusdb.worker.brake import Brake, BrakeThread
 from remusdb.worker.encoder import Encoder
 from remusdb.worker.memory_copy import MemoryCopy, Progress
+from remusdb.worker.metrics import Figures
 from remusdb.worker.outbox import Outbox
 from remusdb.worker.resources import Parts
 
 PUMP_S = 0.02
+
+
+class InitialSync:
+    """Of one session. The peer's thread brings what the agent has already, protect() does the rest."""
+
+    def __init__(
+        self, outbox: Outbox, figures: Figures, progress: Progress, failed: Callable[[Exception], None]
+    ) -> None:
+        """`failed` is told, from any thread, why it cannot go on."""
+        self._outbox = outbox
+        self._figures = figures
+        self._progress = progress
+        self._failed = failed
+        self._bases: Bases | None = None  # while it runs
+
+    @property
+    def told(self) -> list[int]:
+        """How many hashes of each disk the agent told so far."""
+        return self._bases.told if self._bases is not None else []
+
+    def expect(self, welcome: Welcome, disks: list[Disk]) -> None:
+        """The agent tells what it has of these disks."""
+        self._bases = Bases(welcome, [disk.size for disk in disks])
+
+    def take(self, base: Base) -> None:
+        """Hashes of an older image that the agent has. BadFrame when nobody asked."""
+        bases = self._bases
+        if bases is None:
+            raise BadFrame("hashes of disks came when nobody asked")
+        bases.take(base)
+
+    def run(self, parts: Parts, over: threading.Event, silence_ms: Callable[[], float | None]) -> None:
+        """Copy everything but for little that goes into epoch 1; the agent has all of it then."""
+        bases = self._bases
+        assert bases is not None
+        bases.wait(over, self._progress)
+        parts.build()
+        parts.watch_devices(self._failed)
+        pump = DiskPump(parts.logs, self._outbox, bases)
+        brake = BrakeThread(Brake(parts.logs, parts.copy_speed), silence_ms, self._failed)
+        start_mirrors(parts.domain, parts.logs, parts.mirrors)
+        start(pump)
+        start(brake)
+        try:
+            wait_for_disks(parts.domain, parts.mirrors, pump, self._progress)
+            copy_memory(parts, self._outbox, self._progress)
+        finally:
+            brake.finish()
+            pump.finish()
+        self._outbox.await_seeded()  # before output is held for the first epoch: the agent is there, and has the rest
+        self._bases = None  # its tables may take some memory
+        self._figures.disks(pump.sent_bytes, bases.same_bytes)
 
 
 class DiskPump(threading.Thread):

@@ -10,18 +10,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.errors import RemusError
 from remusdb.net.gate import GateFigures
 from remusdb.threads import spawn
 from remusdb.troubles import RunTrouble, Troubles
-from remusdb.vm.runstate import RunState, run_state
-
-if TYPE_CHECKING:
-    from remusdb.worker.resources import Parts
-    from remusdb.worker.session import Session
+from remusdb.vm.runstate import RunState
 
 log = logging.getLogger(__name__)
 
@@ -109,21 +104,6 @@ class Lookout:
             self._troubles.say("arbiter", f"{problem}; if a host were lost now, nobody could go on by itself")
         else:
             self._troubles.clear("arbiter", "the arbiter takes changes again")
-
-
-def look_out(session: Session, parts: Parts) -> None:
-    """Look for as long as the session cuts epochs."""
-
-    def stays(still: bool) -> None:
-        session.epochs.stays = still
-
-    def state() -> RunState | None:
-        """Not while the VM is stopped for a switchover."""
-        found = None if session.handover.stopped else run_state(parts.domain)
-        return None if session.handover.stopped else found
-
-    lookout = Lookout(session.figures.troubles, session.order.protection.held_max_bytes, stays)
-    lookout.start(session.over, state, session.gate_figures, session.arbiter)
 
 
 def _problem(arbiter: Arbiter) -> str:

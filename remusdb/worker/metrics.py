@@ -8,13 +8,12 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from msgspec.structs import replace
 
 from remusdb.capture.clock import ClockFigures
-from remusdb.control.codec import plain
 from remusdb.control.status import State, VmStatus
 from remusdb.core.messages import Proof
 from remusdb.core.pipeline import Pipeline
@@ -148,13 +147,6 @@ def status_of(order: Order, pipeline: Pipeline, parts: Parts | None, figures: Fi
             page_kib=parts.domain.page_kib if parts else None,
         )
     )
-
-
-def vm_status(
-    order: Order, pipeline: Pipeline, parts: Parts | None, figures: Figures, held: GateFigures
-) -> dict[str, Any]:
-    """`status_of`, as JSON has it."""
-    return cast(dict[str, Any], plain(status_of(order, pipeline, parts, figures, held)))
 
 
 def _percentile(values: deque[float] | deque[int], percent: float) -> float | None:

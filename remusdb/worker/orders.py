@@ -17,8 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from remusdb.control.api import Switched
 from remusdb.control.codec import Done, Failed, Nothing, Progress, Request
 from remusdb.control.lines import LineChannel
@@ -29,7 +27,6 @@ from remusdb.hooks import Hooks
 from remusdb.log import setup
 from remusdb.state import StateStore
 from remusdb.threads import spawn
-from remusdb.worker.orphan import take_out
 from remusdb.worker.session import Session
 from remusdb.worker.spec import ORDERS, End, Move, Order, Report, Start, Stop, Told
 
@@ -182,10 +179,10 @@ class Worker:
                 self._session.unprotect(dead)
                 return Nothing()
             case End(peer_is_dead=dead, order=Order() as what):
-                take_out(self._begin(what), dead)
+                self._begin(what).unprotect_orphan(dead)
                 return Nothing()
             case Move() if self._session is not None:
-                return msgspec.convert(self._session.handover.run(), Switched)
+                return self._session.switchover()
         raise RemusError(f"`{order.op()}`: there is no session")
 
     def _start(self, session: Session) -> VmStatus:
@@ -195,19 +192,21 @@ class Worker:
             session.ended.set()  # it never began
             raise
         session.protect()
-        return _status(session)
+        return session.status()
 
     def _begin(self, order: Order) -> Session:
         self._history = History(order.state_dir, Hooks(order.hooks_dir))
-        self._session = Session(order, StateStore(order.state_dir), self._history, self._progress)
-        return self._session
+        session = Session(order, StateStore(order.state_dir), self._history, self._progress)
+        session.start()
+        self._session = session
+        return session
 
     def _progress(self, step: str, done: int, total: int, unit: str) -> None:
         self._channel.tell(Progress(step=step, done=done, total=total, unit=unit))
 
     def _report(self) -> None:
         if self._session is not None:
-            self._channel.tell(Told(status=_status(self._session)))
+            self._channel.tell(Told(status=self._session.status()))
 
     def _report_often(self) -> None:
         while self._session is not None and not self._session.ended.wait(STATUS_S):
@@ -216,10 +215,6 @@ class Worker:
             except RemusError as exc:
                 log.warning("status: %s", exc)
         self._report()  # the last word: how it ended
-
-
-def _status(session: Session) -> VmStatus:
-    return msgspec.convert(session.status(), VmStatus)
 
 
 def main() -> None:

@@ -1,50 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Undo what a worker that died left behind: its gates, once no backup can take over any more."""
+"""What a worker that died left on the agent: its standby, which is asked to be given up."""
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
-from remusdb.core.messages import Notice, pack
+from remusdb.core.messages import Hello, Notice, pack
+from remusdb.core.primary import WORD_S
 from remusdb.core.wire import FrameType
-from remusdb.errors import NoStandby, PeerUnreachable, RefusedForSafety
+from remusdb.errors import NoStandby, PeerUnreachable
 from remusdb.transport.stream import FrameStream
-from remusdb.worker.ending import DEAD_HINT, RENOUNCE_S
 from remusdb.worker.greeting import greet
-from remusdb.worker.resources import Parts
-
-if TYPE_CHECKING:
-    from remusdb.worker.session import Session
+from remusdb.worker.spec import Order
 
 log = logging.getLogger(__name__)
 
 
-def take_out(session: Session, peer_is_dead: bool) -> None:
-    """Unprotect without protecting first. RefusedForSafety when the agent does not give its word."""
-    session.parts = Parts(session.order)
-    if session.was_armed:
-        session.adopt_gates()
+def ask_for_word(order: Order, hello: Hello) -> tuple[int, str]:
+    """Have the agent give up the standby of the session of `hello`: its term, and why there is no word; empty if there
+    is. Fenced where another host runs the VM."""
     try:
-        greeting = greet(session.order, session.hello(True))
-        session.pipeline.term = greeting.welcome.term
+        greeting = greet(order, hello)
+        term = greeting.welcome.term
         notice = pack(Notice("unprotect was asked", forget=True))
-        greeting.stream.send(FrameType.BYE, greeting.welcome.term, 0, notice)
-        _await_renounce(greeting.stream, session.order.peer.name)
+        greeting.stream.send(FrameType.BYE, term, 0, notice)
+        _await_renounce(greeting.stream, order.peer.name)
     except NoStandby:
         log.info("the agent has no standby of that session")
     except PeerUnreachable as exc:
-        if session.was_armed and not peer_is_dead:
-            session.close_parts(remove_gates=False)
-            raise RefusedForSafety(f"{exc}: the agent may have taken over", hint=DEAD_HINT) from exc
-    session.ending.finish("unprotected", "unprotect was asked")
+        return hello.term, str(exc)
+    else:
+        return term, ""
+    return hello.term, ""
 
 
 def _await_renounce(stream: FrameStream, peer: str) -> None:
-    end = time.monotonic() + RENOUNCE_S
+    end = time.monotonic() + WORD_S
     while time.monotonic() < end:
-        frame = stream.receive(RENOUNCE_S)
+        frame = stream.receive(WORD_S)
         if frame is not None and frame.type is FrameType.RENOUNCE:
             return stream.close()
     raise PeerUnreachable(f"agent {peer} does not give its standby up")

@@ -8,17 +8,16 @@ answer (a session begun anew by itself) the VM stays protected, and everybody is
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from threading import Event
 
 from msgspec.structs import replace
 
 from remusdb.core.messages import Proof
-from remusdb.core.pipeline import PrimaryState
 from remusdb.errors import CannotProtect, RefusedForSafety
+from remusdb.worker.journal import Journal
 from remusdb.worker.memory_copy import Progress
-
-if TYPE_CHECKING:
-    from remusdb.worker.session import Session
+from remusdb.worker.spec import Order
 
 PROOF_S = 60.0  # starting a QEMU on the agent's host, and a load: each of it is bounded there, too
 ENDING_S = 10.0
@@ -29,8 +28,10 @@ MOST_CHARACTERS = 1000  # of what the agent says; QEMU's words are fewer
 class StandbyProof:
     """The last proof of one session's standby."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, order: Order, journal: Journal, is_protected: Callable[[], bool]) -> None:
+        self._asked, self._peer = order.asked, order.peer.name
+        self._journal = journal
+        self._is_protected = is_protected
         self._last: Proof | None = None
         self._told = ""  # why it is not proven, as it is in the history
         self._waiting = True  # protect() has not come to its end
@@ -41,20 +42,19 @@ class StandbyProof:
         if not self._waiting:
             self._note()
 
-    def wait(self, progress: Progress) -> None:
+    def wait(self, progress: Progress, over: Event, ended: Event) -> None:
         """Until the agent has proven its standby, or the session is over; CannotProtect when QEMU there refuses."""
-        session = self._session
         progress("prove the standby", 0, 1, "load")
         end = time.monotonic() + PROOF_S
-        while self._last is None and not session.over.wait(LOOK_S) and time.monotonic() < end:
+        while self._last is None and not over.wait(LOOK_S) and time.monotonic() < end:
             pass
-        if session.over.is_set():
-            session.ended.wait(ENDING_S)  # its end is in other hands; the state then says what became of it
+        if over.is_set():
+            ended.wait(ENDING_S)  # its end is in other hands; the state then says what became of it
             return
         last = self._last
-        if last is not None and last.verdict == "refused" and session.order.asked:
-            what = f"agent {session.order.peer.name}: QEMU there refuses to resume this VM: {last.reason}"
-            session.tell("unproven", session.figures.state, what)
+        if last is not None and last.verdict == "refused" and self._asked:
+            what = f"agent {self._peer}: QEMU there refuses to resume this VM: {last.reason}"
+            self._journal.tell("unproven", self._journal.figures.state, what)
             raise CannotProtect(what, hint=last.hint)
         self._show()
 
@@ -66,19 +66,19 @@ class StandbyProof:
     def require_not_refused(self) -> None:
         """RefusedForSafety where a planned move would end in a boot from the disks."""
         if self._last is not None and self._last.verdict == "refused":
-            raise RefusedForSafety(unproven(self._last, self._session.order.peer.name), hint=self._last.hint)
+            raise RefusedForSafety(unproven(self._last, self._peer), hint=self._last.hint)
 
     def _show(self) -> str:
-        why = unproven(self._last, self._session.order.peer.name)
-        self._session.figures.proof(self._last, why)
+        why = unproven(self._last, self._peer)
+        self._journal.figures.proof(self._last, why)
         return why
 
     def _note(self) -> None:
-        session, why = self._session, self._show()
-        if why != self._told and session.pipeline.state is PrimaryState.PROTECTED:
+        why = self._show()
+        if why != self._told and self._is_protected():
             self._told = why
             proven = "the standby is proven: QEMU there takes this VM's state"
-            session.tell("unproven" if why else "proven", "protected", why or proven)
+            self._journal.tell("unproven" if why else "proven", "protected", why or proven)
 
 
 def unproven(proof: Proof | None, peer: str) -> str:

@@ -11,7 +11,9 @@ from remusdb.config import Arbiter, Protection, Tls
 from remusdb.control.api import Switched
 from remusdb.control.codec import Done, Failed, Nothing, Progress, Request, Requests, decode
 from remusdb.control.status import VmStatus
+from remusdb.core.primary import Known
 from remusdb.names import socket_stem
+from remusdb.state import PROMOTED, VmState
 
 LONGEST_FILE = "/disk255.nbd"  # in a VM's own folder
 
@@ -87,3 +89,18 @@ def read_report(line: bytes) -> Report:
     """One line of what a worker says. BadFrame for what is none."""
     report: Report = decode(line, Report)  # type: ignore[arg-type]  # a union
     return report
+
+
+def known(order: Order, state: VmState) -> Known:
+    """What the decisions need of the order, and of what is known of the VM."""
+    return Known(
+        vm=order.vm,
+        host=order.host,
+        peer=order.peer.name,
+        term=state.term,
+        armed=state.armed,
+        wanted=state.wanted or (state.role in PROMOTED and order.protection.auto_reprotect),
+        paused=state.paused,
+        solo_after_s=order.protection.solo_after_ms / 1000 if order.goes_solo else None,
+        ends_with_host=order.protection.on_host_shutdown == "nothing",
+    )

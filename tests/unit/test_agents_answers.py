@@ -218,7 +218,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
 
         monkeypatch.setattr(peer_module, "greet", greet)
         untyped: Any = listening
-        peers.append(Peer(ORDER, lambda _resume: RESUME, untyped))
+        peers.append(Peer(ORDER, lambda: RESUME, untyped))
         stream: Any = first
         peers[-1].start(Greeting(stream, WELCOME))
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from remusdb.arbiter.register import TRIES
+from remusdb.core import primary
+from remusdb.core import primary_effects as effects
+from remusdb.core import primary_events as events
 from remusdb.core.messages import Commit, pack
-from remusdb.core.pipeline import PrimaryState
 from remusdb.core.standby import StandbyState
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RemusError
-from remusdb.worker import solo
-from remusdb.worker.solo import Solo
+from remusdb.worker.claims import claim_alone
+from remusdb.worker.decider import Decider
+from remusdb.worker.mailbox import Mailbox
 from remusdb_agents.backup.replica import Replica
 from tests.unit.etcd_gateway import DEEP, HEADER, RECORD, WON, Gateway, gateway_at_work, kvs
+from tests.unit.primary_rig import Rig
 from tests.unit.test_replica import FakeMachine, ready, replica, with_arbiter
 from tests.waiting import eventually
 
@@ -84,67 +87,50 @@ def test_a_replica_asks_again_although_nobody_can_say_what_the_matter_is(
     assert replica.takeover.promote("silence")["term"] == 2
 
 
-class Primary:
-    """As much of a session as the decision to go on alone needs."""
+class Alone:
+    """A primary that lost its backup, whose questions go to the gateway; what it decides is in `rig`."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self.told = ""
-        self.fails = 0
-        self.session: Any = SimpleNamespace(
-            order=SimpleNamespace(
-                goes_solo=True, host="a", vm="vm", peer=SimpleNamespace(name="b"),
-                protection=SimpleNamespace(solo_after_ms=0),
-            ),
-            pipeline=SimpleNamespace(state=PrimaryState.HELD, term=1, solo=self.go_solo),
-            state=SimpleNamespace(term=1), ended=threading.Event(), lock=threading.Lock(),
-            figures=SimpleNamespace(set=self.tell), ending=SimpleNamespace(finish_apart=self.finish),
-            arbiter=gateway.arbiter, save=self.save,
-        )  # fmt: skip
-        self.terms: list[int] = []
-        self.saved: list[int] = []
+    def __init__(self, gateway: Gateway, fails: int = 0) -> None:
+        self.rig = Rig(term=0, solo_after_s=0.0)
+        self.ended = threading.Event()
+        self._arbiter, self._fails = gateway.arbiter, fails
+        self._mailbox = Mailbox()
+        self.rig.tell(events.Opened(), events.Welcomed(1), events.Begun(1), events.Copied())
+        self.rig.cut()
+        self.rig.tell(events.Acked(1, 1))
+        self._decider = Decider("vm", self.rig.primary, self._mailbox, self._perform)
+        self._decider.start()
+        self._mailbox.post(events.Lost("b is silent"))
 
-    def lose_its_backup(self) -> None:
-        solo = Solo(self.session)
-        solo.start()
-        solo.consider("b is silent")
-
-    def go_solo(self, term: int) -> None:
-        self.terms.append(term)
-
-    def save(self, *, term: int) -> None:
-        if self.fails:
-            self.fails -= 1
+    def _perform(self, effect: effects.Effect) -> None:
+        if isinstance(effect, effects.Save) and self._fails:
+            self._fails -= 1
             raise RemusError("no space left")
-        self.saved.append(term)
-
-    def tell(self, _state: str, reason: str) -> None:
-        self.told = reason
-
-    def finish(self, _state: str, _reason: str) -> None:
-        self.session.ended.set()
+        self.rig.done.append(effect)
+        if isinstance(effect, effects.AskArbiter):
+            self._mailbox.post(events.ArbiterSaid(claim_alone(self._arbiter, "vm", "a", effect)))
+        elif isinstance(effect, effects.End):
+            self.ended.set()
 
 
 @pytest.mark.parametrize("body", NONSENSE.values(), ids=NONSENSE)
 def test_a_primary_stays_silent_while_its_claim_may_be_lost(
     gateway: Gateway, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(solo, "ASK_AGAIN_S", 0.01)
-    primary = Primary(gateway)
+    monkeypatch.setattr(primary, "ASK_AGAIN_S", 0.01)
     gateway.says("kv/range", RECORD, body)
     gateway.says("kv/txn", (500, ""))
-    primary.lose_its_backup()
+    alone = Alone(gateway)
     eventually(lambda: asked(gateway, "kv/range", 5))
-    assert not primary.terms and "output is held" in primary.told
+    assert not alone.rig.opened and "output is held" in alone.rig.reports[-1].reason
     gateway.says("kv/range", ALONE)
-    assert primary.session.ended.wait(LIMIT_S)
-    assert primary.terms == primary.saved == [2]
+    assert alone.ended.wait(LIMIT_S)
+    assert alone.rig.opened and {"term": 2} in alone.rig.saved
 
 
 def test_a_primary_whose_disk_is_full_tries_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solo, "ASK_AGAIN_S", 0.01)
-    primary = Primary(gateway)
-    primary.fails = 3
+    monkeypatch.setattr(primary, "ASK_AGAIN_S", 0.01)
     gateway.says("kv/range", ALONE)
-    primary.lose_its_backup()
-    assert primary.session.ended.wait(LIMIT_S)
-    assert primary.terms == primary.saved == [2]
+    alone = Alone(gateway, fails=3)
+    assert alone.ended.wait(LIMIT_S)
+    assert alone.rig.opened and [saved for saved in alone.rig.saved if "term" in saved][1] == {"term": 2}

@@ -271,7 +271,8 @@ def test_the_primary_gives_the_copy_up_when_the_agent_stays_away_or_lost_it(
     here = Path()
     order = Order("vm", "a", "", here, here, here, PeerAddress("b", "192.0.2.2", 1), Tls(), protection)
     stream: Any = Dead()
-    found = Peer(order, lambda _resume: None, listening)  # type: ignore[arg-type,return-value]
+    hello: Any = None
+    found = Peer(order, lambda: hello, listening)
     began = time.monotonic()
     found.start(Greeting(stream, Welcome("0", "b", 1, 0, False, 500)))
     assert listening.done.wait(5)

@@ -6,12 +6,12 @@ from __future__ import annotations
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from remusdb.control.status import VmStatus
 from remusdb.core.messages import Proof
-from remusdb.core.pipeline import PrimaryState
 from remusdb.errors import CannotProtect, RefusedForSafety
 from remusdb.troubles import Troubles
 from remusdb.worker import proof as module
@@ -27,19 +27,19 @@ class FakeSession:
     """As much of a session as a proof sees of it."""
 
     def __init__(self, asked: bool = True) -> None:
-        self.order = SimpleNamespace(asked=asked, peer=SimpleNamespace(name="b"))
+        order: Any = SimpleNamespace(asked=asked, peer=SimpleNamespace(name="b"))
         self.figures = Figures(Troubles(lambda *_: None))
         self.over, self.ended = threading.Event(), threading.Event()
-        self.pipeline = SimpleNamespace(state=PrimaryState.PROTECTED)
         self.events: list[tuple[str, str]] = []
-        self.proof = StandbyProof(self)  # type: ignore[arg-type]
+        journal: Any = SimpleNamespace(tell=self.tell, figures=self.figures)
+        self.proof = StandbyProof(order, journal, lambda: True)
 
     def tell(self, event: str, _was: str, reason: str) -> None:
         self.events.append((event, reason))
 
     def protect(self) -> None:
-        """The end of `Session._protect`."""
-        self.proof.wait(lambda *_: None)
+        """The end of `Session.protect`."""
+        self.proof.wait(lambda *_: None, self.over, self.ended)
         self.figures.set("protected", "epoch by epoch to b")
         self.proof.told()
 
@@ -105,5 +105,5 @@ def test_the_sessions_end_is_not_waited_for_either() -> None:
     session.over.set()
     session.ended.set()
     began = time.monotonic()
-    session.proof.wait(lambda *_: None)
+    session.proof.wait(lambda *_: None, session.over, session.ended)
     assert time.monotonic() - began < 1

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -26,14 +26,18 @@ from remusdb.config import HostConfig
 from remusdb.control import ControlServer, call
 from remusdb.control import server as server_module
 from remusdb.control.api import Prepare, Prepared
+from remusdb.core.ownership import Claim, Verdict
+from remusdb.core.primary_effects import AskArbiter
+from remusdb.core.primary_events import ArbiterSaid
 from remusdb.disk.writelog import WriteLog
 from remusdb.errors import DiskError, NoThread
 from remusdb.hooks import Hooks
 from remusdb.host import reconciler as tender_module
 from remusdb.names import VmName
 from remusdb.vm.blocking import BlockingCalls
+from remusdb.worker.mailbox import Mailbox
 from remusdb.worker.orders import Channel, Worker
-from remusdb.worker.solo import Solo
+from remusdb.worker.performer import Performer
 from remusdb.worker.spec import End
 from remusdb_agents.backup.standby.definition import Definition
 from tests.unit.host_daemon_rig import Running, put
@@ -210,24 +214,20 @@ def test_the_definition_of_a_running_vm_is_given_up_not_the_vm(
     assert "db1 could not be defined" in caplog.text
 
 
-def test_whether_to_go_on_alone_needs_no_thread_at_the_time(
-    no_threads: NoThreads, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended, considered = threading.Event(), threading.Event()
-    session: Any = SimpleNamespace(order=SimpleNamespace(goes_solo=True), ended=ended)
-    solo = Solo(cast(Any, session))
-    why: list[str] = []
+def test_whether_to_go_on_alone_needs_no_thread_at_the_time(no_threads: NoThreads) -> None:
+    """The session's own thread asks, when no other can be had."""
+    asked = threading.Event()
 
-    def run(reason: str) -> None:
-        why.append(reason)
-        considered.set()
+    def claim(*_: object) -> Claim:
+        asked.set()
+        return Claim(Verdict.UNREACHED, None)
 
-    monkeypatch.setattr(solo, "_run", run)
-    solo.start()
+    arbiter: Any = SimpleNamespace(claim=claim)
+    order: Any = SimpleNamespace(vm="pg", host="alpha")
+    nothing: Any = None
+    mailbox = Mailbox()
+    over, ended = threading.Event(), threading.Event()
+    performer = Performer(order, nothing, nothing, nothing, nothing, mailbox, arbiter, over, ended, nothing)
     with no_threads():
-        for reason in ("the link is cut", "and again"):
-            considered.clear()
-            solo.consider(reason)
-            assert considered.wait(WITHIN_S)
-    assert why == ["the link is cut", "and again"]
-    ended.set()
+        performer.perform(AskArbiter(5))
+    assert asked.is_set() and mailbox.take().event == ArbiterSaid(Claim(Verdict.UNREACHED, None))

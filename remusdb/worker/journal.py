@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is remembered and told of one session: the VM's state file, the status, the history and the hooks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from remusdb.core.pipeline import Pipeline
+from remusdb.core.primary_effects import Report
+from remusdb.history import Event, EventName, History
+from remusdb.state import StateStore, VmState
+from remusdb.troubles import Troubles
+from remusdb.worker.metrics import Figures
+from remusdb.worker.spec import Order
+
+
+class Journal:
+    """Of one session. Any thread may tell; only the session saves and reports."""
+
+    def __init__(
+        self,
+        order: Order,
+        store: StateStore,
+        history: History,
+        pipeline: Pipeline,
+        silence_ms: Callable[[], float | None],
+    ) -> None:
+        """`silence_ms`: how long the agent was not heard."""
+        self.state: VmState = store.load(order.vm)
+        self.figures = Figures(
+            Troubles(lambda event, what, reason: self.tell(event, self.figures.state, reason, what=what))
+        )
+        self._order = order
+        self._store = store
+        self._history = history
+        self._pipeline = pipeline
+        self._silence_ms = silence_ms
+
+    def save(self, changes: Mapping[str, Any]) -> None:
+        """Make it durable: returns when it is on the disk, raises when it cannot be."""
+        self.state = self._store.update(self._order.vm, changed_at_ns=time.time_ns(), **changes)
+
+    def report(self, report: Report) -> None:
+        """A new state, with why; with an event, also into the history and to the hooks."""
+        was = self.figures.state
+        self.figures.set(report.state, report.reason)
+        if report.event:
+            self.tell(report.event, was, report.reason)
+
+    def note(self, event: EventName, reason: str) -> None:
+        """Something happened in a state that goes on: this is why it is as it is."""
+        was = self.figures.state
+        self.figures.set(was, reason)
+        self.tell(event, was, reason)
+
+    def tell(self, event: EventName, was: str, reason: str, **details: str) -> None:
+        """Into the history and to the hooks."""
+        self._history.record(
+            Event(
+                vm=self._order.vm,
+                at_ns=time.time_ns(),
+                host=self._order.host,
+                by="worker",
+                event=event,
+                was=was,
+                now=self.figures.state,
+                reason=reason,
+                term=self._pipeline.term,
+                epoch=self._pipeline.committed,
+                heard_ms_ago=self._silence_ms(),
+                peer=self._order.peer.name,
+                details=dict(details),
+            )
+        )

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a VM ends: a QEMU that goes down closes its disks first, and its process may take a while to go."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from remusdb.core.primary_events import VmEnds, VmLives
+from remusdb.errors import LibvirtAway, VmError
+from remusdb.worker import vm_end
+
+SOON_S, LATE_S = 0.1, 2.0
+
+
+def parts(ends_after_s: float, answer: Exception | None, *, coming: bool = False) -> Any:
+    """A VM whose QEMU ends so long after it was first looked at, and says this on its monitor."""
+
+    def qmp(_command: str) -> None:
+        if answer is not None:
+            raise answer
+
+    domain = SimpleNamespace(ends_within=lambda seconds: seconds >= ends_after_s, qmp=qmp, exited_well=lambda: True)
+    return SimpleNamespace(domain=domain, end=SimpleNamespace(coming=coming, by_signal=False))
+
+
+NEVER_S = 1000.0
+
+
+@pytest.mark.parametrize(
+    ("ends_after_s", "answer", "coming", "ends"),
+    [
+        (SOON_S, None, False, True),
+        (LATE_S, VmError("domain is not running"), False, True),  # `virsh destroy`, on a busy host: nobody was told
+        (LATE_S, None, True, True),
+        (NEVER_S, None, False, False),
+        (NEVER_S, VmError("the monitor is stuck"), False, False),
+        (NEVER_S, LibvirtAway("libvirtd is gone"), False, False),
+    ],
+)
+def test_whether_a_vm_ends(ends_after_s: float, answer: Exception | None, coming: bool, ends: bool) -> None:
+    found = vm_end.look(parts(ends_after_s, answer, coming=coming))
+    assert found == (VmEnds(well=True) if ends else VmLives())
