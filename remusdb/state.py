@@ -16,11 +16,12 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from remusdb import durable
+from remusdb.core.roles import Role
 from remusdb.core.terms import Term
 from remusdb.errors import Fenced, RemusError, UnreadableState, UsageError
 from remusdb.names import file_stem, name_of, require_name
@@ -32,14 +33,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 FILE_MAX_BYTES = 1 << 20  # one of 64 disks that were kept aside, each in a long folder, has 0.3 MiB
-
-Role = Literal["none", "seeding", "protected", "solo", "fenced", "standby", "promoting", "promoted"]
-PROMOTED = ("promoting", "promoted")
-OWNING = ("seeding", "protected", "solo", *PROMOTED)  # this host has the right to let the VM speak, as far as it knows
-
-
-# What is forgotten of a VM that its owner, or an operator, released this host from. The term never is.
-NOBODYS: dict[str, Any] = {"owner": "", "peer": "", "uuid": "", "kept": {}, "kept_formats": {}}
 
 
 class VmState(msgspec.Struct, frozen=True, kw_only=True):

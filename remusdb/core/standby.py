@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backup's side of the epoch protocol: what is acknowledged, applied and promoted.
 
-Owns the term and the committed epoch of one VM on the agent. Invariant: an epoch is acknowledged only when it
-is held whole, in order, in the term in force; after `promote` nothing of an older term is ever acknowledged.
+Owns phase, term and committed epoch of one VM on the agent. Invariant: an epoch is acknowledged only when it is held
+whole, in order, in the term in force; after `decide` nothing is, and after `promote` nothing of an older term ever.
 
-    EMPTY ──begin──▶ SEEDING ──first commit──▶ READY ──promote──▶ PROMOTED
-      ▲                 │                      │  ▲ │               ▲  │
-      │                 │                 decide  stay              │  │ give_back
-      │                 │                      ▼  │ │               │  │
-      │                 │                    DECIDING ──promote─────┘  │
-      └────renounce─────┴──────────────────────┴────┴──────────────────┘
+    EMPTY ─begin▶ STARTING ─up▶ SEEDING ─first commit▶ READY ◀─stay─ DECIDING ─promote▶ PROMOTING ─runs▶ PROMOTED
+      ▲              │             │                     └──decide─────▶│                   │           UNSETTLED
+      └────gone─── ENDING ◀──────renounce──────────────────────────────┘ ◀────give_back─────┘
 
-DECIDING asks the arbiter whether this side may take over: nothing is acknowledged meanwhile, since the answer may
-be yes already. PROMOTED stands for every role in which this host owns the VM.
+STARTING: the session's term is in force, and its standby is being started. DECIDING asks the arbiter whether this side
+may take over: nothing is acknowledged meanwhile, since the answer may be yes already. PROMOTING: this host has the VM
+and makes it run. PROMOTED stands for every role in which this host owns it; UNSETTLED is what an agent that died while
+it was PROMOTING leaves. ENDING: what was here is being taken away.
 
 Sans-IO. Whoever calls makes the term durable *before* `begin(term)` or `promote(term)`: a term that is used
 and forgotten in a crash could be used twice.
@@ -27,14 +26,51 @@ from remusdb.core.terms import HELLO_JUMP_MAX, following, reached, too_far
 from remusdb.errors import BadFrame, RefusedForSafety
 
 
-class StandbyState(Enum):
+class Phase(Enum):
     """Where the standby of one VM stands."""
 
     EMPTY = "empty"
+    STARTING = "starting"
     SEEDING = "seeding"
     READY = "ready"
     DECIDING = "deciding"
+    PROMOTING = "promoting"
     PROMOTED = "promoted"
+    UNSETTLED = "unsettled"
+    ENDING = "ending"
+
+    @property
+    def shown(self) -> str:
+        """The word of status and history."""
+        return _SHOWN.get(self, self.value)
+
+    @property
+    def moving(self) -> bool:
+        """A session begins or ends: another HELLO waits."""
+        return self in (Phase.STARTING, Phase.ENDING)
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is a standby that works."""
+        return self in (Phase.SEEDING, Phase.READY, Phase.DECIDING, Phase.PROMOTING)
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether a takeover is under way: it may yet fail."""
+        return self in (Phase.DECIDING, Phase.PROMOTING)
+
+    @property
+    def owns(self) -> bool:
+        """Whether the VM is this host's."""
+        return self in (Phase.PROMOTING, Phase.PROMOTED, Phase.UNSETTLED)
+
+
+_SHOWN = {
+    Phase.STARTING: "seeding",
+    Phase.PROMOTING: "promoted",
+    Phase.UNSETTLED: "promoted",
+    Phase.ENDING: "empty",
+}
 
 
 @dataclass(frozen=True)
@@ -63,13 +99,13 @@ class Refusal:
 class Standby:
     """One VM's replica on the backup; what it is made of is what the durable store knew.
 
-    `owner`: the host that owns the VM in `term`, empty if none is known; `owns`: this host does.
+    `owner`: the host that owns the VM in `term`, empty if none is known.
     """
 
-    def __init__(self, term: int = 0, owns: bool = False, owner: str = "") -> None:
+    def __init__(self, term: int = 0, phase: Phase = Phase.EMPTY, owner: str = "") -> None:
         self.term = term
         self.owner = owner
-        self.state = StandbyState.PROMOTED if owns else StandbyState.EMPTY
+        self.phase = phase
         self.committed = 0
         self.applied = 0
 
@@ -80,11 +116,13 @@ class Standby:
         goes on alone. So what is here of that session, or of an older one, is renounced; the thread of the
         connection that broke may still have frames in its hands that would complete it.
         """
-        if self.state is StandbyState.PROMOTED:
+        if self.phase is Phase.PROMOTED:
             return Refusal("this host runs the VM: it took over", self.term, fenced=True)
+        if self.phase.owns:
+            return Refusal("this host is taking the VM over", self.term)
         if resume and self.owner not in ("", primary):
             return Refusal(f"host {self.owner} owns the VM", self.term)
-        if self.state is StandbyState.DECIDING:
+        if self.phase is Phase.DECIDING:
             return Refusal("this host is asking the arbiter whether it may take over", self.term)
         if resume:
             return self._resume(primary, term)
@@ -95,10 +133,10 @@ class Standby:
         return Offer(following(max(term, self.term)), False, 0)
 
     def _resume(self, primary: str, term: int) -> Offer | Refusal:
-        if self.state in (StandbyState.SEEDING, StandbyState.READY) and term == self.term:
+        if self.phase in (Phase.SEEDING, Phase.READY) and term == self.term:
             return Offer(self.term, True, self.committed)
         reason = "no standby of that session is here"
-        if term < self.term and self.state is not StandbyState.EMPTY:
+        if term < self.term and self.phase in (Phase.STARTING, Phase.SEEDING, Phase.READY):
             # Of the same host: its own late HELLO may have begun that one, so it is no reason to fence it.
             return Refusal(reason + ", but one of a newer session", self.term)
         if term >= self.term:
@@ -107,18 +145,23 @@ class Standby:
         return Refusal(reason, self.term, renounced=term >= self.term or self.owner == primary)
 
     def begin(self, primary: str, term: int) -> None:
-        """The initial copy of `primary` starts in `term` (durable by now); before its first commit nothing can be
-        promoted."""
+        """A session of `primary` starts in `term` (durable by now); before its first commit nothing can be promoted."""
         if term <= self.term:
             raise RefusedForSafety(f"term {term} is not newer than {self.term}")
-        if self.state is StandbyState.PROMOTED:
+        if self.phase.owns:
             raise RefusedForSafety("this host runs the VM")
-        self.term, self.state, self.owner = term, StandbyState.SEEDING, primary
+        self.term, self.phase, self.owner = term, Phase.STARTING, primary
         self.committed = self.applied = 0
+
+    def up(self) -> None:
+        """Its standby is there: the initial copy may come."""
+        if self.phase is not Phase.STARTING:
+            raise RefusedForSafety(f"no standby is being started: it is {self.phase.value}")
+        self.phase = Phase.SEEDING
 
     def accepts(self, term: int) -> bool:
         """Whether frames of this term may be used at all."""
-        return term == self.term and self.state in (StandbyState.SEEDING, StandbyState.READY)
+        return term == self.term and self.phase in (Phase.SEEDING, Phase.READY)
 
     def commit(self, term: int, epoch: int) -> bool:
         """`epoch` is here, whole and checked. True: acknowledge it. False: of a void term, drop it silently."""
@@ -128,7 +171,7 @@ class Standby:
             return True
         if epoch != self.committed + 1:
             raise BadFrame(f"epoch {epoch} came after {self.committed}")
-        self.committed, self.state = epoch, StandbyState.READY
+        self.committed, self.phase = epoch, Phase.READY
         return True
 
     def moved(self, epoch: int) -> None:
@@ -139,24 +182,22 @@ class Standby:
 
     def promotable(self) -> str | None:
         """None when a takeover is possible, else why not."""
-        if self.state in (StandbyState.READY, StandbyState.DECIDING):
+        if self.phase in (Phase.READY, Phase.DECIDING):
             return None
-        return {
-            StandbyState.EMPTY: "there is no replica here",
-            StandbyState.SEEDING: "the initial copy is not complete",
-            StandbyState.PROMOTED: "it was already promoted",
-        }[self.state]
+        if self.phase in (Phase.STARTING, Phase.SEEDING):
+            return "the initial copy is not complete"
+        return "it was already promoted" if self.phase.owns else "there is no replica here"
 
     def decide(self) -> None:
         """The arbiter is asked: from here on nothing is acknowledged, for its answer may be yes already."""
-        if self.state is not StandbyState.READY:
+        if self.phase is not Phase.READY:
             raise RefusedForSafety(f"cannot take over: {self.promotable() or 'it is being decided already'}")
-        self.state = StandbyState.DECIDING
+        self.phase = Phase.DECIDING
 
     def stay(self) -> None:
         """The arbiter never saw the question: follow on."""
-        if self.state is StandbyState.DECIDING:
-            self.state = StandbyState.READY
+        if self.phase is Phase.DECIDING:
+            self.phase = Phase.READY
 
     def promote(self, term: int) -> int:
         """Take over in `term` (durable by now): the epoch to resume from. From here on no older term is served."""
@@ -165,14 +206,23 @@ class Standby:
             raise RefusedForSafety(f"cannot take over: {why}")
         if term <= self.term:
             raise RefusedForSafety(f"term {term} is not newer than {self.term}")
-        self.term, self.state = term, StandbyState.PROMOTED
+        self.term, self.phase = term, Phase.PROMOTING
         return self.committed
+
+    def runs(self) -> None:
+        """It is the VM now."""
+        self.phase = Phase.PROMOTED
 
     def give_back(self, owner: str) -> None:
         """It took over, but the VM cannot be run here: `owner`, who had it before, may go on; the replica is gone."""
-        self.state, self.owner = StandbyState.EMPTY, owner
+        self.phase, self.owner = Phase.ENDING, owner
 
     def renounce(self) -> None:
         """The replica is given up: this side can no longer take over in the term in force."""
-        if self.state is not StandbyState.PROMOTED:
-            self.state = StandbyState.EMPTY
+        if self.phase is not Phase.EMPTY and not self.phase.owns:
+            self.phase = Phase.ENDING
+
+    def gone(self) -> None:
+        """What was renounced, or given back, is taken away."""
+        if self.phase is Phase.ENDING:
+            self.phase = Phase.EMPTY

@@ -18,10 +18,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from remusdb.control.status import State, VmStatus
+from remusdb.core.roles import PROMOTED
 from remusdb.errors import Fenced, RemusError
 from remusdb.host.worker_process import WorkerLink
 from remusdb.reasons import Code, Reason
-from remusdb.state import PROMOTED, StateStore, VmState
+from remusdb.state import StateStore, VmState
 from remusdb.wording import hint, words
 
 ENDED: Final[tuple[State, ...]] = ("unprotected", "fenced", "failed", "solo")  # a worker may end in these by itself

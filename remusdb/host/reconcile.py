@@ -11,7 +11,8 @@ from enum import Enum
 
 from remusdb.core.messages import Standing
 from remusdb.core.ownership import Ownership
-from remusdb.state import PROMOTED, VmState
+from remusdb.core.roles import PROMOTED
+from remusdb.state import VmState
 
 
 class Action(Enum):

@@ -15,6 +15,7 @@ from remusdb.config import HostConfig
 from remusdb.control import ProgressFn
 from remusdb.control.api import Switched
 from remusdb.control.status import State, VmStatus
+from remusdb.core.roles import OWNING
 from remusdb.core.terms import reached
 from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import ConfigError, NotProtected, RefusedForSafety, RemusError, VmError
@@ -26,7 +27,7 @@ from remusdb.host.worker_process import WorkerLink
 from remusdb.host.workers import Workers
 from remusdb.preflight.decide import PEER, require
 from remusdb.reasons import Code, Reason
-from remusdb.state import OWNING, StateStore
+from remusdb.state import StateStore
 from remusdb.wording import hint, words
 from remusdb.worker.spec import End, Move, Start
 

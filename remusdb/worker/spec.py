@@ -13,7 +13,8 @@ from remusdb.control.codec import Done, Failed, Nothing, Progress, Request, Requ
 from remusdb.control.status import VmStatus
 from remusdb.core.primary import Known
 from remusdb.names import socket_stem
-from remusdb.state import PROMOTED, VmState
+from remusdb.core.roles import PROMOTED
+from remusdb.state import VmState
 
 LONGEST_FILE = "/disk255.nbd"  # in a VM's own folder
 

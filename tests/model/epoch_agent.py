@@ -7,10 +7,10 @@ import struct
 from collections import deque
 
 from remusdb.core.messages import Hello, Notice, Refuse, Taken, Welcome, pack, unpack
-from remusdb.core.standby import Refusal, Standby, StandbyState
+from remusdb.core.roles import OWNING
+from remusdb.core.standby import Phase, Refusal, Standby
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, PeerUnreachable
-from remusdb.state import OWNING
 from remusdb_agents.backup.inbox import BULK, Inbox, WholeEpoch
 from remusdb_agents.backup.seeding import Seeding
 from tests.model.epoch_world import CELL, CELLS, Disk, End, World
@@ -54,7 +54,8 @@ class Agent:
         self.owed.clear()
 
     def start(self) -> None:
-        self.core = Standby(self.disk.term, self.disk.role in OWNING, self.disk.owner)
+        phase = Phase.PROMOTED if self.disk.role in OWNING else Phase.EMPTY
+        self.core = Standby(self.disk.term, phase, self.disk.owner)
         self._forget_replica()
         self.promoting = False
         self.seeding = Seeding()
@@ -81,7 +82,7 @@ class Agent:
         hello = unpack(Hello, frame.payload)
         answer = core.hello(hello.primary, hello.term, hello.resume)
         if isinstance(answer, Refusal):
-            if core.state is StandbyState.EMPTY:
+            if core.phase in (Phase.EMPTY, Phase.ENDING):
                 self._give_up()
             refuse = Refuse(answer.reason, "", answer.term, answer.fenced, answer.renounced)
             stream.send(FrameType.REFUSE, 0, 0, pack(refuse))
@@ -91,6 +92,7 @@ class Agent:
             self.disk.save("standby", answer.term, owner=hello.primary)
             self._world.use_term(answer.term, self.disk.term)
             core.begin(hello.primary, answer.term)
+            core.up()
             self.seeding.begin()
             self._forget_replica()
         self.inbox.clear()
@@ -116,10 +118,10 @@ class Agent:
         """Commit what a session's thread gathered; meanwhile others may have promoted, or begun a new session."""
         core = self.standby
         end, whole = self.gathered.pop(0)
-        new, before = whole.epoch > core.committed, core.state
+        new, before = whole.epoch > core.committed, core.phase
         if not core.commit(whole.term, whole.epoch):
             return
-        assert whole.term == core.term and before in (StandbyState.SEEDING, StandbyState.READY)
+        assert whole.term == core.term and before in (Phase.SEEDING, Phase.READY)
         if new:
             self.to_apply.append(whole)
         self.owed.append((end, whole))
@@ -159,6 +161,7 @@ class Agent:
         assert core.applied == self.promoted_from[1]
         assert (tuple(self.memory), self.clock) == self._world.cuts[self.promoted_from]
         self._world.resume(self.clock)
+        core.runs()
         self.promoting = False
         self.disk.save("promoted", core.term)
 
@@ -199,6 +202,7 @@ class Agent:
 
     def _give_up(self) -> None:
         self.standby.renounce()
+        self.standby.gone()
         self._forget_replica()
         self.disk.save("none", self.standby.term)
 

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from remusdb.core.ownership import Verdict
-from remusdb.core.standby import Refusal, StandbyState
+from remusdb.core.roles import OWNING
+from remusdb.core.standby import Phase, Refusal
 from remusdb.core.succession import Known, Succession, begins, resumes
 from remusdb.errors import BadFrame
-from remusdb.state import OWNING
 from tests.model.ownership_takeover import Replica
 from tests.model.ownership_world import Connection, Message
 
@@ -56,6 +56,7 @@ class Agent(Replica):
             self.standby.renounce()
             self.host.store.save(role="standby", term=answer.term, owner=message.owner, peer=message.owner)
             self.standby.begin(message.owner, answer.term)
+            self.standby.up()
             self.replica = 0
         self.stream = connection
         self.answer(connection, Message("WELCOME", answer.term, self.standby.committed, resume=answer.resumed))
@@ -85,13 +86,13 @@ class Agent(Replica):
 
     def lost(self) -> None:
         """The connection is gone: a whole replica waits, another one is worth nothing."""
-        if self.state is StandbyState.SEEDING:
+        if self.state is Phase.SEEDING:
             self.give_up()
         self.drop_stream()
 
     def _refresh(self) -> None:
         """Without a replica, what the host daemon of this machine did meanwhile counts."""
-        empty = self.state in (StandbyState.EMPTY, StandbyState.PROMOTED)
+        empty = self.state in (Phase.EMPTY, Phase.PROMOTED)
         if empty and not self.promoting and not self.returning:
             self.start()
 
@@ -118,7 +119,7 @@ class Agent(Replica):
             self.start()
 
     def _refuse(self, connection: Connection, answer: Refusal) -> None:
-        if self.state is StandbyState.EMPTY and self.host.store.role == "standby":
+        if self.state in (Phase.EMPTY, Phase.ENDING) and self.host.store.role == "standby":
             self.give_up()
         owner = self.standby.owner if answer.fenced else ""
         refuse = Message("REFUSE", answer.term, fenced=answer.fenced, renounced=answer.renounced, owner=owner)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 
 from remusdb.core.pipeline import PrimaryState
-from remusdb.core.standby import StandbyState
+from remusdb.core.standby import Phase
 from tests.model.ownership_session import Host
 from tests.model.ownership_steps import Choice, Step, Steps
 from tests.model.ownership_world import Died
@@ -121,7 +121,7 @@ class Run(Steps):
             session = host.session
             if host.vm is self.world.newest and session and session.pipeline.state is PrimaryState.PROTECTED:
                 agent = self.world.hosts[host.peer].agent
-                follows = agent.state is StandbyState.READY and agent.stream is session.connection
+                follows = agent.state is Phase.READY and agent.stream is session.connection
                 return host if follows and self.heard() and host.store.wanted and not session.switching else None
         return None
 
@@ -159,7 +159,7 @@ class Run(Steps):
             core = host.agent.core
             lines.append(
                 f"{host.name}: {host.store} wanted={host.store.wanted} vm={host.vm} image={host.image} {session} "
-                f"agent {core and (core.state.value, core.term, core.owner)}"
+                f"agent {core and (core.phase.value, core.term, core.owner)}"
             )
         if self.world.arbiter:
             lines.append(f"record {self.world.arbiter.record}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from remusdb.core.pipeline import PrimaryState
-from remusdb.core.standby import StandbyState
+from remusdb.core.standby import Phase
 from tests.model.ownership_session import Host
 from tests.model.ownership_world import Connection, Message, World
 
@@ -87,7 +87,7 @@ class Steps:
             found.append(("resume", agent.resume))
         if agent.returning:
             found.append(("hand_back", agent.hand_back))
-        if agent.state is StandbyState.READY and (not self.patient or self.silent(host)):
+        if agent.state is Phase.READY and (not self.patient or self.silent(host)):
             found.append(("take_over", agent.take_over))
         return found
 

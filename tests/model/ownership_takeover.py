@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from remusdb.core.ownership import Verdict, give_back, take_over
-from remusdb.core.standby import Standby, StandbyState
-from remusdb.state import OWNING
+from remusdb.core.roles import OWNING
+from remusdb.core.standby import Phase, Standby
 from tests.model.ownership_world import Connection, Message
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ class Replica:
         return self.core
 
     @property
-    def state(self) -> StandbyState | None:
-        return self.core.state if self.core else None
+    def state(self) -> Phase | None:
+        return self.core.phase if self.core else None
 
     @property
     def replica_there(self) -> bool:
-        return self.promoting or self.state in (StandbyState.SEEDING, StandbyState.READY, StandbyState.DECIDING)
+        return self.promoting or self.state in (Phase.SEEDING, Phase.READY, Phase.DECIDING)
 
     @property
     def undecided(self) -> bool:
@@ -49,11 +49,11 @@ class Replica:
 
     @property
     def deciding(self) -> bool:
-        return self.state is StandbyState.DECIDING
+        return self.state is Phase.DECIDING
 
     def start(self) -> None:
         store = self.host.store
-        self.core = Standby(store.term, store.role in OWNING, store.owner)
+        self.core = Standby(store.term, Phase.PROMOTED if store.role in OWNING else Phase.EMPTY, store.owner)
         self.returning = store.role == "promoting"  # it never ran here, and its replica is gone
 
     def crash(self) -> None:
@@ -68,7 +68,7 @@ class Replica:
 
     def take_over(self) -> None:
         """Silence, a switchover, or an operator."""
-        if self.state is not StandbyState.READY:
+        if self.state is not Phase.READY:
             return
         if self.host.world.arbiter is None:
             return self._become()
@@ -99,6 +99,7 @@ class Replica:
         host = self.host
         host.image = self.replica
         host.store.save(role="promoted")
+        self.standby.runs()
         self.promoting = False
         host.start_vm()
 
@@ -124,12 +125,13 @@ class Replica:
         host.image = None
         host.store.save(role="none", owner=host.store.peer)
         core.give_back(host.store.peer)
+        core.gone()
         self.returning = self.broken = False
 
     def settle(self) -> None:
         """Without a replica, a claim of a daemon that died since is void, whenever the arbiter heard of it."""
         host, arbiter = self.host, self.host.world.arbiter
-        if arbiter is None or self.state is not StandbyState.EMPTY or not host.put_away_done:
+        if arbiter is None or self.state is not Phase.EMPTY or not host.put_away_done:
             return
         record = arbiter.look(host.name).record
         if record is not None and record.owner == host.name:
@@ -151,6 +153,7 @@ class Replica:
     def give_up(self, *, forget: bool = False) -> None:
         """Durable before the primary is told. `forget`: by its will, so whoever protects the VM to here next may."""
         self.standby.renounce()
+        self.standby.gone()
         self.asked = self.broken = False
         self.host.store.save(role="none", **({"owner": "", "peer": ""} if forget else {}))
         if forget:

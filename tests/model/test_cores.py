@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from remusdb.core.pipeline import Pipeline, PrimaryState, Release
-from remusdb.core.standby import Offer, Refusal, Standby, StandbyState
+from remusdb.core.standby import Offer, Phase, Refusal, Standby
 from remusdb.errors import BadFrame, Fenced, RefusedForSafety
 
 
@@ -26,6 +26,7 @@ def standby(*, committed: int, term: int = 3) -> Standby:
     """The standby of a session of host `alpha`."""
     made = Standby()
     made.begin("alpha", term)
+    made.up()
     for epoch in range(1, committed + 1):
         assert made.commit(term, epoch)
         made.moved(epoch)
@@ -219,23 +220,27 @@ def test_an_older_session_of_the_owner_is_told_that_its_replica_is_gone_of_a_str
 def test_a_stranger_that_resumes_gets_no_word_and_costs_nothing(term: int) -> None:
     """Whoever may begin is `succession`'s; only who ran the VM here fences, and only a replica's owner frees it."""
     for agent in (standby(committed=4), Standby(3, owner="alpha"), deciding()):
-        before = agent.state
+        before = agent.phase
         answer = refused(agent, "beta", term, resume=True)
         assert not answer.fenced and not answer.renounced
-        assert (agent.owner, agent.state) == ("alpha", before)
+        assert (agent.owner, agent.phase) == ("alpha", before)
 
 
 def test_a_promoted_side_refuses_everybody() -> None:
-    for agent in (standby(committed=2), Standby(4, owns=True, owner="beta")):
-        if agent.state is StandbyState.READY:
-            agent.promote(4)
+    """And fences whom it refuses, once it runs the VM: before, it may yet fail."""
+    promoting, running = standby(committed=2), standby(committed=2)
+    promoting.promote(4)
+    running.promote(4)
+    running.runs()
+    for agent in (promoting, running, Standby(4, phase=Phase.PROMOTED, owner="beta")):
+        before = agent.phase
         for resume in (True, False):
             answer = refused(agent, "alpha", 9, resume=resume)
-            assert answer.fenced and answer.term == 4
+            assert answer.fenced is (agent is not promoting) and answer.term == 4 and not answer.renounced
         assert not agent.accepts(3) and not agent.accepts(4)
         assert not agent.commit(3, 3) and not agent.commit(4, 3)
         agent.renounce()
-        assert agent.state is StandbyState.PROMOTED
+        assert agent.phase is before
         with pytest.raises(RefusedForSafety):
             agent.begin("alpha", 9)
         with pytest.raises(RefusedForSafety, match="already promoted"):
@@ -248,7 +253,7 @@ def test_while_the_arbiter_is_asked_nothing_is_acknowledged_and_nobody_gets_a_wo
     for term, resume in ((3, True), (4, True), (3, False), (9, False)):
         answer = refused(agent, "alpha", term, resume=resume)
         assert not answer.fenced and not answer.renounced
-    assert agent.state is StandbyState.DECIDING and agent.committed == 4
+    assert agent.phase is Phase.DECIDING and agent.committed == 4
 
 
 def test_a_question_that_the_arbiter_never_saw_leaves_the_replica_as_it_was() -> None:
@@ -259,7 +264,7 @@ def test_a_question_that_the_arbiter_never_saw_leaves_the_replica_as_it_was() ->
 
 def test_the_arbiter_says_yes_or_no() -> None:
     agent = deciding()
-    assert agent.promote(4) == 4 and agent.state is StandbyState.PROMOTED
+    assert agent.promote(4) == 4 and agent.phase is Phase.PROMOTING
     agent = deciding()
     agent.renounce()
     agent.stay()  # too late
@@ -343,5 +348,8 @@ def test_a_new_session_drops_the_replica_at_once() -> None:
     with pytest.raises(RefusedForSafety, match="not newer"):
         agent.begin("alpha", 3)
     agent.begin("alpha", 4)
-    assert (agent.committed, agent.applied, agent.state) == (0, 0, StandbyState.SEEDING)
+    assert (agent.committed, agent.applied, agent.phase) == (0, 0, Phase.STARTING)
+    assert not agent.accepts(4) and agent.promotable() is not None
+    agent.up()
+    assert agent.phase is Phase.SEEDING and agent.accepts(4)
     assert agent.promotable() is not None

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from remusdb.core.pipeline import PrimaryState
-from remusdb.core.standby import StandbyState
+from remusdb.core.standby import Phase
 from tests.model.epoch_agent import Agent
 from tests.model.epoch_primary import Primary
 from tests.model.epoch_world import CELLS, Died, World
@@ -140,7 +140,7 @@ class EpochMachine(RuleBasedStateMachine):
         primary, agent = self.world.primary, self.world.agent
         if primary_does and primary.pipeline is not None and primary.pipeline.away:
             self.do(primary, primary.give_up)
-        elif not primary_does and agent.core is not None and agent.core.state is StandbyState.SEEDING:
+        elif not primary_does and agent.core is not None and agent.core.phase is Phase.SEEDING:
             self.do(agent, agent.give_up_copy)
 
     @rule()

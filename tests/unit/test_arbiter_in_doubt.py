@@ -14,7 +14,7 @@ from remusdb.core import primary
 from remusdb.core import primary_effects as effects
 from remusdb.core import primary_events as events
 from remusdb.core.messages import Commit, pack
-from remusdb.core.standby import StandbyState
+from remusdb.core.standby import Phase
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RemusError
 from remusdb.worker.claims import claim_alone
@@ -60,12 +60,12 @@ def test_a_replica_acknowledges_nothing_while_its_claim_may_be_won(
     gateway.says("kv/txn", (500, ""))
     gateway.says("maintenance/status", f'{{"header": {HEADER.replace("41", "x")}, "leader": ""}}')
     done: dict[str, Any] = {}
-    thread = threading.Thread(target=lambda: done.update(replica.takeover.promote("silence")))
+    thread = threading.Thread(target=lambda: done.update(replica.promote("silence")))
     thread.start()
     eventually(lambda: asked(gateway, "kv/range", 5) or not thread.is_alive())
-    assert thread.is_alive() and replica.core.state is StandbyState.DECIDING
+    assert thread.is_alive() and replica.phase is Phase.DECIDING
     replica.take(stream, Frame(FrameType.COMMIT, 1, 2, pack(Commit(0, 0, []))))
-    assert stream.sent.count(FrameType.ACK) == 1 and replica.core.committed == 1
+    assert stream.sent.count(FrameType.ACK) == 1 and replica.status()["committed"] == 1
     gateway.says("kv/range", TAKEN)
     thread.join(LIMIT_S)
     assert done["term"] == 2 and done["epoch"] == 1
@@ -84,7 +84,7 @@ def test_a_replica_asks_again_although_nobody_can_say_what_the_matter_is(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(gateway.arbiter, "health", no_thread)
-    assert replica.takeover.promote("silence")["term"] == 2
+    assert replica.promote("silence")["term"] == 2
 
 
 class Alone:

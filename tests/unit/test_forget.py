@@ -12,7 +12,7 @@ from remusdb.control.api import Forgotten
 from remusdb.core.messages import Refuse, Welcome
 from remusdb.errors import RefusedForSafety
 from remusdb.state import StateStore
-from remusdb_agents.backup.forgetting import forget
+from remusdb_agents.backup import errands
 from remusdb_agents.backup.replica import Replica
 from tests.unit.test_greeting import OTHER, hello, put, told
 from tests.unit.test_replica import UUID, FakeMachine, ready, replica
@@ -21,7 +21,9 @@ __all__ = ["replica"]  # the fixture
 
 
 def try_to(replica: Replica, *, lose: bool = False, there: bool = False) -> Forgotten:
-    return forget(replica, lose_replica=lose, there=lambda _uri, _vm: there)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errands, "is_there", lambda _uri, _vm: there)
+        return replica.forget(lose_replica=lose)
 
 
 @pytest.fixture

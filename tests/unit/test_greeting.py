@@ -16,7 +16,7 @@ from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import CannotProtect
 from remusdb.names import VmName
 from remusdb.state import StateStore, VmState
-from remusdb_agents.backup import replica as module
+from remusdb_agents.backup import errands as module
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.replica import Replica
 from tests.unit.test_replica import UUID, Etcd, FakeMachine, FakeStream, ready, replica, with_arbiter
@@ -124,7 +124,7 @@ def test_who_knows_another_owner_names_the_operators_word(replica: Replica, tmp_
 
 def test_a_vm_that_was_unprotected_may_come_from_anywhere(replica: Replica, tmp_path: Path) -> None:
     session: Any = ready(replica)
-    replica._bye(session, Frame(FrameType.BYE, 1, 0, pack(Notice("unprotect was asked", forget=True))))
+    assert not replica.take(session, Frame(FrameType.BYE, 1, 0, pack(Notice("unprotect was asked", forget=True))))
     kept = StateStore(tmp_path).load("vm")
     assert (kept.role, kept.term, kept.owner, kept.peer, kept.uuid) == ("none", 1, "", "", "")
     answer = told(replica, hello("c", 0, uuid=OTHER))
@@ -133,7 +133,7 @@ def test_a_vm_that_was_unprotected_may_come_from_anywhere(replica: Replica, tmp_
 
 def test_a_session_that_ended_otherwise_leaves_the_vm_its_owners(replica: Replica) -> None:
     session: Any = ready(replica)
-    replica._bye(session, Frame(FrameType.BYE, 1, 0, pack(Notice("the VM was shut down"))))
+    assert not replica.take(session, Frame(FrameType.BYE, 1, 0, pack(Notice("the VM was shut down"))))
     refused(replica, hello("c", 0))
     assert isinstance(told(replica, hello("a", 1)), Welcome)
 
@@ -258,7 +258,7 @@ def test_a_failure_before_a_session_begins_costs_the_replica_nothing(
     def fails(*_args: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(module, "refusal", fails)
+    monkeypatch.setattr(module, "look_up", fails)
     answer = told(replica, hello("a", 9))
     assert isinstance(answer, Refuse) and "internal error" in answer.reason and "log" in answer.hint
     assert replica.status()["state"] == "ready" and not FakeMachine.made[0].closed

@@ -45,7 +45,7 @@ class House:
 
     def keep(self, name: str, *streams: Stream | None) -> None:
         """VMs of this peer, and who feeds them."""
-        self.replicas += [SimpleNamespace(stream=one, state=SimpleNamespace(peer=name)) for one in streams]
+        self.replicas += [SimpleNamespace(stream=one, peer=name) for one in streams]
 
     def _session(self, stream: FrameStream) -> None:
         assert cast(Stream, stream).closed.wait(WITHIN_S)

@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 
 from remusdb.core.messages import Commit, pack
+from remusdb.core.owed import WINDOW_MAX, Hopeless, Owed, Unbridled
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame
-from remusdb_agents.backup.inbox import FRAME_COST_BYTES, EpochTooLarge, Hopeless, Inbox, Unbridled
-from remusdb_agents.backup.owed import WINDOW_MAX, Owed
+from remusdb_agents.backup.inbox import FRAME_COST_BYTES, EpochTooLarge, Inbox
 
 MOST = 1 << 20
 
@@ -45,7 +45,7 @@ def test_a_primary_has_so_many_epochs_outstanding_at_most() -> None:
     with pytest.raises(Unbridled, match=f"epoch {WINDOW_MAX + 1} came, with 0 acknowledged"):
         owed.came(WINDOW_MAX + 1)
     owed.told(WINDOW_MAX)
-    assert owed.waiting() is None
+    assert owed.waits is None
     owed.came(2 * WINDOW_MAX)
     with pytest.raises(Unbridled):
         owed.came(2 * WINDOW_MAX + 1)

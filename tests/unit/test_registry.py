@@ -20,7 +20,7 @@ from remusdb.errors import NotProtected, PeerUnreachable, UnreadableState
 from remusdb.history import History
 from remusdb.names import VmName
 from remusdb.state import StateStore
-from remusdb_agents.backup import replica as module
+from remusdb_agents.backup import errands as module
 from remusdb_agents.backup.admission import Admission
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.registry import Registry
@@ -108,7 +108,7 @@ def test_a_replica_that_ended_is_forgotten_and_a_waiting_one_is_not(context: Con
     assert registry.live() == [replica]
     with registry.using("vm") as same:
         assert same is replica
-    replica.give_up("enough")
+    FakeMachine.made[-1].broken(OSError("enough"))
     assert registry.live() == [] and registry.status("vm")[0].reason == "enough"
 
 
@@ -196,7 +196,7 @@ def test_one_thread_beats_for_all_and_sees_who_is_silent(context: Context) -> No
         def fails() -> None:
             raise ZeroDivisionError
 
-        broken: Any = SimpleNamespace(vm="broken", takeover=SimpleNamespace(look=fails), beat=fails)
+        broken: Any = SimpleNamespace(vm="broken", look=fails, beat=fails)
         ticker = Ticker(lambda: [broken, *registry.live()])
         threads = threading.active_count()
         ticker.start()

@@ -14,7 +14,7 @@ from remusdb.config import Agent, AgentConfig, Failover, Limits
 from remusdb.core.messages import Hello, Refuse, Welcome
 from remusdb.history import History
 from remusdb.state import StateStore
-from remusdb_agents.backup import replica as module
+from remusdb_agents.backup import errands as module
 from remusdb_agents.backup.admission import Admission
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.replica import Replica

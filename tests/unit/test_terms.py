@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from remusdb.core.ownership import go_solo, take_over
 from remusdb.core.pipeline import Pipeline, PrimaryState
-from remusdb.core.standby import Offer, Refusal, Standby, StandbyState
+from remusdb.core.standby import Offer, Phase, Refusal, Standby
 from remusdb.core.terms import HELLO_JUMP_MAX, JUMP_MAX, TERM_MAX, following, reached, too_far
 from remusdb.errors import RefusedForSafety
 
@@ -55,16 +55,18 @@ def test_a_hello_of_any_term_leaves_the_vm_protectable() -> None:
     assert tries == 6, "sixteen words of a hostile primary are one of the agent's"
 
 
-@pytest.mark.parametrize("state", [StandbyState.EMPTY, StandbyState.SEEDING, StandbyState.READY])
-def test_a_term_far_ahead_begins_nothing(state: StandbyState) -> None:
+@pytest.mark.parametrize("state", [Phase.EMPTY, Phase.SEEDING, Phase.READY])
+def test_a_term_far_ahead_begins_nothing(state: Phase) -> None:
     """The replica of a primary that begins anew goes, as it would with a term that can be had."""
     standby = Standby()
-    if state is not StandbyState.EMPTY:
+    if state is not Phase.EMPTY:
         standby.begin("alpha", 3)
-    if state is StandbyState.READY:
+        standby.up()
+    if state is Phase.READY:
         standby.commit(3, 1)
     assert isinstance(standby.hello("alpha", 3 + 2 * HELLO_JUMP_MAX, resume=False), Refusal)
-    assert standby.state is StandbyState.EMPTY and standby.term == (0 if state is StandbyState.EMPTY else 3)
+    assert standby.phase is (Phase.EMPTY if state is Phase.EMPTY else Phase.ENDING)
+    assert standby.term == (0 if state is Phase.EMPTY else 3)
 
 
 def test_who_resumes_in_a_term_far_ahead_teaches_no_term() -> None:
@@ -87,7 +89,7 @@ def test_the_last_term_is_refused_and_nothing_is_changed() -> None:
             rule()
     with pytest.raises(RefusedForSafety, match="the last one"):
         go_solo("a", TERM_MAX)
-    assert standby.term == TERM_MAX and standby.state is StandbyState.EMPTY
+    assert standby.term == TERM_MAX and standby.phase is Phase.EMPTY
 
 
 def test_who_is_fenced_stays_so_whatever_the_term_and_can_be_protected_later() -> None:

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from remusdb.capture.memory import ProcessMemory
+from remusdb.core.backup_takeover import WARM
 from remusdb_agents.backup.standby.nvram import FLASH
-from remusdb_agents.backup.takeover import WARM
 from tests.vm.pair import Pair, eventually, running_pair
 from tools.lab import domains, loops, rich, uefi
 from tools.lab.domains import BARE_MAC

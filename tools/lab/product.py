@@ -27,9 +27,10 @@ from remusdb.control import Request, call
 from remusdb.control.api import AgentStatus, HostStatus
 from remusdb.control.codec import Reply
 from remusdb.control.status import StandbyStatus, VmStatus
+from remusdb.core.roles import OWNING
 from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import RemusError
-from remusdb.state import OWNING, StateStore, VmState
+from remusdb.state import StateStore, VmState
 from tools.lab.lab import Lab
 from tools.lab.paths import BUILD
 from tools.lab.view import View

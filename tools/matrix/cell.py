@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from remusdb_agents.backup.takeover import COLD
+from remusdb.core.backup_takeover import COLD
 from tools.lab.product import HOSTS, other_host
 from tools.load import accepts, sql, wait_for
 from tools.matrix.expect import DoesNotApply, Expect, expected

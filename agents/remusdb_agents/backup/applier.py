@@ -105,10 +105,17 @@ class Applier:
 
         What waits because of a freeze is bounded by its bytes instead, so that the primary does not feel it.
         """
+        return self._crowded(len(self._epochs), self._bytes)
+
+    def crowded_with(self, epoch: WholeEpoch) -> bool:
+        """What `crowded` will say once this one waits, too."""
+        return self._crowded(len(self._epochs) + 1, self._bytes + epoch.cost_bytes)
+
+    def _crowded(self, epochs: int, size: int) -> bool:
         if self._frozen is not None:
-            return self._bytes > self._backlog_max_bytes
-        many = len(self._epochs) > BACKLOG_EPOCHS or self._bytes > self._most_bytes
-        return many and (not self._catching_up or self._bytes > self._backlog_max_bytes)
+            return size > self._backlog_max_bytes
+        many = epochs > BACKLOG_EPOCHS or size > self._most_bytes
+        return many and (not self._catching_up or size > self._backlog_max_bytes)
 
     @property
     def over(self) -> str:

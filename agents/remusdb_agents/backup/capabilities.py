@@ -14,36 +14,33 @@ import logging
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import libvirt
 
 from remusdb import __version__, safexml
 from remusdb.core.messages import AgentFacts, unpack
 from remusdb.core.probe import XML_MAX_BYTES, Answer, Arbitration, Probe, Refusal
+from remusdb.core.roles import OWNING
 from remusdb.errors import BadFrame, CannotProtect, RemusError
 from remusdb.net import forwarding, offloads
 from remusdb.preflight import apparmor, cpus, resources
 from remusdb.preflight.looks import Looks, look_at
-from remusdb.state import OWNING
 from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 from remusdb_agents.backup import lookups
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.namesakes import namesakes
+from remusdb_agents.backup.replica import Replica
 from remusdb_agents.backup.standby.here import look
 from remusdb_agents.backup.standby.judge import Here, judge
 from remusdb_agents.backup.standby.limits import memory_bytes
-
-if TYPE_CHECKING:
-    from remusdb_agents.backup.replica import Replica
 
 log = logging.getLogger(__name__)
 
 CALL_S = 5.0
 LOOKUPS_S = 9.0  # all of them; the primary waits 15 s for the answer
 LIBVIRT_THREADS = 1
-Known = Callable[[str], "Replica | None"]
+Known = Callable[[str], Replica | None]
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class Host:
         probe, tree, vm = asked.probe, asked.tree, asked.vm
         replica = known(vm)
         leaving = self._leaving(vm)
-        standby = leaving or (replica is not None and replica.machine is not None)
+        standby = leaving or (replica is not None and replica.phase.holds)
         log.info("%s asks what this host has for VM %s", asker, vm)
         here = look(tree, self._context.config)
         looks = {**self._host(), **self._libvirt(probe, tree, leaving), **self._kernel(tree, here)}
@@ -127,7 +124,7 @@ class Host:
             sees=asker,
             silence_ms=self._context.config.failover.silence_ms,
             standby=standby,
-            busy_with=replica.state.peer if replica is not None and replica.stream is not None else "",
+            busy_with=replica.peer if replica is not None and replica.stream is not None else "",
             errors=errors,
             refusals=[Refusal(problem.what, problem.hint) for problem in judge(tree, here, None)],
             **found,
@@ -152,7 +149,7 @@ class Host:
         }
 
     def _leaving(self, vm: str) -> bool:
-        """Whether this host ran the VM, and puts it away before it keeps a replica: see greeting.py."""
+        """Whether this host ran the VM, and puts it away before it keeps a replica: see core/backup_hello.py."""
         try:
             state = self._context.store.load(vm)
         except RemusError:

@@ -31,7 +31,6 @@ from remusdb.transport.listener import Listener
 from remusdb.transport.tls import server_context
 from remusdb_agents.backup.admission import MIB, Admission
 from remusdb_agents.backup.context import Context
-from remusdb_agents.backup.forgetting import forget
 from remusdb_agents.backup.guests import Guests
 from remusdb_agents.backup.registry import Registry
 from remusdb_agents.backup.rehearsal.copy import sweep
@@ -102,7 +101,7 @@ class AgentDaemon:
     def _failover(self, asked: Failover, _progress: ProgressFn) -> TakenOver:
         with self._registry.known(asked.vm) as replica:
             why = "asked for with `remusdb failover`"
-            return msgspec.convert(replica.takeover.promote(why, word=asked.primary_is_dead, by="operator"), TakenOver)
+            return msgspec.convert(replica.promote(why, word=asked.primary_is_dead, by="operator"), TakenOver)
 
     def _rehearse(self, asked: Rehearse, progress: ProgressFn) -> Rehearsed:
         with self._registry.known(asked.vm) as replica:
@@ -110,4 +109,4 @@ class AgentDaemon:
 
     def _forget(self, asked: Forget, _progress: ProgressFn) -> Forgotten:
         with self._registry.known(asked.vm) as replica:
-            return forget(replica, lose_replica=asked.lose_replica)
+            return replica.forget(lose_replica=asked.lose_replica)

@@ -17,16 +17,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from remusdb.core.messages import Refuse, pack
 from remusdb.core.wire import FrameType
 from remusdb.errors import BadFrame
 from remusdb.quietly import NOISY
 from remusdb.transport.stream import FrameStream
-
-if TYPE_CHECKING:
-    from remusdb_agents.backup.replica import Replica
+from remusdb_agents.backup.replica import Replica
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +63,7 @@ class Guests:
     def _enter(self, stream: FrameStream) -> None:
         name, replicas = stream.peer_name, list(self._replicas())
         following = {replica.stream for replica in replicas}
-        bound = SPARE + sum(replica.state.peer == name for replica in replicas)
+        bound = SPARE + sum(replica.peer == name for replica in replicas)
         with self._lock:
             self._open[stream] = None
             waiting = [one for one in self._open if one not in following]

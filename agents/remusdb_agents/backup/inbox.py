@@ -8,22 +8,16 @@ at all. Memory is bounded by `max_bytes` an epoch, in which each frame counts fo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from remusdb.core.messages import Commit, unpack
+from remusdb.core.owed import Hopeless
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame
 
 
-class Hopeless(BadFrame):
-    """What a session that is taken up again would bring again, for it sends the same bytes: it must end."""
-
-
 class EpochTooLarge(Hopeless):
     """An epoch above the bound."""
-
-
-class Unbridled(Hopeless):
-    """The primary does not wait for acknowledgements."""
 
 
 # What an empty frame takes here, 780 bytes as measured (docs/facts.md), and an epoch without any; rounded up.
@@ -43,7 +37,7 @@ class WholeEpoch:
     stopped_at_ns: int | None = None  # of its cut, by this host's clock (catch_up.now_ns)
     stays: bool = False
 
-    @property
+    @cached_property
     def cost_bytes(self) -> int:
         """The memory that it takes."""
         return FRAME_COST_BYTES * (1 + len(self.frames)) + sum(len(frame.payload) for frame in self.frames)

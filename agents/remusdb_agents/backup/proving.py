@@ -11,23 +11,18 @@ a proof that outlived its session is dropped.
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import threading
 import time
+from collections.abc import Callable
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from remusdb.core.messages import Proof, pack
-from remusdb.core.standby import StandbyState
-from remusdb.core.wire import FrameType
+from remusdb.core.messages import Proof
 from remusdb.deadline import Deadline, poll_until
-from remusdb.errors import NoThread, PeerUnreachable
+from remusdb.errors import NoThread
 from remusdb.threads import spawn
-from remusdb.transport.stream import FrameStream
-from remusdb_agents.backup.standby.machine import Machine
-
-if TYPE_CHECKING:
-    from remusdb_agents.backup.replica import Replica
+from remusdb_agents.backup.standby.proof import Prover
 
 log = logging.getLogger(__name__)
 
@@ -37,70 +32,68 @@ LOOK_S = 1.0
 
 
 class Proving:
-    """The proofs of one replica's standby."""
+    """The proofs of one VM's standby."""
 
-    def __init__(self, replica: Replica) -> None:
-        self._replica = replica
-        self._of: Machine | None = None  # whose proofs these are
+    def __init__(
+        self, vm: str, current: Callable[[int], bool], say: Callable[[str], None], send: Callable[[Proof], None]
+    ) -> None:
+        """`current`: whether the standby of the session of this term would be resumed; `say`: to the history, why it is
+        not proven; `send` to the primary that is connected."""
+        self._vm, self._current, self._say, self._send = vm, current, say, send
+        self._lock = threading.Lock()
+        self._of = 0  # the session whose proofs these are
         self._last: Proof | None = None
         self._proven: Proof | None = None
 
-    def begin(self, machine: Machine) -> None:
+    def begin(self, prover: Prover, term: int) -> None:
         """Prove this standby, in a thread: it is a new session's, and its first epoch was just committed."""
-        self._of, self._last, self._proven = machine, None, None
+        with self._lock:
+            self._of, self._last, self._proven = term, None, None
         try:
-            spawn(self._run, machine, name=f"prove-{self._replica.vm}")
+            spawn(self._run, prover, term, name=f"prove-{self._vm}")
         except NoThread as exc:
-            log.error("%s: the standby is not proven: %s", self._replica.vm, exc)
-            self._take(machine, Proof("unable", time.time_ns(), reason=str(exc), hint=exc.hint))
+            log.error("%s: the standby is not proven: %s", self._vm, exc)
+            self._take(term, Proof("unable", time.time_ns(), reason=str(exc), hint=exc.hint))
 
-    def _run(self, machine: Machine) -> None:
+    def _run(self, prover: Prover, term: int) -> None:
         delays = chain(RETRY_S, repeat(RETRY_S[-1]))
-        while self._current(machine):
-            self._prove(machine)
+        while self._current(term):
+            self._prove(prover, term)
             unable = self._last is None or self._last.verdict == "unable"
             again = Deadline.after(next(delays) if unable else AGAIN_S)
-            poll_until(lambda: not self._current(machine), again, LOOK_S)
+            poll_until(lambda: not self._current(term), again, LOOK_S)
 
-    def _prove(self, machine: Machine) -> None:
+    def _prove(self, prover: Prover, term: int) -> None:
         try:
-            machine.prover.prove(lambda proof: self._take(machine, proof))
+            prover.prove(lambda proof: self._take(term, proof))
         except Exception as exc:  # task boundary: whatever it was, the primary waits for a word
-            log.exception("%s: the proof of the standby failed", self._replica.vm)
-            self._take(machine, Proof("unable", time.time_ns(), reason=f"{type(exc).__name__}: {exc}"))
+            log.exception("%s: the proof of the standby failed", self._vm)
+            self._take(term, Proof("unable", time.time_ns(), reason=f"{type(exc).__name__}: {exc}"))
 
-    def _current(self, machine: Machine) -> bool:
-        return self._replica.machine is machine and self._replica.core.state is not StandbyState.PROMOTED
-
-    def _take(self, machine: Machine, proof: Proof) -> None:
-        replica = self._replica
-        with replica.lock:
-            if not self._current(machine) or (proof.verdict == "unable" and self._proven is not None):
+    def _take(self, term: int, proof: Proof) -> None:
+        with self._lock:
+            if term != self._of or not self._current(term) or (proof.verdict == "unable" and self._proven is not None):
                 return  # the last one that could be tried is what counts
             before, self._last = self._last, proof
             if proof.verdict == "proven":
                 self._proven = proof
-            stream = replica.stream
         if proof.verdict != "proven" and (before is None or before.reason != proof.reason):
-            replica.tell("unproven", replica.core.state.value, unproven(proof))
-        if stream is not None:
-            self.tell(stream)
+            self._say(unproven(proof))
+        self._send(proof)
 
-    def rehearsed(self, machine: Machine, epoch: int, took_ms: float) -> None:
+    def rehearsed(self, term: int, epoch: int, took_ms: float) -> None:
         """A rehearsal resumed this epoch: more than a proof."""
-        self._take(machine, Proof("proven", time.time_ns(), epoch, took_ms))
+        self._take(term, Proof("proven", time.time_ns(), epoch, took_ms))
 
-    def tell(self, stream: FrameStream) -> None:
-        """Tell the primary, also one whose connection was made anew, what is known."""
+    def again(self) -> None:
+        """Tell the primary, whose connection was made anew, what is known."""
         last = self._last
-        if last is not None and self._of is self._replica.machine:
-            with contextlib.suppress(PeerUnreachable):
-                stream.send(FrameType.PROOF, self._replica.session_term, last.epoch, pack(last))
+        if last is not None and self._current(self._of):
+            self._send(last)
 
     def status(self) -> dict[str, Any]:
         """The part of `Replica.status` that is about it."""
-        mine = self._of is self._replica.machine
-        last, proven = (self._last, self._proven) if mine else (None, None)
+        last, proven = (self._last, self._proven) if self._current(self._of) else (None, None)
         return {
             "proven_at_ns": proven.at_ns if proven else None,
             "proven_epoch": proven.epoch if proven else None,

@@ -11,13 +11,13 @@ import logging
 from collections.abc import Callable
 
 from remusdb.core.messages import Hello, Question, Refuse, Welcome, pack, unpack
+from remusdb.core.owed import Hopeless
 from remusdb.core.wire import FROM_PRIMARY, OPENINGS, Frame, FrameType
 from remusdb.errors import BadFrame, RemusError
 from remusdb.quietly import NOISY
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.backup.capabilities import gather, question
 from remusdb_agents.backup.context import Context
-from remusdb_agents.backup.inbox import Hopeless
 from remusdb_agents.backup.primaries import not_for_vm, not_listed
 from remusdb_agents.backup.registry import Registry
 from remusdb_agents.backup.replica import Replica

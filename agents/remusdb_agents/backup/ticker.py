@@ -52,7 +52,7 @@ class Ticker:
             self._beaten_at = now
         for replica in self._replicas():
             try:
-                replica.takeover.look()
+                replica.look()
                 if beat:
                     replica.beat()
             except Exception:  # task boundary: one replica's failure is not the others'

@@ -3,14 +3,21 @@
 
 Invariant: a primary that waits for its acknowledgements never has more than `WINDOW_MAX` epochs outstanding, since it
 cuts none before (`core/pipeline.py`); one that sends more ignores the protocol, and would fill this host's memory.
-Guarded by the replica's lock.
 """
 
 from __future__ import annotations
 
-from remusdb_agents.backup.inbox import Unbridled
+from remusdb.errors import BadFrame
 
 WINDOW_MAX = 16  # the largest protection.window of host.toml
+
+
+class Hopeless(BadFrame):
+    """What a session that is taken up again would bring again, for it sends the same bytes: it must end."""
+
+
+class Unbridled(Hopeless):
+    """The primary does not wait for acknowledgements."""
 
 
 class Owed:
@@ -18,11 +25,11 @@ class Owed:
 
     def __init__(self) -> None:
         self._acked = 0  # the newest epoch that the primary was told is here
-        self._waits: int | None = None  # the newest whose ACK waits for the applier
+        self.waits: int | None = None  # the newest whose ACK waits for the applier, if one does
 
     def told(self, committed: int) -> None:
-        """A WELCOME tells the primary, or told it, what is here: nothing is owed."""
-        self._acked, self._waits = committed, None
+        """A WELCOME or an ACK tells the primary what is here: nothing is owed."""
+        self._acked, self.waits = committed, None
 
     def came(self, epoch: int) -> None:
         """An epoch is here, whole. Unbridled when it should not have been sent yet."""
@@ -33,8 +40,4 @@ class Owed:
 
     def wait(self, epoch: int) -> None:
         """Its ACK waits for the applier."""
-        self._waits = epoch
-
-    def waiting(self) -> int | None:
-        """The newest epoch whose ACK waits, if one does."""
-        return self._waits
+        self.waits = epoch

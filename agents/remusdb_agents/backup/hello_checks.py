@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is looked up for a HELLO before it is decided on (core/backup_hello.py), and what it is told when that fails."""
+
+from __future__ import annotations
+
+import logging
+
+from remusdb.core.backup_events import Hailed, LookedUp, PutAway
+from remusdb.core.messages import Refuse
+from remusdb.errors import PeerUnreachable, RemusError
+from remusdb.quietly import NOISY
+from remusdb_agents.backup.context import Context
+
+log = logging.getLogger(__name__)
+
+
+def look_up(context: Context, asked: Hailed) -> LookedUp:
+    """Nothing is changed. The arbiter, which may take long, is asked for a VM alone that is the only one of its UUID,
+    and a primary that uses the same."""
+    hello = asked.hello
+    others = tuple(vm for vm in context.store.named(hello.uuid) if vm != hello.vm)
+    if others:
+        return LookedUp(asked, others)
+    try:
+        arbiter = context.cluster()
+        record = context.arbiter.read(hello.vm) if context.arbiter is not None and arbiter == hello.arbiter else None
+    except PeerUnreachable as exc:
+        return LookedUp(asked, away=str(exc))
+    return LookedUp(asked, arbiter=arbiter, record=record)
+
+
+def put_away(context: Context, asked: Hailed) -> PutAway:
+    """Have the host daemon of this machine put its own VM away, for the one that said HELLO has it."""
+    try:
+        context.yield_vm(asked.hello.vm, asked.hello.primary, asked.hello.term)
+    except RemusError as exc:
+        return PutAway(asked, str(exc), exc.hint)
+    return PutAway(asked)
+
+
+def refusal(exc: Exception, vm: str, host: str) -> Refuse:
+    """What the sender of a HELLO that failed is told."""
+    if isinstance(exc, RemusError):
+        return Refuse(reason=str(exc), hint=exc.hint, code="preflight")
+    log.error("%s: a HELLO failed", vm, exc_info=exc, extra=NOISY)
+    hint = f"its log tells what: journalctl -u remusdb-agent, on {host}"
+    return Refuse("internal error of the agent", hint)
