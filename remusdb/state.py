@@ -54,6 +54,7 @@ class VmState(msgspec.Struct, frozen=True, kw_only=True):
     kept: dict[str, str] = {}  # disks of a fenced VM that were kept aside: target -> path
     kept_formats: dict[str, str] = {}  # of these: target -> raw, qcow2
     put_away: bool = False  # a fenced VM was destroyed here, and cannot be started again by accident
+    resuming: bool = False  # `promoting`, and the VM may run already: all that was committed is in its replica
     decided_at_ns: int | None = None
     resumed_at_ns: int | None = None
     changed_at_ns: int = 0

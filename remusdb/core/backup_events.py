@@ -42,6 +42,7 @@ class Durable:
     reason: str = ""
     armed: bool = False
     put_away: bool = False
+    resuming: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import msgspec
 from remusdb.core.backup_effects import (
     Admit,
     CloseStandby,
+    HandBack,
     Later,
     Learn,
     LetGo,
@@ -38,7 +39,7 @@ from remusdb.core.backup_refusals import at_the_door, known, looked_up_in_vain, 
 from remusdb.core.backup_state import Beginning, Effects, State
 from remusdb.core.messages import Refuse
 from remusdb.core.ownership import Ownership
-from remusdb.core.roles import Role
+from remusdb.core.roles import OWNING, Role
 from remusdb.core.standby import Offer, Phase, Refusal
 from remusdb.core.succession import Succession, begins, resumes
 from remusdb.errors import RemusError
@@ -59,10 +60,21 @@ def looked_up(my: State, event: LookedUp) -> Effects:
     """Of a new session is known what there is to know."""
     asked, hello = event.hailed, event.hailed.hello
     refuse = at_the_door(my, asked) or looked_up_in_vain(my, event)
+    if refuse is None and event.record is not None and _is_void(my, event.record):
+        yield HandBack(my.durable.owner, event.record.term)
+        why = "a claim of this host that came to nothing is given back"
+        refuse = Refuse(why, term=my.standby.term, code="deciding")
     if refuse is not None:
         yield Refused(asked.line, refuse)
         return
     yield from _judge(my, asked, event.record, begins(known(my), hello.primary, hello.term, event.record))
+
+
+def _is_void(my: State, record: Ownership) -> bool:
+    """Whether the arbiter has a claim of this host that nobody can follow up: its agent died while it asked, and the
+    question was heard after that. It would keep the owner from beginning a session for good."""
+    mine = record.owner == my.host and my.durable.owner not in ("", my.host)
+    return mine and my.standby.phase is Phase.EMPTY and my.durable.role not in OWNING
 
 
 def put_away(my: State, event: PutAway) -> Effects:

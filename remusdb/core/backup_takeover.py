@@ -54,6 +54,10 @@ from remusdb.core.wire import FrameType
 from remusdb.errors import RefusedForSafety, RemusError
 
 STILL = ", and stands still as it did there; to let it run: virsh resume {vm}"
+MAY_HAVE_RUN = (
+    "the agent died just then, and the VM is off: it may have run here, so nobody else may have it; "
+    "its disks are here, whole: virsh start {vm} (where libvirt has no such VM, define it first)"
+)
 WARM, COLD = "resumed where it was", "booted from its disks, the standby could not be resumed"
 
 
@@ -122,6 +126,8 @@ def claimed(my: State, event: Claimed) -> Effects:
 def drained(my: State) -> Effects:
     """All that was committed is applied, or applying failed: a torn replica must not run."""
     if my.standby.applied == my.standby.committed:
+        with suppress(RemusError):  # it says more than is known without it, and no takeover is given up for that
+            yield from my.save("promoting", my.reason, resuming=True)
         yield Resume(my.stays)
     else:
         yield from failed(my, TakeoverFailed(RemusError(f"{my.vm}: the last epoch could not be applied")))
@@ -148,7 +154,7 @@ def announced(my: State, event: Announced) -> Effects:
         my.asker = None
     why = f"{asked.why}; {event.how}"
     with suppress(RemusError):  # "promoting" on the disk means the same
-        yield from my.save("promoted", why, resumed_at_ns=event.at_ns, autostart=False)
+        yield from my.save("promoted", why, resumed_at_ns=event.at_ns, autostart=False, resuming=False)
     yield ReleaseRoom()
     yield Tell("promoted", "promoting", why, asked.by, epoch)
     measured = TakenOver(taking.term, epoch, (event.at_ns - asked.at_ns) / 1e6, event.how)
@@ -172,7 +178,11 @@ def found(my: State, event: Found) -> Effects:
         return
     durable = my.durable
     if event.runs:
-        yield from my.save("promoted", durable.reason, resumed_at_ns=event.at_ns)
+        yield from my.save("promoted", durable.reason, resumed_at_ns=event.at_ns, resuming=False)
+        my.standby.runs()
+    elif durable.resuming:  # it may have run, and answered its clients: nobody else may have it
+        why = f"{durable.reason}; {MAY_HAVE_RUN.format(vm=quote(my.vm))}"
+        yield from my.save("promoted", why, resuming=False)
         my.standby.runs()
     else:  # epochs that were only in that agent's memory are lost: the replica must not run
         error = RemusError("the agent died in the middle of it")
@@ -245,7 +255,8 @@ def _give_back(my: State, owner: str, term: int, error: Exception) -> Effects:
     if line is not None:
         yield LetGo(line, close=False)
     with suppress(RemusError):  # "promoting" on the disk: the next agent gives it back
-        yield from my.save("none", f"takeover failed, the VM was not started: {error}", owner=owner, term=term)
+        why = f"takeover failed, the VM was not started: {error}"
+        yield from my.save("none", why, owner=owner, term=term, resuming=False)
     yield Tell("failed", "promoting", my.reason)
     if line is not None:  # it was torn before it was promoted, and its primary is there
         yield Send(line, FrameType.RENOUNCE, my.standby.term, reason=my.reason)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from remusdb.core.drive import drive
 from remusdb.core.primary import Primary
 from remusdb.core.primary_effects import Answer, Effect, Order, SetTimer
 from remusdb.core.primary_events import Event
@@ -62,7 +63,7 @@ class Decider:
         """One event. Whatever fails is the answer to who waits for it, and ends nothing."""
         error: Exception | None = None
         try:
-            self._follow(letter.event)
+            drive(self._primary.handle(letter.event), self._do, self.lock)
         except Exception as exc:  # task boundary: the next event may be the one that ends the session
             error = exc
             if letter.done is None or not isinstance(exc, RemusError):
@@ -71,22 +72,6 @@ class Decider:
             self.lock.notify_all()
         if letter.done is not None:
             settle(letter.done, error)
-
-    def _follow(self, event: Event) -> None:
-        """Step by step; the decision knows what follows from a step that failed."""
-        steps = self._primary.handle(event)
-        failed: Exception | None = None
-        while True:
-            with self.lock:
-                try:
-                    effect = next(steps) if failed is None else steps.throw(failed)
-                except StopIteration:
-                    return
-            failed = None
-            try:
-                self._do(effect)
-            except Exception as exc:
-                failed = exc
 
     def _do(self, effect: Effect) -> None:
         match effect:

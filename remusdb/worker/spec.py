@@ -12,8 +12,8 @@ from remusdb.control.api import Switched
 from remusdb.control.codec import Done, Failed, Nothing, Progress, Request, Requests, decode
 from remusdb.control.status import VmStatus
 from remusdb.core.primary import Known
-from remusdb.names import socket_stem
 from remusdb.core.roles import PROMOTED
+from remusdb.names import socket_stem
 from remusdb.state import VmState
 
 LONGEST_FILE = "/disk255.nbd"  # in a VM's own folder

@@ -133,9 +133,15 @@ def test_a_session_begins_in_a_newer_term_only_and_counts_anew(term: int) -> Non
 def test_going_alone_takes_a_newer_term_and_a_session_that_is_held() -> None:
     for primary in (pipeline(cut=0, acked=0), pipeline(cut=2, acked=1)):
         with pytest.raises(Fenced, match="cannot go on alone"):
-            primary.solo(9)
+            primary.decide()
     primary = pipeline(cut=2, acked=1)
     primary.lost()
+    with pytest.raises(Fenced, match="cannot go on alone"):
+        primary.solo(9)
+    primary.decide()
+    assert primary.ack(3, 2) is None, "nothing is released while the answer may be yes"
+    with pytest.raises(Fenced):
+        primary.resumed(3, 2)
     with pytest.raises(Fenced, match="term 3 is not newer than 3"):
         primary.solo(3)
     primary.solo(4)
@@ -145,6 +151,7 @@ def test_going_alone_takes_a_newer_term_and_a_session_that_is_held() -> None:
 def test_who_went_alone_knows_no_backup_any_more() -> None:
     primary = pipeline(cut=2, acked=1)
     primary.lost()
+    primary.decide()
     primary.solo(4)
     assert primary.ack(3, 2) is None and primary.ack(4, 2) is None and primary.next_epoch() is None
     primary.lost()

@@ -7,6 +7,7 @@ from typing import Any
 
 from remusdb.core import primary_effects as effects
 from remusdb.core import primary_events as events
+from remusdb.core.drive import drive
 from remusdb.core.ownership import Claim, Ownership, Verdict
 from remusdb.core.pipeline import PrimaryState
 from remusdb.core.primary import Known, Primary
@@ -31,16 +32,13 @@ class Rig:
         """What was done about these. RemusError for one that is refused."""
         before = len(self.done)
         for event in told:
-            steps, failed = self.primary.handle(event), None
-            while True:
-                try:
-                    effect = steps.throw(failed) if failed is not None else next(steps)
-                except StopIteration:
-                    break
-                failed = RemusError("no space left") if self.fails and isinstance(effect, self.fails) else None
-                if failed is None:
-                    self.done.append(effect)
+            drive(self.primary.handle(event), self._perform)
         return self.done[before:]
+
+    def _perform(self, effect: effects.Effect) -> None:
+        if self.fails and isinstance(effect, self.fails):
+            raise RemusError("no space left")
+        self.done.append(effect)
 
     def begin(self) -> Rig:
         """A session whose initial copy runs."""

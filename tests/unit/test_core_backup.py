@@ -455,7 +455,9 @@ def test_a_takeover_step_by_step() -> None:
     assert kinds(done) == [do.Trouble, do.Save, do.LetGo, do.Tell, do.Drain]
     assert done[1].role == "promoting" and done[1].changes["term"] == 2 and done[1].changes["owner"] == "b"
     assert done[2].close and (done[3].event, done[3].epoch) == ("takeover", 3)
-    assert run.tell(event.Drained()) == [do.Resume(stays=False)]
+    marked, resumed = run.tell(event.Drained())
+    assert marked == do.Save("promoting", ASKED.why, {"resuming": True}), "an agent that dies now may leave it running"
+    assert resumed == do.Resume(stays=False)
     assert run.tell(event.Runs(3_000_000)) == [do.Announce(("10.0.0.1",), 3_000_000, WARM)]
     assert run.stands(Phase.PROMOTING), "nobody is told before the network is"
     done = run.tell(event.Announced(3_000_000, WARM))
@@ -550,7 +552,7 @@ def test_a_replica_that_is_torn_while_it_is_decided_is_never_resumed(verdict: Ve
     assert not {do.Drain, do.Resume} & set(kinds(done))
     assert (do.HandBack in kinds(done)) is (verdict is Verdict.WON)
     if verdict is Verdict.WON:
-        assert only(done, do.Save).changes == {"owner": "a", "term": 2}
+        assert only(done, do.Save).changes == {"owner": "a", "term": 2, "resuming": False}
 
 
 def test_only_the_last_committed_epoch_is_resumed() -> None:
@@ -569,7 +571,9 @@ def test_what_cannot_be_resumed_is_booted_and_what_cannot_be_booted_is_given_bac
     assert done == [do.ColdStart(stays=False, cold=f"{COLD}: dead")]
     done = run.tell(event.TakeoverFailed(VmError("no luck")))
     assert kinds(done) == [do.Save, do.Tell, do.CloseStandby, do.HandBack, do.Outcome]
-    assert (done[0].role, done[0].changes) == ("none", {"owner": "a", "term": 2}) and done[2].keep_images
+    assert (done[0].role, done[0].changes) == ("none", {"owner": "a", "term": 2, "resuming": False}) and done[
+        2
+    ].keep_images
     assert done[3] == do.HandBack("a", 2) and str(done[4].error) == "no luck"
     assert run.stands(Phase.ENDING)
     run.tell(event.Gone())
@@ -580,7 +584,7 @@ def test_what_cannot_be_resumed_is_booted_and_what_cannot_be_booted_is_given_bac
 def test_a_vm_that_stood_still_does_so_here() -> None:
     run = ready(2, stays=True)
     run.tell(ASKED)
-    assert run.tell(event.Drained()) == [do.Resume(stays=True)]
+    assert run.tell(event.Drained())[-1] == do.Resume(stays=True)
     assert only(run.tell(event.NotResumed(VmError("dead"))), do.ColdStart).stays
     assert only(run.tell(event.Runs(1, "cold")), do.Announce).how == "cold" + STILL.format(vm="vm")
 

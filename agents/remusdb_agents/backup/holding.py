@@ -111,4 +111,5 @@ def _durable(state: VmState) -> Durable:
         reason=state.reason,
         armed=state.armed,
         put_away=state.put_away,
+        resuming=state.resuming,
     )
