@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.model.primary_host import Step
 
-OPERATOR, EVERYBODY, KINDS = 13, 11, 16
+EVERYBODY, OPERATOR, FAULT, KINDS = 11, 13, 14, 16
 
 
 def number(names: str, kind: int, choice: int = 0) -> int:

@@ -18,7 +18,7 @@ from remusdb.core.primary import Leaving, Primary
 from remusdb.core.standby import Refusal, Standby
 from tests.model import backup_host
 from tests.model.backup_host import Agent
-from tests.model.schedule import check, protected
+from tests.model.schedule import EVERYBODY, FAULT, OPERATOR, check, number, protected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 MOST = 20_000  # schedules; the slowest is found within a few thousand
 
 
-def random_schedules(names: str) -> Iterator[list[int]]:
+def restless(names: str) -> Iterator[list[int]]:
+    """Schedules with more faults than chance would have, and time between them in which everybody works."""
     for seed in range(MOST):
         rng = random.Random(seed)
-        yield protected(names, seed % 3) + [rng.randrange(1 << 20) for _ in range(10 << seed % 4)]
+        kinds = rng.choices((EVERYBODY, FAULT, 0, OPERATOR), (4, 4, 2, 1), k=10 << seed % 3)
+        chosen = [rng.randrange(len(names)) + number(names, kind, rng.randrange(1 << 12)) for kind in kinds]
+        yield protected(names, seed % 4) + chosen
 
 
 def swap(steps: Steps, first: type, then: type) -> Steps:
@@ -230,7 +233,7 @@ MISTAKES: list[tuple[Mistake, bool]] = [
 @pytest.mark.parametrize(("mistake", "arbiter"), MISTAKES, ids=[mistake.__name__ for mistake, _ in MISTAKES])
 def test_a_mistake_is_found(mistake: Mistake, arbiter: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     mistake(monkeypatch)
-    for numbers in random_schedules("ab"):
+    for numbers in restless("ab"):
         try:
             check(numbers, "ab", arbiter)
         except AssertionError:
