@@ -130,6 +130,8 @@ def test_those_that_come_again_at_once_keep_nobody_out(server: Server) -> None:
             made[which] += 1
             if len(mine) > 100:
                 mine.pop(0).close()
+        for sock in mine:
+            sock.close()
 
     threads = [threading.Thread(target=flood, args=(which,), daemon=True) for which in (0, 1)]
     for thread in threads:
@@ -154,6 +156,7 @@ def test_bytes_that_drip_in_buy_no_time(server: Server) -> None:
             try:
                 sock.sendall(b"\x00")
             except OSError:
+                sock.close()
                 slow.remove(sock)
         time.sleep(0.2)
     assert not slow
