@@ -10,6 +10,11 @@ import pytest
 from remusdb.transport.certs import make_ca_and_hosts
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Floods have sockets by the thousand: one that is left to the collector is no reason to fail."""
+    config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
+
+
 @pytest.fixture(scope="module")
 def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a CA and certificates for the hosts `alpha` and `beta` on loopback."""

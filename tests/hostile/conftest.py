@@ -18,6 +18,11 @@ from tools.lab import Lab
 from tools.lab.paths import NETNS
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Floods have sockets by the thousand: one that is left to the collector is no reason to fail."""
+    config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
+
+
 @pytest.fixture(scope="module")
 def network() -> Iterator[None]:
     """A namespace in which every address of NET is its own: a peer has as many sources as it likes."""

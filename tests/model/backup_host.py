@@ -380,6 +380,8 @@ class Agent:
         self._tell(events.Started(line))
 
     def _close_standby(self) -> None:
+        if self.replica is not None and self.host.vm is None:
+            self.host.image = None  # what its disks hold is no VM's
         self.replica = None
         self._tell(events.Gone())
 
