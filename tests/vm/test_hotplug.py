@@ -192,7 +192,7 @@ def test_what_cannot_be_taken_in_says_so(pair: Pair, vm: domains.Vm) -> None:
     since = time.time_ns()
     virsh(pair, "change-media", vm.name, "sdz", image(pair, "medium.iso"), "--insert", "--live")
     assert "a medium was put into drive sdz" in changed(pair, vm, since)["reason"]
-    eventually(lambda: "--eject" in pair.product.status(vm.name)["reason"], 10, "no hint")
+    eventually(lambda: "--eject" in pair.product.status(vm.name)["hint"], 10, "no hint")
     status = pair.product.status(vm.name)
     assert status["state"] == "solo" and "a medium was put into drive sdz" in status["reason"], status
     told = [one["event"] for one in pair.events(vm.name) if one["at_ns"] > since]
