@@ -45,6 +45,7 @@ LOAD_S = 20.0
 Follow = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
 DESTROY_S = 5.0
 POLL_S = 0.002
+START_S = 45.0  # for libvirt on a busy host; the copy alone waits for it, and the primary 60 s for WELCOME
 END_S = 0.25  # a QEMU that refuses a state says so and exits
 
 
@@ -71,7 +72,8 @@ class StandbyVm:
         """Start it paused; VmError when libvirt or QEMU refuses the XML."""
         self._calls = calls
         self.name = name
-        handle = calls.call(f"start standby {name}", connection.createXML, xml, libvirt.VIR_DOMAIN_START_PAUSED)
+        start = calls.start(connection.createXML, xml, libvirt.VIR_DOMAIN_START_PAUSED)
+        handle = calls.finish(start, f"start standby {name}", START_S)
         self._handle: libvirt.virDomain = handle
         try:
             self.domain = Domain(connection, name, calls)
