@@ -29,7 +29,6 @@ class Code(StrEnum):
     STARTING = "starting"
     REJOINING = "rejoining"
     PROTECTED_AGAIN = "protected-again"
-    COPYING = "copying"
     FOLLOWING = "following"
     RECONNECTED = "reconnected"
     COPY_RECONNECTED = "copy-reconnected"
@@ -69,6 +68,7 @@ class Code(StrEnum):
 
     # who goes on alone
     ALONE = "alone"
+    GIVEN_BACK = "given-back"
     ALONE_FAILED = "alone-failed"
     ARBITER_REFUSES = "arbiter-refuses"
     ARBITER_SILENT = "arbiter-silent"
@@ -90,9 +90,14 @@ class Code(StrEnum):
     NO_WORKER = "no-worker"
     ABANDONED_HELD = "abandoned-held"
     QEMU_DIED = "qemu-died"
-    VM_ENDED = "vm-ended"
     HOST_STOPS = "host-stops"
     DEVICES_CHANGED = "devices-changed"
+    ENDED = "ended"
+    ENDED_BY_GUEST = "ended-by-guest"
+    ENDED_BY_REBOOT = "ended-by-reboot"
+    ENDED_BY_CRASH = "ended-by-crash"
+    ENDED_BY_DESTROY = "ended-by-destroy"
+    ENDED_BY_QUIT = "ended-by-quit"
 
     # on the backup
     NO_SESSION = "no-session"
@@ -104,6 +109,7 @@ class Code(StrEnum):
     PRIMARY_ENDED_IT = "primary-ended-it"
     PRIMARY_SILENT_IN_COPY = "primary-silent-in-copy"
     REPLICA_BROKE = "replica-broke"
+    NOT_STARTED = "not-started"
     AGENT_STOPPED = "agent-stopped"
     AGENT_RESTARTED = "agent-restarted"
     FORGOTTEN = "forgotten"
@@ -115,8 +121,9 @@ class Code(StrEnum):
     ARBITER_AWAITED = "arbiter-awaited"
     ARBITER_ANSWERED = "arbiter-answered"
     TAKEOVER_REFUSED = "takeover-refused"
+    TAKEOVER_TRIED = "takeover-tried"
     TAKEOVER_FAILED = "takeover-failed"
-    TAKEOVER_LEFT = "takeover-left"
+    MAY_HAVE_RUN = "may-have-run"
     RESUMED_WARM = "resumed-warm"
     RESUMED_COLD = "resumed-cold"
 
@@ -130,7 +137,9 @@ class Reason(Struct, frozen=True):
     """Why, as a value."""
 
     code: Annotated[Code, says("one of the list below")]
-    params: Annotated[dict[str, str], says("what the code leaves open, by name: hosts, numbers, words of others")] = {}
+    params: Annotated[
+        dict[str, str | Reason], says("what it leaves open: hosts, numbers, words of others, causes")
+    ] = {}
 
     def __post_init__(self) -> None:
         """Words of others are cut, and safe to show."""
@@ -138,8 +147,8 @@ class Reason(Struct, frozen=True):
 
     @classmethod
     def of(cls, code: Code, **params: object) -> Reason:
-        """A code and its parameters, which `wording.py` names."""
-        return cls(code, {name: str(value) for name, value in params.items()})
+        """A code and its parameters, which `wording.py` names. A reason may be one: what caused this one."""
+        return cls(code, {name: of if isinstance(of, Reason) else str(of) for name, of in params.items()})
 
     @classmethod
     def by(cls, exc: BaseException, code: Code = Code.ERROR) -> Reason:

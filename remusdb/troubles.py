@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
+from remusdb.reasons import Reason
+
 RunTrouble = Literal["suspended", "io-error", "stopped"]
 Trouble = RunTrouble | Literal["output-dropped", "arbiter"]
-Tell = Callable[[Literal["trouble", "cleared"], Trouble, str], None]
+Tell = Callable[[Literal["trouble", "cleared"], Trouble, Reason], None]
 
 
 class Troubles:
@@ -22,27 +24,27 @@ class Troubles:
         """`tell` the history: that a trouble began, or ended."""
         self._tell = tell
         self._lock = threading.Lock()
-        self._now: dict[Trouble, str] = {}
+        self._now: dict[Trouble, Reason] = {}
 
-    def say(self, what: Trouble, reason: str) -> None:
+    def say(self, what: Trouble, why: Reason) -> None:
         """It is so, with why; an event only the first time."""
         with self._lock:
-            new, self._now[what] = what not in self._now, reason
+            new, self._now[what] = what not in self._now, why
             if new:
-                self._tell("trouble", what, reason)
+                self._tell("trouble", what, why)
 
-    def clear(self, what: Trouble, reason: str) -> None:
+    def clear(self, what: Trouble, why: Reason) -> None:
         """It is so no longer."""
         with self._lock:
             if self._now.pop(what, None) is not None:
-                self._tell("cleared", what, reason)
+                self._tell("cleared", what, why)
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> list[Trouble]:
         """Of what is wrong now."""
         return list(self._now)
 
     @property
-    def reasons(self) -> str:
-        """What is wrong now, in words; empty if nothing is."""
-        return "; ".join(list(self._now.values()))
+    def reasons(self) -> list[Reason]:
+        """What is wrong now."""
+        return list(self._now.values())

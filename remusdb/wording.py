@@ -21,14 +21,13 @@ _STAYS = "[stays?; after a takeover it stays so]"
 # code -> (what is so, what to do)
 WORDS: Final[dict[Code, tuple[str, str]]] = {
     Code.OTHER: ("{why}", ""),
-    Code.ERROR: ("{why}", "{hint}"),
+    Code.ERROR: ("{why}", "[{hint}]"),
     Code.ERROR_HELD: ("{why}; output is held", "[{hint}; ]to let it go: remusdb unprotect {vm}"),
     Code.UNPROTECT_ASKED: ("unprotect was asked", ""),
     Code.NOT_RUNNING: ("not running", ""),
-    Code.STARTING: ("the worker starts", ""),
+    Code.STARTING: ("protection begins: disks and memory are copied", ""),
     Code.REJOINING: ("protection is taken up again; output is held", ""),
     Code.PROTECTED_AGAIN: ("it is protected to {peer} again", ""),
-    Code.COPYING: ("the initial copy to {peer} runs", ""),
     Code.FOLLOWING: ("epoch by epoch to {peer}", ""),
     Code.RECONNECTED: ("epoch by epoch to {peer}; the connection was made anew", ""),
     Code.COPY_RECONNECTED: ("the initial copy to {peer} goes on; the connection was made anew", ""),
@@ -42,10 +41,10 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
     Code.PROVEN: ("the standby is proven: QEMU there takes this VM's state", ""),
     Code.UNPROVEN_REFUSED: (
         "QEMU on {peer} refuses to resume this VM, a takeover would boot its disks: {why}",
-        "{hint}",
+        "[{hint}]",
     ),
     Code.UNPROVEN_SILENT: ("the standby is not proven: agent {peer} did not say within {seconds} s", _AGENT),
-    Code.UNPROVEN_UNABLE: ("the standby is not proven, it will be tried again: {why}", "{hint}"),
+    Code.UNPROVEN_UNABLE: ("the standby is not proven, it will be tried again: {why}", "[{hint}]"),
     Code.SUSPENDED: (f"it is suspended{_STAYS}", "to let it run: virsh resume {vm}"),
     Code.GUEST_SLEEPS: ("its guest sleeps", "to wake it: virsh dompmwakeup {vm}"),
     Code.GUEST_SHUT_DOWN: (f"its guest has shut down, QEMU is kept{_STAYS}", ""),
@@ -63,7 +62,7 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
         "make room, then: virsh resume {vm}",
     ),
     Code.DISK_ERROR: (
-        "QEMU has paused it: I/O error of {disks} on this host",
+        "QEMU has paused it: I/O error of a disk of this host[ ({disks})]",
         "mend it, then: virsh resume {vm}",
     ),
     Code.STOPPED: (
@@ -76,7 +75,7 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
         "TCP sends them again, UDP is lost; the bound is protection.held_max_bytes",
     ),
     Code.OUTPUT_FITS: ("the gate has room again, nothing more was dropped", ""),
-    Code.ARBITER_UNFIT: ("{why}; if a host were lost now, nobody could go on by itself", "{hint}"),
+    Code.ARBITER_UNFIT: ("{why}; if a host were lost now, nobody could go on by itself", "[{hint}]"),
     Code.ARBITER_FIT: ("the arbiter takes changes again", ""),
     Code.PEER_LOST: ("{why}; output is held until {peer} answers", _DEAD),
     Code.COPY_WAITS: ("{why}; the initial copy goes on when {peer} is back", _AGENT),
@@ -89,6 +88,7 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
     Code.PEER_RENOUNCED: ("agent {peer} gave up: {why}", ""),
     Code.PEER_UNHEARD_AT_END: ("{why}; and {peer} does not answer: output is held", _DEAD),
     Code.ALONE: ("the arbiter allows it to go on alone: {why}", ""),
+    Code.GIVEN_BACK: ("{peer} could not run it", ""),
     Code.ALONE_FAILED: ("{why}; going on alone failed: {error}; output is held, it is tried again", ""),
     Code.ARBITER_REFUSES: (
         "{why}; by the arbiter[ {owner} owns the VM in term {term}, and] it may not go on alone: output is held",
@@ -118,15 +118,20 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
     ),
     Code.OFF_UNDECIDED: ("the VM is off here; {peer} has not said that it took it over", _AGENT),
     Code.OFF: ("the VM is off; {peer} does not run it", "start it: virsh start {vm}"),
-    Code.CANNOT_PROTECT: ("[{since}; ]{why}", "{hint}"),
+    Code.CANNOT_PROTECT: ("[{since}; ]{why}", "[{hint}]"),
     Code.WORKER_ENDED: ("the worker {how}[ (last: {last})]", "why: journalctl -u remusdb-host"),
     Code.WORKER_LOST: ("the worker {how}[ (last: {last})]; output stays held", "why: journalctl -u remusdb-host"),
     Code.NO_WORKER: ("no worker runs; output stays held[: {last}]", "another one is begun by itself"),
     Code.ABANDONED_HELD: ("{why}; output is held until protect or unprotect succeeds", ""),
     Code.QEMU_DIED: ("QEMU died; {peer} takes over when its silence limit is reached", ""),
-    Code.VM_ENDED: ("{how}", ""),
     Code.HOST_STOPS: ("the VM was shut down with its host", ""),
-    Code.DEVICES_CHANGED: ("{why}", "{hint}"),
+    Code.DEVICES_CHANGED: ("{why}", "[{hint}]"),
+    Code.ENDED: ("the VM was shut down", ""),
+    Code.ENDED_BY_GUEST: ("the guest shut itself down", ""),
+    Code.ENDED_BY_REBOOT: ("the guest rebooted, and its definition ends it then (on_reboot)", ""),
+    Code.ENDED_BY_CRASH: ("the guest crashed, and its definition ends it then (on_crash)", ""),
+    Code.ENDED_BY_DESTROY: ("the VM was shut down from outside its guest: virsh destroy", ""),
+    Code.ENDED_BY_QUIT: ("the VM was shut down from outside its guest: QEMU was told to quit", ""),
     Code.NO_SESSION: ("no session yet", ""),
     Code.COPY_ARRIVES: ("the initial copy runs", ""),
     Code.PROTECTED_TO_HERE: ("host {peer} protects it to here", ""),
@@ -135,11 +140,12 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
     Code.SESSION_BROKE: ("the session broke off: {why}", ""),
     Code.PRIMARY_ENDED_IT: ("the primary ended protection: {why}", ""),
     Code.PRIMARY_SILENT_IN_COPY: ("{peer} was silent for {silence_ms} ms in the initial copy", ""),
-    Code.REPLICA_BROKE: ("{why}", "{hint}"),
+    Code.REPLICA_BROKE: ("{why}", ""),
+    Code.NOT_STARTED: ("{why}", "[{hint}]"),
     Code.AGENT_STOPPED: ("the agent was stopped", ""),
     Code.AGENT_RESTARTED: ("the agent was restarted: there is no replica", ""),
     Code.FORGOTTEN: ("an operator had it forgotten", ""),
-    Code.OVERRULED: ("by the arbiter {owner} owns it[, not {peer}][ in term {term}]", ""),
+    Code.OVERRULED: ("by the arbiter {by} owns the VM[, not {peer} in term {term}]", ""),
     Code.FAILOVER_ASKED: ("asked for with `remusdb failover`", ""),
     Code.SWITCHOVER_ASKED: ("switchover: {why}", ""),
     Code.PRIMARY_SILENT: ("{peer} was silent for {silence_ms} ms", ""),
@@ -149,9 +155,13 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
         "bring etcd back; or, only if {peer} is off: remusdb failover {vm} --primary-is-dead",
     ),
     Code.ARBITER_ANSWERED: ("the arbiter has answered", ""),
-    Code.TAKEOVER_REFUSED: ("{peer} is silent, but this host does not take over: {why}", "{hint}"),
-    Code.TAKEOVER_FAILED: ("takeover failed, the VM was not started: {why}", "{hint}"),
-    Code.TAKEOVER_LEFT: ("the agent died in the middle of a takeover", ""),
+    Code.TAKEOVER_REFUSED: ("{peer} is silent, but this host does not take over: {why}", "[{hint}]"),
+    Code.TAKEOVER_TRIED: ("takeover failed: {why}", "[{hint}]"),
+    Code.TAKEOVER_FAILED: ("takeover failed, the VM was not started: {why}", "[{hint}]"),
+    Code.MAY_HAVE_RUN: (
+        "[{since}; ]the agent died just then, and the VM is off: it may have run here, so nobody else may have it",
+        "its disks are here, whole: virsh start {vm} (where libvirt has no such VM, define it first)",
+    ),
     Code.RESUMED_WARM: (
         f"[{{why}}; ]resumed where it was{_STILL}",
         "[still?to let it run: virsh resume {vm}]",
@@ -167,12 +177,16 @@ _NAME: Final = re.compile(r"\{(\w+)\}")
 
 def words(reason: Reason | None) -> str:
     """What is so, in a sentence; empty where there is no reason."""
-    return "" if reason is None else _filled(WORDS[reason.code][0], reason.params)
+    return "" if reason is None else _filled(WORDS[reason.code][0], _flat(reason))
 
 
 def hint(reason: Reason | None, vm: str) -> str:
     """What to do about it; empty: nothing, or nothing that is known."""
-    return "" if reason is None else _filled(WORDS[reason.code][1], {**reason.params, "vm": quote(vm)})
+    return "" if reason is None else _filled(WORDS[reason.code][1], {**_flat(reason), "vm": quote(vm)})
+
+
+def _flat(reason: Reason) -> dict[str, str]:
+    return {name: words(of) if isinstance(of, Reason) else of for name, of in reason.params.items()}
 
 
 def parameters(code: Code) -> tuple[set[str], set[str]]:

@@ -16,7 +16,7 @@ from remusdb.reasons import Reason
 from remusdb.says import says
 from remusdb.troubles import Trouble
 
-TEXT_MAX_BYTES: Final = 2048  # a reason made of a few others; a control line has room for 600 VMs with three such texts
+TEXT_MAX_BYTES: Final = 1536  # a reason made of a few others; a control line has room for 400 VMs with four such texts
 
 State = Literal[
     "unprotected",

@@ -35,9 +35,9 @@ class Won:
 
 @dataclass(frozen=True)
 class Held:
-    """It has not, and the question is settled: output stays held, for this reason."""
+    """It has not, and the question is settled: output stays held. `by`: what the arbiter has, if it answers."""
 
-    why: str
+    by: Ownership | None
 
 
 class Alone:
@@ -59,15 +59,9 @@ class Alone:
             self.given_back, self._asked = True, False
             return Ask(given_back=True)
         self.given_back = self._asked = False
-        return Held(_why_not(claim))
+        return Held(claim.record if claim.verdict is Verdict.LOST else None)
 
 
 def _is_free(record: Ownership | None, term: int) -> bool:
     """Whether the backup gave the VM back: what a takeover of this session puts there, and nothing else."""
     return record is not None and not record.owner and record.term == following(term)
-
-
-def _why_not(claim: Claim) -> str:
-    if claim.verdict is Verdict.LOST and claim.record is not None:
-        return f"by the arbiter {claim.record.owner or 'nobody'} owns the VM in term {claim.record.term}"
-    return "the arbiter does not answer either"

@@ -63,6 +63,8 @@ from remusdb.core.messages import Standing
 from remusdb.core.standby import Phase
 from remusdb.core.wire import FrameType
 from remusdb.names import require_name
+from remusdb.reasons import Code, Reason
+from remusdb.wording import words
 
 
 class Backup:
@@ -103,7 +105,7 @@ class Backup:
         my = self.now
         undecided = self.phase.takes_over or self.phase is Phase.UNSETTLED
         owner = "" if undecided else my.standby.owner or my.durable.owner
-        return Standing(require_name(my.vm), my.standby.term, owner, my.durable.role, my.reason, my.durable.uuid)
+        return Standing(require_name(my.vm), my.standby.term, owner, my.durable.role, words(my.why), my.durable.uuid)
 
     def handle(self, event: Event) -> Effects:
         """What is to be done about it, one effect after the other."""
@@ -134,11 +136,11 @@ class Backup:
                 yield from ending.lost(my, event)
             case Bye(line, reason, forget):
                 if line == my.line:
-                    why = f"the primary ended protection: {reason}"
+                    why = Reason.of(Code.PRIMARY_ENDED_IT, why=reason)
                     yield from ending.give_up(my, why, line, forget=forget)
             case Broken(term, reason):
                 if term == my.session_term:
-                    yield from ending.give_up(my, reason, my.line)
+                    yield from ending.give_up(my, Reason.of(Code.REPLICA_BROKE, why=reason), my.line)
             case CopySilent():
                 yield from ending.copy_silent(my, event)
             case Stop():
@@ -185,9 +187,9 @@ class Backup:
         standby.commit(event.term, event.epoch)
         if new:
             my.addresses, my.stays = event.addresses, event.stays
-            my.reason = f"follows {my.durable.peer} epoch by epoch"
+            my.why = Reason.of(Code.FOLLOWS, peer=my.durable.peer)
             if first:
-                yield Tell("protected", "seeding", my.reason)
+                yield Tell("protected", "seeding", my.why)
             yield Apply(event.term, event.epoch, event.data)
             if first:
                 yield Prove(event.term)

@@ -11,6 +11,7 @@ from remusdb.core.backup_events import Asker, Forget, Hailed, Stop, TakeOver
 from remusdb.core.messages import Hello, Refuse
 from remusdb.core.roles import Role
 from remusdb.core.wire import FrameType
+from remusdb.reasons import Reason
 
 # --- done at once ---
 
@@ -20,7 +21,7 @@ class Save:
     """Make it durable: role, why, and the other fields of VmState that change. RemusError where it cannot be."""
 
     role: Role
-    reason: str
+    why: Reason
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -90,7 +91,7 @@ class ReleaseRoom:
 class Try:
     """A thread of its own asks for this takeover, with a number, times and arbiter. NoThread."""
 
-    why: str
+    why: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Tell:
 
     event: Literal["protect", "protected", "takeover", "promoted", "failed", "renounced"]
     was: str
-    reason: str
+    why: Reason
     by: Asker = "agent"
     epoch: int | None = None
     heard_ms_ago: float | None = None
@@ -116,7 +117,7 @@ class Tell:
 class Trouble:
     """The arbiter does not answer, and why; or, with `over`, it does again."""
 
-    reason: str
+    why: Reason
     over: bool = False
 
 
@@ -127,7 +128,7 @@ class TakenOver:
     term: int
     epoch: int
     resume_ms: float
-    how: str
+    how: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +269,7 @@ class Announce:
 
     addresses: tuple[str, ...]
     at_ns: int
-    how: str
+    how: Reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,34 +33,36 @@ from remusdb.core.roles import NOBODYS
 from remusdb.core.standby import Phase
 from remusdb.core.wire import FrameType
 from remusdb.errors import RefusedForSafety, RemusError
+from remusdb.reasons import Code, Reason
+from remusdb.wording import words
 
-FORGOTTEN = "an operator had it forgotten"
+FORGOTTEN = Reason.of(Code.FORGOTTEN)
 
 
-def give_up(my: State, reason: str, tell: int | None, *, forget: bool = False) -> Effects:
+def give_up(my: State, why: Reason, tell: int | None, *, forget: bool = False) -> Effects:
     """A session's standby ends, for whatever reason, unless it becomes the VM. `tell`: a connection, to say RENOUNCE.
 
     With `forget`, its images go too, and so does who owned it: who protects a VM of that name next may.
     """
     if my.standby.phase is Phase.DECIDING:
-        my.torn = reason  # the arbiter's answer may be yes already: the takeover ends it
+        my.torn = why  # the arbiter's answer may be yes already: the takeover ends it
     elif my.standby.phase in (Phase.SEEDING, Phase.READY):
-        yield from end(my, reason, tell, forget=forget)
+        yield from end(my, why, tell, forget=forget)
 
 
-def end(my: State, reason: str, tell: int | None, *, forget: bool = False) -> Effects:
+def end(my: State, why: Reason, tell: int | None, *, forget: bool = False) -> Effects:
     """The same of one that no takeover needs."""
-    my.ended = Ended(my.standby.phase.shown, reason)
+    my.ended = Ended(my.standby.phase.shown, why)
     my.standby.renounce()
     if my.line is not None:
         line, my.line = my.line, None
         yield LetGo(line, close=False)
     with suppress(RemusError):  # a restarted agent has no replica anyway
-        yield from my.save("none", reason, **(NOBODYS if forget else {}))
+        yield from my.save("none", why, **(NOBODYS if forget else {}))
     if forget:
         my.standby.owner = my.durable.owner
     if tell is not None:
-        yield Send(tell, FrameType.RENOUNCE, my.standby.term, reason=reason)
+        yield Send(tell, FrameType.RENOUNCE, my.standby.term, reason=words(why))
     yield CloseStandby(my.session_term, keep_images=not forget)
 
 
@@ -71,7 +73,7 @@ def gone(my: State) -> Effects:
     yield ReleaseRoom()
     ended, my.ended = my.ended, None
     if ended is not None and ended.was != Phase.EMPTY.shown:
-        yield Tell("renounced", ended.was, ended.reason)
+        yield Tell("renounced", ended.was, ended.why)
     if my.forgetting is not None:
         yield LookIfThere()
 
@@ -81,10 +83,10 @@ def lost(my: State, event: Lost) -> Effects:
     if event.line != my.line:
         return
     my.line = None
-    my.reason = f"session lost: {event.reason}"
+    my.why = Reason.of(Code.SESSION_LOST, peer=my.durable.peer, why=event.reason)
     yield LetGo(event.line, close=False)
     if event.hopeless:
-        yield from give_up(my, f"the session broke off: {event.reason}", event.line)
+        yield from give_up(my, Reason.of(Code.SESSION_BROKE, why=event.reason), event.line)
 
 
 def copy_silent(my: State, event: CopySilent) -> Effects:
@@ -94,8 +96,8 @@ def copy_silent(my: State, event: CopySilent) -> Effects:
             yield RequireSilence(my.durable.peer, event.heard)
         except RefusedForSafety:
             return
-        reason = f"{my.durable.peer} was silent for {event.patience_ms} ms in the initial copy"
-        yield from give_up(my, reason, my.line)
+        why = Reason.of(Code.PRIMARY_SILENT_IN_COPY, peer=my.durable.peer, silence_ms=event.patience_ms)
+        yield from give_up(my, why, my.line)
 
 
 def stop(my: State, event: Stop) -> Effects:
@@ -103,14 +105,14 @@ def stop(my: State, event: Stop) -> Effects:
     if my.standby.phase is Phase.STARTING:
         yield Later(event)
     elif my.standby.phase in (Phase.SEEDING, Phase.READY):
-        yield from give_up(my, "the agent was stopped", my.line)
+        yield from give_up(my, Reason.of(Code.AGENT_STOPPED), my.line)
 
 
 def recover(my: State, event: Recover) -> Effects:
     """An earlier agent's replica is gone with it; its takeover is finished or given back."""
     durable = my.durable
     if durable.role == "standby":
-        yield from my.save("none", "the agent was restarted: there is no replica")
+        yield from my.save("none", Reason.of(Code.AGENT_RESTARTED))
         my.standby.phase = Phase.ENDING
         yield Sweep()
     if durable.peer and my.standby.phase is Phase.UNSETTLED:

@@ -25,6 +25,7 @@ from typing import Literal
 from remusdb.core.messages import Hello, Refuse
 from remusdb.core.ownership import Ownership, Verdict
 from remusdb.core.roles import Role
+from remusdb.reasons import Reason
 
 Cause = Literal["silence", "switchover", "order"]
 Asker = Literal["agent", "operator"]
@@ -39,7 +40,7 @@ class Durable:
     owner: str = ""
     peer: str = ""
     uuid: str = ""
-    reason: str = ""
+    why: Reason | None = None
     armed: bool = False
     put_away: bool = False
     resuming: bool = False
@@ -200,7 +201,7 @@ class TakeOver:
 
     number: int
     cause: Cause
-    why: str
+    why: Reason
     by: Asker = "agent"
     at_ns: int = 0
     silent_ms: float = 0.0
@@ -245,7 +246,7 @@ class Runs:
     """The VM runs here, since `at_ns`. `cold`: why its standby could not be resumed, if its disks were booted."""
 
     at_ns: int
-    cold: str = ""
+    cold: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +261,7 @@ class Announced:
     """The network was told."""
 
     at_ns: int
-    how: str
+    how: Reason
 
 
 @dataclass(frozen=True, slots=True)

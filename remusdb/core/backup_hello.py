@@ -43,6 +43,7 @@ from remusdb.core.roles import OWNING, Role
 from remusdb.core.standby import Offer, Phase, Refusal
 from remusdb.core.succession import Succession, begins, resumes
 from remusdb.errors import RemusError
+from remusdb.reasons import Code, Reason
 
 
 def hailed(my: State, event: Hailed) -> Effects:
@@ -106,14 +107,14 @@ def begin(my: State) -> Effects:
     hello, term = beginning.hello, beginning.term
     owned = {"owner": hello.primary, "peer": hello.primary, "uuid": hello.uuid}
     try:
-        yield from my.save("standby", "the initial copy runs", term=term, **owned)
+        yield from my.save("standby", Reason.of(Code.COPY_ARRIVES), term=term, **owned)
     except RemusError as exc:
         yield from came_to_nothing(my, NotStarted(beginning.line, str(exc), preflight(exc)))
         return
     my.standby.begin(hello.primary, term)
     my.session_term = term
     my.owed.told(0)
-    yield Tell("protect", Phase.EMPTY.shown, f"host {hello.primary} protects it to here")
+    yield Tell("protect", Phase.EMPTY.shown, Reason.of(Code.PROTECTED_TO_HERE, peer=hello.primary))
     yield StartStandby(beginning.line, term, hello)
 
 
@@ -123,15 +124,16 @@ def came_to_nothing(my: State, event: NotStarted) -> Effects:
     if beginning is not None and beginning.line == event.line:
         my.beginning = None
         was, before = my.standby.phase.shown, beginning.before
+        why = Reason.of(Code.NOT_STARTED, why=event.reason)
         my.standby.renounce()
         my.standby.gone()
         with suppress(RemusError):  # a restarted agent has no replica anyway
-            role, reason = _left(event.reason, before)
-            yield from my.save(role, reason, owner=before.owner, peer=before.peer, uuid=before.uuid)
+            role, left = _left(why, before)
+            yield from my.save(role, left, owner=before.owner, peer=before.peer, uuid=before.uuid)
         my.standby.owner = my.durable.owner
         yield ReleaseRoom()
         if was != Phase.EMPTY.shown:
-            yield Tell("renounced", was, event.reason)
+            yield Tell("renounced", was, why)
     yield Refused(event.line, msgspec.structs.replace(event.refuse, term=my.standby.term))
 
 
@@ -194,7 +196,7 @@ def _resume(my: State, line: int, offer: Offer) -> Effects:
 def _refuse(my: State, event: Hailed, answer: Refusal, before: Phase) -> Effects:
     """Say no; a replica that was renounced with it goes."""
     if before.holds and my.standby.phase is Phase.ENDING:
-        yield from end(my, answer.reason, None)
+        yield from end(my, Reason.of(Code.SESSION_BROKE, why=answer.reason), None)
     if answer.learned:
         yield Learn(answer.learned)
         my.durable = replace(my.durable, term=answer.learned)
@@ -203,6 +205,6 @@ def _refuse(my: State, event: Hailed, answer: Refusal, before: Phase) -> Effects
     yield Refused(event.line, told)
 
 
-def _left(reason: str, before: Durable) -> tuple[Role, str]:
+def _left(why: Reason, before: Durable) -> tuple[Role, Reason]:
     """Role and reason once a session came to nothing: a VM that was superseded here stays so."""
-    return ("fenced", before.reason) if before.role == "fenced" else ("none", reason)
+    return ("fenced", before.why or why) if before.role == "fenced" else ("none", why)

@@ -13,6 +13,7 @@ from remusdb.core.messages import Hello
 from remusdb.core.owed import Owed
 from remusdb.core.roles import OWNING, Role
 from remusdb.core.standby import Phase, Standby
+from remusdb.reasons import Code, Reason
 
 Effects = Generator[Effect, None, None]
 
@@ -43,7 +44,7 @@ class Ended:
     """A replica that was given up: told once it is gone."""
 
     was: str
-    reason: str
+    why: Reason
 
 
 class State:
@@ -54,13 +55,13 @@ class State:
         self.vm, self.host, self.prefix = vm, host, prefix
         self.durable = durable
         self.standby = Standby(durable.term, _phase(durable.role, Phase.EMPTY), durable.owner)
-        self.reason = durable.reason or "no session yet"
+        self.why = durable.why or Reason.of(Code.NO_SESSION)
         self.line: int | None = None  # the connection that feeds the standby
         self.session_term = 0  # of the session that fed it; a takeover does not change it
         self.owed = Owed()
         self.addresses: tuple[str, ...] = ()
         self.stays = False  # the VM stood still at the last epoch, and is to stand still after a takeover
-        self.torn = ""  # why the replica cannot be resumed, found while the arbiter was asked
+        self.torn: Reason | None = None  # why the replica cannot be resumed, found while the arbiter was asked
         self.beginning: Beginning | None = None
         self.taking: Taking | None = None
         self.ended: Ended | None = None
@@ -74,14 +75,14 @@ class State:
         before = self.standby
         self.standby = Standby(durable.term, _phase(durable.role, before.phase), durable.owner)
         self.standby.committed = before.committed  # a figure of what was, for status
-        self.reason = durable.reason or self.reason
+        self.why = durable.why or self.why
 
-    def save(self, role: Role, reason: str, **changes: Any) -> Effects:
+    def save(self, role: Role, why: Reason, **changes: Any) -> Effects:
         """Make it durable; only then it is known here."""
-        self.reason = reason
-        yield Save(role, reason, changes)
+        self.why = why
+        yield Save(role, why, changes)
         known = {name: value for name, value in changes.items() if name in _DURABLE}
-        self.durable = replace(self.durable, role=role, reason=reason, **known)
+        self.durable = replace(self.durable, role=role, why=why, **known)
 
 
 def _phase(role: Role, before: Phase) -> Phase:

@@ -10,6 +10,7 @@ from remusdb.core.backup_effects import Decline, Try
 from remusdb.core.backup_events import Declined, SwitchoverAsked
 from remusdb.core.backup_state import Effects, State
 from remusdb.errors import RemusError
+from remusdb.reasons import Code, Reason
 
 
 def switchover_asked(my: State, event: SwitchoverAsked) -> Effects:
@@ -20,7 +21,7 @@ def switchover_asked(my: State, event: SwitchoverAsked) -> Effects:
     my.asked_times += 1
     if first:
         try:
-            yield Try(f"switchover: {event.reason}")
+            yield Try(Reason.of(Code.SWITCHOVER_ASKED, why=event.reason))
         except RemusError as exc:
             yield from decline(my, str(exc))
 

@@ -13,7 +13,6 @@ Promotion resumes exactly the last committed epoch, or does not happen.
 from __future__ import annotations
 
 from contextlib import suppress
-from shlex import quote
 
 from remusdb.core.backup_effects import (
     Announce,
@@ -52,13 +51,10 @@ from remusdb.core.standby import Phase
 from remusdb.core.terms import following
 from remusdb.core.wire import FrameType
 from remusdb.errors import RefusedForSafety, RemusError
+from remusdb.reasons import Code, Reason
+from remusdb.wording import words
 
-STILL = ", and stands still as it did there; to let it run: virsh resume {vm}"
-MAY_HAVE_RUN = (
-    "the agent died just then, and the VM is off: it may have run here, so nobody else may have it; "
-    "its disks are here, whole: virsh start {vm} (where libvirt has no such VM, define it first)"
-)
-WARM, COLD = "resumed where it was", "booted from its disks, the standby could not be resumed"
+ANSWERED = Reason.of(Code.ARBITER_ANSWERED)
 
 
 class ArbiterAway(RefusedForSafety):
@@ -91,19 +87,18 @@ def arbiter_read(my: State, event: ArbiterRead) -> Effects:
     elif event.record in (Ownership(owner, term), Ownership(my.host, term + 1)):
         yield from _decide(my, asked, owner, term)
     else:
-        overruled = Overruled(f"by the arbiter {_named(event.record)} owns {my.vm}, not {owner} in term {term}")
-        yield Trouble("the arbiter has answered", over=True)
+        why = Reason.of(Code.OVERRULED, by=_named(event.record), peer=owner, term=term)
+        yield Trouble(ANSWERED, over=True)
         if my.standby.phase is Phase.READY and (my.standby.owner, my.standby.term) == (owner, term):
-            yield from end(my, str(overruled), my.line)
-        yield from _refuse(my, asked, overruled)
+            yield from end(my, why, my.line)
+        yield from _refuse(my, asked, Overruled(words(why)))
 
 
 def arbiter_waits(my: State, event: ArbiterWaits) -> Effects:
     """It was asked, and does not say: nothing can be done but ask again."""
     if my.standby.phase is Phase.DECIDING:
-        owner = my.standby.owner
-        my.reason = f"{owner} is silent; whether this host may take over is asked again: {event.problem}"
-        yield Trouble(my.reason)
+        my.why = Reason.of(Code.ARBITER_AWAITED, peer=my.standby.owner, why=event.problem)
+        yield Trouble(my.why)
 
 
 def claimed(my: State, event: Claimed) -> Effects:
@@ -111,14 +106,14 @@ def claimed(my: State, event: Claimed) -> Effects:
     taking = my.taking
     if taking is None or my.standby.phase is not Phase.DECIDING:
         return
-    yield Trouble("the arbiter has answered", over=True)
+    yield Trouble(ANSWERED, over=True)
     if event.verdict is Verdict.WON:
         yield from _become(my, taking)
     elif event.verdict is Verdict.LOST:
-        error = Overruled(f"by the arbiter {_named(event.record)} owns {my.vm}")
-        my.taking, my.torn = None, ""
-        yield from end(my, str(error), my.line)
-        yield from _refuse(my, taking.asked, error)
+        why = Reason.of(Code.OVERRULED, by=_named(event.record))
+        my.taking = my.torn = None
+        yield from end(my, why, my.line)
+        yield from _refuse(my, taking.asked, Overruled(words(why)))
     else:
         yield from _stay(my, taking, ArbiterAway("the arbiter does not answer any more"))
 
@@ -127,7 +122,7 @@ def drained(my: State) -> Effects:
     """All that was committed is applied, or applying failed: a torn replica must not run."""
     if my.standby.applied == my.standby.committed:
         with suppress(RemusError):  # it says more than is known without it, and no takeover is given up for that
-            yield from my.save("promoting", my.reason, resuming=True)
+            yield from my.save("promoting", my.why, resuming=True)
         yield Resume(my.stays)
     else:
         yield from failed(my, TakeoverFailed(RemusError(f"{my.vm}: the last epoch could not be applied")))
@@ -135,13 +130,17 @@ def drained(my: State) -> Effects:
 
 def not_resumed(my: State, event: NotResumed) -> Effects:
     """Its disks are as the database committed to them: as after a power cut."""
-    yield ColdStart(my.stays, f"{COLD}: {event.error}")
+    yield ColdStart(my.stays, str(event.error))
 
 
 def runs(my: State, event: Runs) -> Effects:
     """It is the VM now."""
-    still = STILL.format(vm=quote(my.vm)) if my.stays else ""
-    yield Announce(my.addresses, event.at_ns, (event.cold or WARM) + still)
+    still = {"still": True} if my.stays else {}
+    if event.cold is None:
+        how = Reason.of(Code.RESUMED_WARM, **still)
+    else:
+        how = Reason.of(Code.RESUMED_COLD, error=event.cold, **still)
+    yield Announce(my.addresses, event.at_ns, how)
 
 
 def announced(my: State, event: Announced) -> Effects:
@@ -152,7 +151,7 @@ def announced(my: State, event: Announced) -> Effects:
     my.standby.runs()
     if asked.cause == "switchover":
         my.asker = None
-    why = f"{asked.why}; {event.how}"
+    why = Reason.of(event.how.code, why=asked.why, **event.how.params)
     with suppress(RemusError):  # "promoting" on the disk means the same
         yield from my.save("promoted", why, resumed_at_ns=event.at_ns, autostart=False, resuming=False)
     yield ReleaseRoom()
@@ -178,11 +177,10 @@ def found(my: State, event: Found) -> Effects:
         return
     durable = my.durable
     if event.runs:
-        yield from my.save("promoted", durable.reason, resumed_at_ns=event.at_ns, resuming=False)
+        yield from my.save("promoted", my.why, resumed_at_ns=event.at_ns, resuming=False)
         my.standby.runs()
     elif durable.resuming:  # it may have run, and answered its clients: nobody else may have it
-        why = f"{durable.reason}; {MAY_HAVE_RUN.format(vm=quote(my.vm))}"
-        yield from my.save("promoted", why, resuming=False)
+        yield from my.save("promoted", Reason.of(Code.MAY_HAVE_RUN, since=my.why), resuming=False)
         my.standby.runs()
     else:  # epochs that were only in that agent's memory are lost: the replica must not run
         error = RemusError("the agent died in the middle of it")
@@ -212,7 +210,7 @@ def _decide(my: State, asked: TakeOver, owner: str, term: int) -> Effects:
 def _become(my: State, taking: Taking) -> Effects:
     """This host has the VM: make it run."""
     if my.torn:
-        yield from _cannot_run(my, taking, RemusError(f"the replica broke: {my.torn}"))
+        yield from _cannot_run(my, taking, RemusError(f"the replica broke: {words(my.torn)}"))
         return
     asked = taking.asked
     try:
@@ -234,7 +232,7 @@ def _stay(my: State, taking: Taking, error: Exception) -> Effects:
     """Nothing is changed: follow on, if the replica is still worth it."""
     my.taking = None
     my.standby.stay()
-    torn, my.torn = my.torn, ""
+    torn, my.torn = my.torn, None
     if torn:
         yield from end(my, torn, my.line)
     yield from _refuse(my, taking.asked, error)
@@ -242,7 +240,7 @@ def _stay(my: State, taking: Taking, error: Exception) -> Effects:
 
 def _cannot_run(my: State, taking: Taking, error: Exception) -> Effects:
     """Neither resumed nor booted."""
-    my.taking, my.torn = None, ""
+    my.taking = my.torn = None
     yield from _give_back(my, taking.owner, taking.term, error)
     yield from _refuse(my, taking.asked, error)
 
@@ -255,11 +253,10 @@ def _give_back(my: State, owner: str, term: int, error: Exception) -> Effects:
     if line is not None:
         yield LetGo(line, close=False)
     with suppress(RemusError):  # "promoting" on the disk: the next agent gives it back
-        why = f"takeover failed, the VM was not started: {error}"
-        yield from my.save("none", why, owner=owner, term=term, resuming=False)
-    yield Tell("failed", "promoting", my.reason)
+        yield from my.save("none", Reason.by(error, Code.TAKEOVER_FAILED), owner=owner, term=term, resuming=False)
+    yield Tell("failed", "promoting", my.why)
     if line is not None:  # it was torn before it was promoted, and its primary is there
-        yield Send(line, FrameType.RENOUNCE, my.standby.term, reason=my.reason)
+        yield Send(line, FrameType.RENOUNCE, my.standby.term, reason=words(my.why))
     yield CloseStandby(my.session_term)
     yield HandBack(owner, term)
 
@@ -267,11 +264,11 @@ def _give_back(my: State, owner: str, term: int, error: Exception) -> Effects:
 def _refuse(my: State, asked: TakeOver, error: Exception) -> Effects:
     """It is not done, and who asked is told."""
     if asked.cause == "silence" and isinstance(error, RefusedForSafety):
-        my.reason = f"{my.durable.peer} is silent, but this host does not take over: {error}"
+        my.why = Reason.of(Code.TAKEOVER_REFUSED, peer=my.durable.peer, why=error, hint=error.hint)
         if isinstance(error, ArbiterAway):
-            yield Trouble(my.reason)
+            yield Trouble(my.why)
     elif asked.cause == "silence":
-        my.reason = f"takeover failed: {error}"
+        my.why = Reason.by(error, Code.TAKEOVER_TRIED)
     elif asked.cause == "switchover":
         yield from decline(my, str(error))
     yield Outcome(asked.number, error)

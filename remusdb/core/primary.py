@@ -36,17 +36,19 @@ from remusdb.core import primary_effects as effects
 from remusdb.core import primary_events as events
 from remusdb.core.alone import Alone, Ask, AskAgain, Held, Won
 from remusdb.core.opening import Refused, judge_claim, judge_welcome
-from remusdb.core.ownership import Claim
+from remusdb.core.ownership import Claim, Ownership
 from remusdb.core.pipeline import Pipeline, PrimaryState
 from remusdb.core.primary_effects import EndState, Save, Steps
 from remusdb.core.primary_events import Event
 from remusdb.core.switch import Switch, if_possible, start_vm
 from remusdb.errors import Fenced, NotProtected, PeerRefused, RefusedForSafety, RemusError
+from remusdb.reasons import Code, Reason
+from remusdb.wording import words
 
 WORD_S = 5.0  # so long the agent may take to give its word that it cannot take over
 ASK_AGAIN_S = 0.25  # the arbiter
 DEAD_HINT = "stop the agent's host first, then say --peer-is-dead; or try again when the agent is back"
-ASKED, OVER = "unprotect was asked", "the session is over"
+ASKED, OVER = Reason.of(Code.UNPROTECT_ASKED), "the session is over"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Leaving:
     """Protection ends once the agent has given its word. `asked`: by an operator; `copying`: protect() failed."""
 
     to: EndState
-    why: str
+    why: Reason
     asked: bool = False
     copying: bool = False
     peer_is_dead: bool = False
@@ -91,7 +93,7 @@ class Primary:
         self._failed: events.Failed | None = None
         self._leaving: Leaving | None = None
         self._after: Leaving | None = None  # what goes on if the agent does not give its word to an operator
-        self._why_held = ""
+        self._why_held: str | Reason = ""
         self._alone = Alone()
         self._waiting: events.Resumed | None = None  # until the arbiter has said no
         self._switch: Switch | None = None
@@ -139,7 +141,7 @@ class Primary:
                 yield from self._copied(event)
             case events.Settled():
                 if self.is_protected:
-                    yield self._report("protected", f"epoch by epoch to {self._known.peer}", "protected")
+                    yield self._report("protected", Reason.of(Code.FOLLOWING, peer=self._known.peer), "protected")
             case events.Acked(term, epoch):
                 yield from self._acked(term, epoch)
             case events.Lost(why):
@@ -250,7 +252,8 @@ class Primary:
         """From here on the agent may take over."""
         if self.over or self._leaving is not None:
             return
-        armed = {"role": "protected", "reason": "protected", "wanted": True, "armed": True}
+        following = Reason.of(Code.FOLLOWING, peer=self._known.peer)
+        armed = {"role": "protected", "why": following, "wanted": True, "armed": True}
         yield Save({**armed, **event.facts})
         if not self._gated:
             yield effects.InstallGates()
@@ -276,10 +279,10 @@ class Primary:
                 yield from self._consider_solo(self._why_held or self._leaving.why)
             return
         if self.phase is PrimaryState.HELD:
-            yield self._report("held", f"{why}; output is held until the agent answers, or `remusdb unprotect`", "held")
+            yield self._report("held", Reason.of(Code.PEER_LOST, peer=self._known.peer, why=why), "held")
             yield from self._consider_solo(why)
         else:
-            yield self._report("seeding", f"{why}; the copy goes on when the agent is back", "lost")
+            yield self._report("seeding", Reason.of(Code.COPY_WAITS, peer=self._known.peer, why=why), "lost")
 
     def _resumed(self, event: events.Resumed) -> Steps:
         if self.phase is PrimaryState.DECIDING:  # its answer may be yes: then this session is over
@@ -289,7 +292,7 @@ class Primary:
         if release is not None:
             yield effects.ReleaseEpochs(release.epoch)
         if self._leaving is not None:  # what was said while there was no connection
-            yield effects.SayBye(self._leaving.why, forget=self._leaving.asked, line=event.line)
+            yield effects.SayBye(words(self._leaving.why), forget=self._leaving.asked, line=event.line)
             return
         try:
             yield effects.Attach(event.line, event.term, event.committed, event.taken)
@@ -301,13 +304,13 @@ class Primary:
         if self.over:
             return
         seeding = self.phase is PrimaryState.SEEDING
-        how = "the initial copy goes on" if seeding else f"epoch by epoch to {self._known.peer}"
-        yield self._report("seeding" if seeding else "protected", f"{how}; the connection was made anew", "resumed")
+        how = Reason.of(Code.COPY_RECONNECTED if seeding else Code.RECONNECTED, peer=self._known.peer)
+        yield self._report("seeding" if seeding else "protected", how, "resumed")
         yield from self._of_switch(lambda switch: switch.call_off("the connection broke meanwhile"))
 
     def _agent_renounced(self, why: str) -> Steps:
-        gave_up = f"agent {self._known.peer} gave up: {why}"
-        self.gave_up = PeerRefused(gave_up)
+        gave_up = Reason.of(Code.PEER_RENOUNCED, peer=self._known.peer, why=why)
+        self.gave_up = PeerRefused(words(gave_up))
         if self._leaving is not None:
             yield from self._finish(self._leaving)
         elif self.phase in (PrimaryState.IDLE, PrimaryState.SEEDING):
@@ -328,8 +331,9 @@ class Primary:
         yield effects.StopWork()
         if self._gated:
             yield effects.DropHeld()
-        yield self._report("fenced", f"{why}; the VM here is shut off from the network", "fenced")
-        told = {"term": self.pipeline.term, "owner": self._known.peer, "reason": why}
+        owned = Reason.of(Code.OWNED_ELSEWHERE, owner=self._known.peer, term=term)
+        yield self._report("fenced", owned, "fenced")
+        told = {"term": self.pipeline.term, "owner": self._known.peer, "why": owned}
         failed: Exception | None = None
         try:
             yield Save({"role": "fenced", "put_away": False, **told})
@@ -343,7 +347,7 @@ class Primary:
         """The agent cannot be heard any more: what is held stays held, and status says so."""
         self.over = True
         yield effects.StopWork()
-        yield self._report("held", f"{why}; output is held, see `remusdb unprotect`", "held")
+        yield self._report("held", Reason.of(Code.ERROR_HELD, why=why), "held")
 
     # --- what happens here ---
 
@@ -365,7 +369,7 @@ class Primary:
     def _lives(self) -> Steps:
         assert self._failed is not None
         # Not over yet: until the agent gives its word the output is held.
-        yield self._report("held", f"{self._failed.why}; output is held", self._name())
+        yield self._report("held", Reason.of(Code.ERROR_HELD, why=self._failed.why), self._name())
         yield from self._leave(Leaving("solo", self._failed.why))
 
     def _vm_ended(self, event: events.VmEnded) -> Steps:
@@ -377,7 +381,7 @@ class Primary:
         else:
             self.ended = True
             yield effects.ClosePeer()
-            yield self._report("failed", "QEMU died; the agent takes over when its silence limit is reached")
+            yield self._report("failed", Reason.of(Code.QEMU_DIED, peer=self._known.peer))
             yield from self._end()
 
     # --- how it ends in good order ---
@@ -423,7 +427,7 @@ class Primary:
         self._leaving = leaving
         if self.gave_up is not None:
             return (yield from self._finish(leaving))
-        yield effects.SayBye(leaving.why, forget=leaving.asked)
+        yield effects.SayBye(words(leaving.why), forget=leaving.asked)
         yield effects.SetTimer("word", WORD_S)
 
     def _no_word(self) -> Steps:
@@ -438,12 +442,12 @@ class Primary:
             yield effects.StopWork()
             yield effects.ClosePeer()
             yield effects.TakeDown(open_gates=False)
-            yield self._report("held", f"{leaving.why}; output is held until protect or unprotect succeeds", "held")
+            yield self._report("held", Reason.of(Code.ABANDONED_HELD, why=leaving.why), "held")
             yield from self._end()
         else:
-            why = f"{leaving.why}; and the agent does not answer: output is held, see `remusdb unprotect`"
+            why = Reason.of(Code.PEER_UNHEARD_AT_END, peer=self._known.peer, why=leaving.why)
             yield self._report("held", why, "held")
-            yield from self._consider_solo(why)
+            yield from self._consider_solo(leaving.why)
 
     def _no_word_for_an_operator(self, leaving: Leaving) -> Steps:
         # An agent that answers is not dead, whatever was said of it: it must give its word.
@@ -468,7 +472,7 @@ class Primary:
         self.over = self.ended = True
         yield effects.StopWork(self.switching)
         yield effects.ClosePeer()
-        yield from self._of_switch(lambda switch: switch.call_off(leaving.why, at_once=True))
+        yield from self._of_switch(lambda switch: switch.call_off(words(leaving.why), at_once=True))
         failed: Exception | None = None
         try:
             if leaving.to == "unprotected":
@@ -487,16 +491,16 @@ class Primary:
     def _free(self, leaving: Leaving) -> dict[str, object]:
         wanted = leaving.to == "solo"
         role = "solo" if wanted else "none"
-        free = {"role": role, "wanted": wanted, "armed": False, "gates": [], "reason": leaving.why}
+        free = {"role": role, "wanted": wanted, "armed": False, "gates": [], "why": leaving.why}
         return {**free, "term": max(self.pipeline.term, self._term)}
 
-    def _report(self, state: effects.State, reason: str, event: effects.Noted | None = None) -> effects.Report:
+    def _report(self, state: effects.State, why: Reason, event: effects.Noted | None = None) -> effects.Report:
         self._state = state
-        return effects.Report(state, reason, event)
+        return effects.Report(state, why, event)
 
     # --- going on alone ---
 
-    def _consider_solo(self, why: str) -> Steps:
+    def _consider_solo(self, why: str | Reason) -> Steps:
         """If the agent stays lost, ask the arbiter: it may be taking over this moment."""
         self._why_held = why
         if self.phase is PrimaryState.HELD and self._known.solo_after_s is not None:
@@ -515,11 +519,11 @@ class Primary:
             case Ask(given_back):
                 yield effects.AskArbiter(self.pipeline.term, given_back)
             case AskAgain():
-                yield self._report("held", "the arbiter's answer was lost: output is held until it answers")
+                yield self._report("held", Reason.of(Code.ARBITER_IN_DOUBT))
                 yield effects.SetTimer("solo", ASK_AGAIN_S)
-            case Held(why):
+            case Held(by):
                 self.pipeline.stay()
-                yield self._report("held", f"{self._why_held}; {why}: output is held")
+                yield self._report("held", self._not_alone(by))
                 yield effects.SetTimer("solo", ASK_AGAIN_S)
                 waiting, self._waiting = self._waiting, None
                 if waiting is not None:
@@ -531,15 +535,20 @@ class Primary:
         try:
             yield Save({"term": term})
         except RemusError as exc:  # asked again, the arbiter gives the same answer
-            why = f"{self._why_held}; going on alone failed: {exc}: output is held, it is tried again"
-            yield self._report("held", why)
+            yield self._report("held", Reason.of(Code.ALONE_FAILED, why=self._why_held, error=exc))
             yield effects.SetTimer("solo", ASK_AGAIN_S)
             return
         self._term = term
         self.pipeline.solo(term)
-        why = f"{self._known.peer} could not run it" if given_back else self._why_held
+        why = Reason.of(Code.GIVEN_BACK, peer=self._known.peer) if given_back else self._why_held
         to = self._leaving.to if self._leaving is not None else "solo"
-        yield from self._finish(Leaving(to, f"the arbiter allows it to go on alone: {why}"))
+        yield from self._finish(Leaving(to, Reason.of(Code.ALONE, why=why)))
+
+    def _not_alone(self, by: Ownership | None) -> Reason:
+        peer, why = self._known.peer, self._why_held
+        if by is None:
+            return Reason.of(Code.ARBITER_SILENT, peer=peer, why=why)
+        return Reason.of(Code.ARBITER_REFUSES, peer=peer, why=why, owner=by.owner or "nobody", term=by.term)
 
     # --- the planned move ---
 

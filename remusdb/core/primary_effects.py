@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from remusdb.core.primary_events import Timer
 from remusdb.errors import RemusError
+from remusdb.reasons import Reason
 
 EndState = Literal["solo", "unprotected"]
 Order = Literal["unprotect", "switchover"]
@@ -193,7 +194,7 @@ class Report:
     """A state, for status; with `event` also for history and hooks."""
 
     state: State
-    reason: str
+    why: Reason
     event: Noted | None = None
 
 

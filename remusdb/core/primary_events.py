@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from remusdb.core.ownership import Claim
+from remusdb.reasons import Reason
 
 Timer = Literal["word", "solo", "commit", "answer"]
 
@@ -64,7 +65,7 @@ class Settled:
 class Abandoned:
     """protect() failed. `again`: it is one of those failures after which it is begun anew."""
 
-    why: str
+    why: Reason
     again: bool = False
 
 
@@ -133,7 +134,7 @@ class Declined:
 class Failed:
     """Copying, cutting or shipping cannot go on. `changed`: because the VM has other devices."""
 
-    why: str
+    why: Reason
     changed: bool = False
 
 
@@ -155,7 +156,7 @@ class VmEnded:
 
     wanted: bool
     with_host: bool
-    why: str
+    why: Reason
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final, Literal
 
 from remusdb.core.terms import HELLO_JUMP_MAX, following, reached, too_far
 from remusdb.errors import BadFrame, RefusedForSafety
+
+Shown = Literal["empty", "seeding", "ready", "deciding", "promoted"]
 
 
 class Phase(Enum):
@@ -40,9 +43,9 @@ class Phase(Enum):
     ENDING = "ending"
 
     @property
-    def shown(self) -> str:
+    def shown(self) -> Shown:
         """The word of status and history."""
-        return _SHOWN.get(self, self.value)
+        return _SHOWN[self]
 
     @property
     def moving(self) -> bool:
@@ -65,9 +68,14 @@ class Phase(Enum):
         return self in (Phase.PROMOTING, Phase.PROMOTED, Phase.UNSETTLED)
 
 
-_SHOWN = {
+_SHOWN: Final[dict[Phase, Shown]] = {
+    Phase.EMPTY: "empty",
     Phase.STARTING: "seeding",
+    Phase.SEEDING: "seeding",
+    Phase.READY: "ready",
+    Phase.DECIDING: "deciding",
     Phase.PROMOTING: "promoted",
+    Phase.PROMOTED: "promoted",
     Phase.UNSETTLED: "promoted",
     Phase.ENDING: "empty",
 }

@@ -222,7 +222,7 @@ def _shown(state: VmState) -> State:
 def _why(state: VmState) -> Reason | None:
     """Why the VM is in the state that its file tells; None: what the file says is all."""
     if state.role in PROMOTED:
-        return Reason.of(Code.TAKEN_OVER_HERE, term=state.term, why=state.reason)
+        return Reason.of(Code.TAKEN_OVER_HERE, term=state.term, why=state.why or state.reason)
     if state.role == "protected":
-        return Reason.of(Code.NO_WORKER, last=state.reason)
+        return Reason.of(Code.NO_WORKER, last=state.why or state.reason)
     return state.why

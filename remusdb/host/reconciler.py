@@ -192,7 +192,7 @@ class Tender:
         state = record.state
         if state.armed:
             return
-        why = Reason.of(Code.CANNOT_PROTECT, why=exc, hint=exc.hint, since=state.reason)
+        why = Reason.of(Code.CANNOT_PROTECT, why=exc, hint=exc.hint, since=state.why or state.reason)
         was = record.status().state
         record.settle("solo" if state.wanted else "failed", why)
         if self._refusals.get(record.vm) != why:

@@ -16,20 +16,20 @@ import libvirt_qemu
 
 from remusdb.errors import VmError
 from remusdb.jsontext import parse_object
+from remusdb.reasons import Code
 from remusdb.vm.domain import Domain
 
 QEMU_END_S = 0.25  # after a failed cut: how long a QEMU that was killed may take to end
-NOT_TOLD = "the VM was shut down"
 SIGNAL = "host-signal"
 WORD_S = 0.1  # for a word that is on its way, once QEMU's end was seen otherwise
 LIBVIRT_S = 5.0  # for libvirt's word on a VM that a signal ended: seen 3.5 s after QEMU's end, on a busy host
 # qapi/run-state.json, ShutdownCause
 CAUSES = {
-    "guest-shutdown": "the guest shut itself down",
-    "guest-reset": "the guest rebooted, and its definition ends it then (on_reboot)",
-    "guest-panic": "the guest crashed, and its definition ends it then (on_crash)",
-    SIGNAL: "the VM was shut down from outside its guest: virsh destroy",
-    "host-qmp-quit": "the VM was shut down from outside its guest: QEMU was told to quit",
+    "guest-shutdown": Code.ENDED_BY_GUEST,
+    "guest-reset": Code.ENDED_BY_REBOOT,
+    "guest-panic": Code.ENDED_BY_CRASH,
+    SIGNAL: Code.ENDED_BY_DESTROY,
+    "host-qmp-quit": Code.ENDED_BY_QUIT,
 }
 
 
@@ -66,10 +66,10 @@ class EndWatch:
         return self._destroyed
 
     @property
-    def words(self) -> str:
+    def why(self) -> Code:
         """Why it ended, for a VM that somebody wanted off."""
         cause = self._cause or (SIGNAL if self._destroyed else "")
-        return CAUSES.get("guest-panic" if self._panicked else cause, NOT_TOLD)
+        return CAUSES.get("guest-panic" if self._panicked else cause, Code.ENDED)
 
     def renew(self, connection: libvirt.virConnect) -> None:
         """Watch over this connection from now on: a registration ends with its connection."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import libvirt
 
 from remusdb.errors import VmError
+from remusdb.reasons import Code, Reason
 from remusdb.troubles import RunTrouble
 from remusdb.vm.domain import Domain
 from remusdb.vm.monitor import field_of
@@ -21,12 +22,21 @@ RUNNING = "running"
 LIVES_ON = (RUNNING, "suspended", "io-error")
 
 
+CODES = {
+    "paused": Code.SUSPENDED,
+    "suspended": Code.GUEST_SLEEPS,
+    "shutdown": Code.GUEST_SHUT_DOWN,
+    "guest-panicked": Code.GUEST_CRASHED,
+    "watchdog": Code.WATCHDOG,
+}
+
+
 @dataclass(frozen=True)
 class RunState:
-    """What QEMU says, and what to tell of it; `reason` is empty for a VM that runs."""
+    """What QEMU says, and why the VM does not run; None for one that does."""
 
     status: str
-    reason: str = ""
+    why: Reason | None = None
     stays: bool = False  # so after a takeover
 
     @property
@@ -41,39 +51,31 @@ def run_state(domain: Domain) -> RunState:
     if status == RUNNING:
         return RunState(status)
     if status == "io-error":
-        return RunState(status, _disk_words(domain))
+        return RunState(status, _disk_trouble(domain))
     if status == "paused" and _dumped(domain):
-        return RunState(status, "it stands still while libvirt writes a dump of it")
-    return judge(domain.name, status)
+        return RunState(status, Reason.of(Code.DUMPED))
+    return judge(status)
 
 
-def judge(name: str, status: str) -> RunState:
+def judge(status: str) -> RunState:
     """A state that needs no further question."""
     stays = status not in LIVES_ON
-    after = "; after a takeover it stays so" if stays else ""
-    known = {
-        "paused": f"it is suspended{after}; to let it run: virsh resume {name}",
-        "suspended": f"its guest sleeps; to wake it: virsh dompmwakeup {name}",
-        "shutdown": f"its guest has shut down, QEMU is kept{after}",
-        "guest-panicked": f"its guest has crashed, QEMU is kept{after}; to start it anew: virsh reset {name}",
-        "watchdog": f"its watchdog has stopped it{after}; to let it run: virsh resume {name}",
-        "internal-error": f"an internal error of QEMU{after}; see /var/log/libvirt/qemu/{name}.log",
-    }
-    return RunState(status, known.get(status, f"QEMU does not run it ({status}){after}"), stays)
+    flags = {"stays": True} if stays else {}
+    if status in CODES:
+        return RunState(status, Reason.of(CODES[status], **flags), stays)
+    return RunState(status, Reason.of(Code.STOPPED, status=status, **flags), stays)
 
 
-def _disk_words(domain: Domain) -> str:
+def _disk_trouble(domain: Domain) -> Reason:
     """Which disk, and whether its file system is full."""
-    retry = f"then: virsh resume {domain.name}"
     try:
         errors = domain.calls.call(f"disks of {domain.name}", domain.handle.diskErrors, 0)
     except VmError:
         errors = {}
     full = sorted(disk for disk, code in errors.items() if code == libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE)
     if full:
-        return f"QEMU has paused it: no space left on this host for disk {', '.join(full)}; make room, {retry}"
-    named = f"disk {', '.join(sorted(errors))}" if errors else "a disk"
-    return f"QEMU has paused it: I/O error of {named} on this host; mend it, {retry}"
+        return Reason.of(Code.DISK_FULL, disks=", ".join(full))
+    return Reason.of(Code.DISK_ERROR, disks=", ".join(sorted(errors)))
 
 
 def _dumped(domain: Domain) -> bool:

@@ -20,6 +20,7 @@ from remusdb.capture.cut import Cut
 from remusdb.core.pipeline import Pipeline
 from remusdb.disk.mirror import unsynced
 from remusdb.errors import DiskError, GateError, VmError
+from remusdb.reasons import Code, Reason
 from remusdb.threads import spawn
 from remusdb.vm.monitor import objects_in
 from remusdb.worker.encoder import EpochFrames
@@ -185,10 +186,10 @@ class EpochLoop:
             def waiting(seconds: float) -> None:
                 gates.lend()  # what was committed before must still go out
                 who = "libvirt" if parts.domain.monitor == "libvirt" else "QEMU"
-                self._figures.wait(f"{who} does not answer since {seconds:.1f} s; output waits")
+                self._figures.wait(Reason.of(Code.CUT_WAITS, who=who, seconds=f"{seconds:.1f}"))
 
             cut = parts.capture.cut(at_stop, parts.gates.mark_wait, waiting)
-        self._figures.wait("")
+        self._figures.wait(None)
         with self._lock:
             self._pipeline.cut(epoch)
         self._figures.cut(epoch, cut.pages)

@@ -10,8 +10,10 @@ from typing import Any
 from remusdb.core.pipeline import Pipeline
 from remusdb.core.primary_effects import Report
 from remusdb.history import Event, EventName, History
+from remusdb.reasons import Reason
 from remusdb.state import StateStore, VmState
 from remusdb.troubles import Troubles
+from remusdb.wording import hint, words
 from remusdb.worker.metrics import Figures
 from remusdb.worker.spec import Order
 
@@ -29,9 +31,7 @@ class Journal:
     ) -> None:
         """`silence_ms`: how long the agent was not heard."""
         self.state: VmState = store.load(order.vm)
-        self.figures = Figures(
-            Troubles(lambda event, what, reason: self.tell(event, self.figures.state, reason, what=what))
-        )
+        self.figures = Figures(Troubles(lambda event, what, why: self.tell(event, self.figures.state, why, what=what)))
         self._order = order
         self._store = store
         self._history = history
@@ -45,17 +45,17 @@ class Journal:
     def report(self, report: Report) -> None:
         """A new state, with why; with an event, also into the history and to the hooks."""
         was = self.figures.state
-        self.figures.set(report.state, report.reason)
+        self.figures.set(report.state, report.why)
         if report.event:
-            self.tell(report.event, was, report.reason)
+            self.tell(report.event, was, report.why)
 
-    def note(self, event: EventName, reason: str) -> None:
+    def note(self, event: EventName, why: Reason) -> None:
         """Something happened in a state that goes on: this is why it is as it is."""
         was = self.figures.state
-        self.figures.set(was, reason)
-        self.tell(event, was, reason)
+        self.figures.set(was, why)
+        self.tell(event, was, why)
 
-    def tell(self, event: EventName, was: str, reason: str, **details: str) -> None:
+    def tell(self, event: EventName, was: str, why: Reason, **details: str) -> None:
         """Into the history and to the hooks."""
         self._history.record(
             Event(
@@ -66,7 +66,9 @@ class Journal:
                 event=event,
                 was=was,
                 now=self.figures.state,
-                reason=reason,
+                reason=words(why),
+                why=why,
+                hint=hint(why, self._order.vm),
                 term=self._pipeline.term,
                 epoch=self._pipeline.committed,
                 heard_ms_ago=self._silence_ms(),

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 
 from remusdb.arbiter.arbiter import Arbiter
+from remusdb.arbiter.health import Health
 from remusdb.errors import RemusError
 from remusdb.net.gate import GateFigures
+from remusdb.reasons import Code, Reason
 from remusdb.threads import spawn
 from remusdb.troubles import RunTrouble, Troubles
 from remusdb.vm.runstate import RunState
@@ -59,7 +61,7 @@ class Lookout:
 
         def ask() -> None:
             while arbiter is not None and not over.is_set():
-                self.see_arbiter(_problem(arbiter))
+                self.see_arbiter(_health(arbiter))
                 over.wait(ARBITER_S)
 
         for work in (look, ask):
@@ -76,10 +78,10 @@ class Lookout:
             self._shut_at = self._shut_at or now
             return
         for what in RUN_TROUBLES:
-            if not state.reason or what != state.what:
-                self._troubles.clear(what, "the VM runs again" if not state.reason else f"now: {state.reason}")
-        if state.reason:
-            self._troubles.say(state.what, state.reason)
+            if state.why is None or what != state.what:
+                self._troubles.clear(what, state.why or Reason.of(Code.RUNS_AGAIN))
+        if state.why is not None:
+            self._troubles.say(state.what, state.why)
 
     def see_gate(self, figures: GateFigures, now: float) -> None:
         """Tell of frames that were dropped, once an episode."""
@@ -89,26 +91,22 @@ class Lookout:
         elif figures.dropped_frames > last:
             self._calm_at = now + CALM_S
             count = figures.dropped_frames - self._before
-            self._troubles.say(
-                "output-dropped",
-                f"{count} frames of the VM were dropped: more output came than the gate takes, or holds "
-                f"(protection.held_max_bytes, {self._held_max_bytes >> 20} MiB); TCP sends them again, UDP is lost",
-            )
+            why = Reason.of(Code.OUTPUT_DROPPED, frames=count, mib=self._held_max_bytes >> 20)
+            self._troubles.say("output-dropped", why)
         elif now > self._calm_at and figures.held_bytes < self._held_max_bytes / 2:
-            self._troubles.clear("output-dropped", "the gate has room again, nothing more was dropped")
+            self._troubles.clear("output-dropped", Reason.of(Code.OUTPUT_FITS))
             self._before = figures.dropped_frames
 
-    def see_arbiter(self, problem: str) -> None:
-        """Tell of an arbiter that could not decide now; `problem` is empty for one that could."""
-        if problem:
-            self._troubles.say("arbiter", f"{problem}; if a host were lost now, nobody could go on by itself")
+    def see_arbiter(self, health: Health) -> None:
+        """Tell of an arbiter that could not decide now, and of one that can again."""
+        if health.problem:
+            self._troubles.say("arbiter", Reason.of(Code.ARBITER_UNFIT, why=health.problem, hint=health.hint))
         else:
-            self._troubles.clear("arbiter", "the arbiter takes changes again")
+            self._troubles.clear("arbiter", Reason.of(Code.ARBITER_FIT))
 
 
-def _problem(arbiter: Arbiter) -> str:
+def _health(arbiter: Arbiter) -> Health:
     try:
-        health = arbiter.health()
-        return f"{health.problem}: {health.hint}" if health.problem else ""
+        return arbiter.health()
     except RemusError as exc:
-        return str(exc)
+        return Health(str(exc), exc.hint)

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 from msgspec.structs import replace
@@ -18,13 +17,16 @@ from remusdb.control.status import State, VmStatus
 from remusdb.core.messages import Proof
 from remusdb.core.pipeline import Pipeline
 from remusdb.net.gate import GateFigures
+from remusdb.reasons import Code, Reason
 from remusdb.troubles import Troubles
+from remusdb.wording import hint, words
 from remusdb.worker.resources import Parts
 from remusdb.worker.spec import Order
 
 log = logging.getLogger(__name__)
 
 LIVE = ("seeding", "protected", "held")  # states of a session that has not ended
+STARTING = Reason.of(Code.STARTING)
 KEPT_EPOCHS = 2000  # the window of the percentiles: 100 s at 50 ms
 
 
@@ -33,9 +35,9 @@ class Figures:
     """What the session's threads note; read by status. Times in ms, sizes in bytes."""
 
     troubles: Troubles
-    state: str = "seeding"
-    reason: str = "starting"
-    waits_for: str = ""  # what keeps epochs from being cut just now; told instead of the reason while protected
+    state: State = "seeding"
+    why: Reason = STARTING
+    waits_for: Reason | None = None  # what keeps epochs from being cut just now; told instead while protected
     pause_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     epoch_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     dirty_pages: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
@@ -44,13 +46,13 @@ class Figures:
     seeded_bytes: int | None = None
     same_bytes: int | None = None
     proven: Proof | None = None
-    unproven: str = ""  # why the standby is not proven: told beside the reason while protected
+    unproven: Reason | None = None  # why the standby is not proven: told beside the other while protected
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def set(self, state: str, reason: str) -> None:
+    def set(self, state: State, why: Reason) -> None:
         """Enter a state, with why."""
         with self.lock:
-            self.state, self.reason = state, reason
+            self.state, self.why = state, why
 
     def disks(self, seeded_bytes: int, same_bytes: int) -> None:
         """The initial copy of the disks took so many bytes on the wire; so many of their data were there already."""
@@ -58,16 +60,16 @@ class Figures:
         with self.lock:
             self.seeded_bytes, self.same_bytes = seeded_bytes, same_bytes
 
-    def proof(self, proof: Proof | None, unproven: str) -> None:
-        """What is known of the standby; `unproven`: why it is not proven, or empty."""
+    def proof(self, proof: Proof | None, unproven: Reason | None) -> None:
+        """What is known of the standby; `unproven`: why it is not proven."""
         with self.lock:
             self.proven = proof if proof is not None and proof.verdict == "proven" else self.proven
             self.unproven = unproven
 
-    def wait(self, reason: str) -> None:
-        """Epochs are not cut for now, with why; they are again: empty."""
+    def wait(self, why: Reason | None) -> None:
+        """Epochs are not cut for now, with why; they are again: None."""
         with self.lock:
-            self.waits_for = reason
+            self.waits_for = why
 
     def paused(self, pause_ms: float) -> None:
         """The VM stood still for so long."""
@@ -96,11 +98,16 @@ class Figures:
         with self.lock:
             live = self.state in LIVE
             age = None if self.committed_cut_at is None else 1000 * (time.monotonic() - self.committed_cut_at)
-            proven = self.proven
+            proven, protected = self.proven, self.state == "protected"
+            why = self.waits_for if protected and self.waits_for else self.why
+            besides = [self.unproven] if protected and self.unproven else []
+            every = [*(self.troubles.reasons if live else []), why, *besides]
             return replace(
                 rest,
-                state=cast(State, self.state),
-                reason="; ".join(filter(None, [self.troubles.reasons if live else "", self._reason()])),
+                state=self.state,
+                reason="; ".join(words(one) for one in every),
+                why=why,
+                hint="; ".join(dict.fromkeys(filter(None, (hint(one, rest.vm) for one in every)))),
                 troubles=self.troubles.names if live else [],
                 committed_age_ms=None if age is None else round(age, 1),
                 pause_ms_p50=_percentile(self.pause_ms, 50),
@@ -112,13 +119,8 @@ class Figures:
                 proven_at_ns=proven.at_ns if proven else None,
                 proven_epoch=proven.epoch if proven else None,
                 proven_ms=proven.took_ms if proven else None,
-                unproven=self.unproven if self.state in ("protected", "held") else "",
+                unproven=words(self.unproven) if self.state in ("protected", "held") else "",
             )
-
-    def _reason(self) -> str:
-        if self.state != "protected":
-            return self.reason
-        return "; ".join(part for part in (self.waits_for or self.reason, self.unproven) if part)
 
 
 def status_of(order: Order, pipeline: Pipeline, parts: Parts | None, figures: Figures, held: GateFigures) -> VmStatus:

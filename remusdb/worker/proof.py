@@ -15,6 +15,8 @@ from msgspec.structs import replace
 
 from remusdb.core.messages import Proof
 from remusdb.errors import CannotProtect, RefusedForSafety
+from remusdb.reasons import Code, Reason
+from remusdb.wording import words
 from remusdb.worker.journal import Journal
 from remusdb.worker.memory_copy import Progress
 from remusdb.worker.spec import Order
@@ -33,7 +35,7 @@ class StandbyProof:
         self._journal = journal
         self._is_protected = is_protected
         self._last: Proof | None = None
-        self._told = ""  # why it is not proven, as it is in the history
+        self._told: Reason | None = None  # why it is not proven, as it is in the history
         self._waiting = True  # protect() has not come to its end
 
     def take(self, proof: Proof) -> None:
@@ -53,9 +55,10 @@ class StandbyProof:
             return
         last = self._last
         if last is not None and last.verdict == "refused" and self._asked:
-            what = f"agent {self._peer}: QEMU there refuses to resume this VM: {last.reason}"
-            self._journal.tell("unproven", self._journal.figures.state, what)
-            raise CannotProtect(what, hint=last.hint)
+            self._journal.tell("unproven", self._journal.figures.state, refused(last, self._peer))
+            raise CannotProtect(
+                f"agent {self._peer}: QEMU there refuses to resume this VM: {last.reason}", hint=last.hint
+            )
         self._show()
 
     def told(self) -> None:
@@ -66,9 +69,9 @@ class StandbyProof:
     def require_not_refused(self) -> None:
         """RefusedForSafety where a planned move would end in a boot from the disks."""
         if self._last is not None and self._last.verdict == "refused":
-            raise RefusedForSafety(unproven(self._last, self._peer), hint=self._last.hint)
+            raise RefusedForSafety(words(refused(self._last, self._peer)), hint=self._last.hint)
 
-    def _show(self) -> str:
+    def _show(self) -> Reason | None:
         why = unproven(self._last, self._peer)
         self._journal.figures.proof(self._last, why)
         return why
@@ -77,17 +80,20 @@ class StandbyProof:
         why = self._show()
         if why != self._told and self._is_protected():
             self._told = why
-            proven = "the standby is proven: QEMU there takes this VM's state"
-            self._journal.tell("unproven" if why else "proven", "protected", why or proven)
+            self._journal.tell("unproven" if why else "proven", "protected", why or Reason.of(Code.PROVEN))
 
 
-def unproven(proof: Proof | None, peer: str) -> str:
-    """Why the standby is not proven; empty when it is."""
+def unproven(proof: Proof | None, peer: str) -> Reason | None:
+    """Why the standby is not proven; None when it is."""
     if proof is None:
-        return f"the standby is not proven: agent {peer} did not say within {PROOF_S:g} s"
+        return Reason.of(Code.UNPROVEN_SILENT, peer=peer, seconds=f"{PROOF_S:g}")
     if proof.verdict == "refused":
-        return f"QEMU on {peer} refuses to resume this VM, a takeover would boot its disks: {proof.reason}"
+        return refused(proof, peer)
     if proof.verdict == "proven":
-        return ""
-    advice = f" ({proof.hint})" if proof.hint else ""
-    return f"the standby is not proven, it will be tried again: {proof.reason}{advice}"
+        return None
+    return Reason.of(Code.UNPROVEN_UNABLE, why=proof.reason, hint=proof.hint)
+
+
+def refused(proof: Proof, peer: str) -> Reason:
+    """QEMU there would not resume this VM."""
+    return Reason.of(Code.UNPROVEN_REFUSED, peer=peer, why=proof.reason, hint=proof.hint)

@@ -25,8 +25,10 @@ from remusdb.core.primary import Primary
 from remusdb.errors import DevicesChanged, Fenced, LibvirtAway, PeerUnreachable
 from remusdb.history import History
 from remusdb.net.gate import GateFigures
+from remusdb.reasons import Code, Reason
 from remusdb.state import StateStore
 from remusdb.vm.runstate import RunState, run_state
+from remusdb.wording import words
 from remusdb.worker import vm_end
 from remusdb.worker.agent_side import AgentSide
 from remusdb.worker.claims import claim_session
@@ -103,7 +105,7 @@ class Session:
             self._protect()
         except BaseException as exc:
             cause = vm_end.why(self._parts, self._failure or self._primary.gave_up or exc)
-            self._tell(events.Abandoned(str(cause), isinstance(cause, BEGUN_ANEW)))
+            self._tell(events.Abandoned(because(cause), isinstance(cause, BEGUN_ANEW)))
             self.ended.wait()
             raise cause from exc
 
@@ -191,12 +193,12 @@ class Session:
         with self._decider.lock:
             self._decider.lock.wait_for(lambda: self._pipeline.committed > 0 or self._over.is_set(), FIRST_ACK_S)
         if self._primary.failed_in_copy or not self._pipeline.committed:
-            why = self._figures.reason if self._over.is_set() else f"no answer within {FIRST_ACK_S:g} s"
+            why = words(self._figures.why) if self._over.is_set() else f"no answer within {FIRST_ACK_S:g} s"
             raise PeerUnreachable(f"agent {self._order.peer.name} did not take the first epoch: {why}")
 
     def _clock_runs_slow(self, why: str) -> None:
         """The clock was put right at each cut, and cannot be any more: protection goes on."""
-        self._journal.note("clock", f"the guest's clock is not put right at each cut: {why}")
+        self._journal.note("clock", Reason.of(Code.CLOCK_SLOW, why=why))
 
     def _hello(self, resume: bool = True) -> Hello:
         assert self._parts is not None
@@ -210,4 +212,9 @@ class Session:
     def _fail(self, exc: Exception) -> None:
         """Copying, cutting or shipping cannot go on. From any thread."""
         self._failure = self._failure or exc
-        self._mailbox.post(events.Failed(str(exc), isinstance(exc, DevicesChanged)))
+        self._mailbox.post(events.Failed(because(exc), isinstance(exc, DevicesChanged)))
+
+
+def because(exc: BaseException) -> Reason:
+    """An error as the reason of a session's end."""
+    return Reason.by(exc, Code.DEVICES_CHANGED if isinstance(exc, DevicesChanged) else Code.ERROR)

@@ -8,7 +8,9 @@ from pathlib import Path
 from remusdb.core.primary_events import VmEnded, VmEnds, VmLives
 from remusdb.errors import LibvirtAway, VmError
 from remusdb.host.shutdown import is_marked
-from remusdb.vm.endwatch import NOT_TOLD, QEMU_END_S
+from remusdb.reasons import Code, Reason
+from remusdb.vm.endwatch import QEMU_END_S
+from remusdb.wording import words
 from remusdb.worker.resources import Parts
 
 SHUTDOWN_S = 10.0  # and one that said that it shuts down, whose disks are flushed
@@ -24,17 +26,17 @@ def look(parts: Parts) -> VmLives | VmEnds:
 def who_ended_it(parts: Parts, run_dir: Path) -> VmEnded:
     """Of a VM that is gone: whether somebody wanted that."""
     if not _wanted_off(parts):
-        return VmEnded(wanted=False, with_host=False, why="")
+        return VmEnded(wanted=False, with_host=False, why=Reason.of(Code.ENDED))
     if is_marked(run_dir):
-        return VmEnded(wanted=True, with_host=True, why="the VM was shut down with its host")
-    return VmEnded(wanted=True, with_host=False, why=parts.end.words if parts.end else NOT_TOLD)
+        return VmEnded(wanted=True, with_host=True, why=Reason.of(Code.HOST_STOPS))
+    return VmEnded(wanted=True, with_host=False, why=Reason.of(parts.end.why if parts.end else Code.ENDED))
 
 
 def why(parts: Parts | None, exc: BaseException) -> BaseException:
     """Why the initial copy failed: that its VM was shut down in it is the reason, not what broke first."""
     if parts is None or parts.end is None or not _ends(parts) or not _wanted_off(parts):
         return exc
-    return VmError(f"{parts.end.words}, during the initial copy")
+    return VmError(f"{words(Reason.of(parts.end.why))}, during the initial copy")
 
 
 def _ends(parts: Parts) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from remusdb.core import primary_events as events
 from remusdb.errors import GateError, RemusError
 from remusdb.net.gate import GateFigures
+from remusdb.reasons import Code, Reason
 from remusdb.state import VmState
 from remusdb.threads import apart
 from remusdb.vm.autostart import autostart_back, autostart_off
@@ -132,7 +133,7 @@ class VmSide:
     def ask_who_ended_it(self) -> None:
         """Of a QEMU that is gone: `VmEnded`."""
         run_dir = self._parts.order.run_dir
-        unknown = events.VmEnded(wanted=False, with_host=False, why="")
+        unknown = events.VmEnded(wanted=False, with_host=False, why=Reason.of(Code.ENDED))
         self._apart(lambda: vm_end.who_ended_it(self._parts, run_dir), unknown)
 
     # --- libvirt's autostart ---

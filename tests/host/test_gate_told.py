@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from remusdb.net.factory import make_gate
+from remusdb.reasons import Code, Reason
 from remusdb.troubles import Troubles
 from remusdb.worker.lookout import CALM_S, Lookout
 from tests.host.netlab import frame, lab
@@ -12,7 +13,7 @@ HELD_MAX_BYTES = 1 << 20
 
 
 def test_what_a_gate_drops_is_told_once() -> None:
-    told: list[tuple[str, str, str]] = []
+    told: list[tuple[str, str, Reason]] = []
     lookout = Lookout(Troubles(lambda *what: told.append(what)), HELD_MAX_BYTES, lambda _still: None)
     with lab() as net:
         gate = make_gate("tap", net.vm.name, HELD_MAX_BYTES)
@@ -27,7 +28,7 @@ def test_what_a_gate_drops_is_told_once() -> None:
             for now in (1.0, 1.0 + 2 * CALM_S):
                 lookout.see_gate(figures, now)
             assert [what[:2] for what in told] == [("trouble", "output-dropped")]
-            assert told[0][2].startswith(f"{figures.dropped_frames} frames")
+            assert told[0][2] == Reason.of(Code.OUTPUT_DROPPED, frames=figures.dropped_frames, mib=1)
             gate.release(1)
             net.wire.receive(figures.held_frames, 2.0)
             lookout.see_gate(gate.figures(), 2.0 + 2 * CALM_S)

@@ -17,6 +17,7 @@ from remusdb.core.ownership import Verdict, give_back, take_over
 from remusdb.core.standby import Phase
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, PeerUnreachable, RemusError
+from remusdb.reasons import Code, Reason
 from remusdb_agents.backup.inbox import BULK, Inbox, WholeEpoch
 from tests.model.world import CELLS, VM, Connection, End, mask
 
@@ -223,12 +224,16 @@ class Agent:
     # --- decisions ---
 
     def _take_over(self, cause: events.Cause, *, word: bool) -> None:
-        self._tell(events.TakeOver(0, cause, cause, word=word, arbiter=self._world.arbiter is not None))
+        self._tell(
+            events.TakeOver(
+                0, cause, Reason.of(Code.OTHER, why=cause), word=word, arbiter=self._world.arbiter is not None
+            )
+        )
 
     def _durable(self) -> events.Durable:
         state = self.host.store.state
         return events.Durable(
-            state.role, state.term, state.owner, state.peer, state.uuid, state.reason, state.armed, state.put_away,
+            state.role, state.term, state.owner, state.peer, state.uuid, state.why, state.armed, state.put_away,
             state.resuming,
         )  # fmt: skip
 
@@ -252,9 +257,9 @@ class Agent:
 
     def _perform(self, effect: effects.Effect) -> None:
         match effect:
-            case effects.Save(role, reason, changes):
+            case effects.Save(role, why, changes):
                 try:
-                    self.host.store.save(role=role, reason=reason, **changes)
+                    self.host.store.save(role=role, why=why, **changes)
                 finally:
                     if changes.get("resuming") and self.host.store.state.resuming and self.replica is not None:
                         # Its disks outlive this daemon.

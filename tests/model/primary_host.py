@@ -18,6 +18,7 @@ from remusdb.core.primary import Known, Primary
 from remusdb.core.terms import following
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, Fenced, NoStandby, PeerUnreachable, RemusError
+from remusdb.reasons import Code, Reason
 from remusdb.worker.encoder import EpochFrames
 from remusdb.worker.greeting import refused
 from remusdb.worker.outbox import Outbox
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 ROUNDS = 2  # of the initial copy: a delta that is applied twice, or not at all, is seen
 Step = tuple[str, "Callable[[], object]"]
 CELL = struct.Struct("<B")
+
+
+BROKEN = Reason.of(Code.OTHER, why="it broke")
 
 
 class Worker:
@@ -92,7 +96,7 @@ class Worker:
         elif self.stage == "epochs" and self.core.pipeline.committed:
             found.append(("settle", self._settled))
         if self.working and self.host.vm is None and not self.core.over:
-            found.append(("cut fails", partial(self.tell, events.Failed("the cut failed"))))
+            found.append(("cut fails", partial(self.tell, events.Failed(BROKEN))))
         elif self.working and not self.final and self.core.pipeline.next_epoch() is not None:
             found.append(("cut", self.cut))
         if self.to_ship:
@@ -114,7 +118,7 @@ class Worker:
     def fail(self, why: str) -> None:
         """protect() raises."""
         self.stage = "failed"
-        self.tell(events.Abandoned(why, again=True))
+        self.tell(events.Abandoned(Reason.of(Code.OTHER, why=why), again=True))
 
     def _say_hello(self) -> None:
         pipeline, resume = self.core.pipeline, self.stage != "hello" or self.orphan
@@ -247,7 +251,7 @@ class Worker:
             self.fail(str(error))
         elif isinstance(error, NoStandby):
             if not self.core.pipeline.captured:
-                return self.tell(events.Failed(str(error)))
+                return self.tell(events.Failed(Reason.by(error)))
             self._close()
             self.tell(events.Renounced(str(error)))
 
@@ -282,7 +286,7 @@ class Worker:
 
     def give_up_copy(self) -> None:
         """The agent was away for too long in the initial copy."""
-        self.tell(events.Failed("it is away"))
+        self.tell(events.Failed(BROKEN))
 
     def _orphaned(self, word: bool, why: str = "") -> None:
         try:
@@ -410,7 +414,7 @@ class Worker:
         return events.VmLives() if self.host.vm is not None else events.VmEnds(well=self.host.wanted_off)
 
     def _who(self) -> events.Event:
-        return events.VmEnded(wanted=self.host.wanted_off, with_host=False, why="it ended")
+        return events.VmEnded(wanted=self.host.wanted_off, with_host=False, why=Reason.of(Code.ENDED))
 
     def _ask(self, question: effects.AskArbiter) -> events.Event:
         assert self._arbiter is not None

@@ -15,6 +15,7 @@ from remusdb.core.backup_effects import HandBack, Save
 from remusdb.core.pipeline import Pipeline, Release
 from remusdb.core.primary import Leaving, Primary
 from remusdb.core.standby import Refusal, Standby
+from remusdb.reasons import Code, Reason
 from tests.model import backup_host
 from tests.model.backup_host import Agent
 from tests.model.schedule import EVERYBODY, FAULT, OPERATOR, check, number, protected
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from remusdb.core.primary_effects import Steps
 
     Mistake = Callable[[pytest.MonkeyPatch], None]
+
+BROKEN = Reason.of(Code.OTHER, why="it broke")
+
 
 MOST = 20_000  # schedules; the slowest is found within a few thousand
 
@@ -74,7 +78,7 @@ def cut_before_it_is_on_record_that_the_agent_may_take_over(patch: pytest.Monkey
 def a_primary_that_lost_its_backup_speaks(patch: pytest.MonkeyPatch) -> None:
     def lost(self: Primary, why: str) -> Steps:
         self.pipeline.lost()
-        yield from self._finish(Leaving("solo", why))
+        yield from self._finish(Leaving("solo", BROKEN))
 
     patch.setattr(Primary, "_lost", lost)
 
@@ -83,7 +87,7 @@ def an_operator_who_asked_is_not_waited_for(patch: pytest.MonkeyPatch) -> None:
     """unprotect opens the gates without the agent's word."""
 
     def leave(self: Primary, leaving: Leaving) -> Steps:
-        yield effects.SayBye(leaving.why, forget=leaving.asked)
+        yield effects.SayBye("it ends", forget=leaving.asked)
         yield from self._finish(leaving)
 
     patch.setattr(Primary, "_leave", leave)
@@ -105,7 +109,7 @@ def a_fenced_side_still_releases(patch: pytest.MonkeyPatch) -> None:
     finish = Primary._finish
 
     def fenced(self: Primary, term: int, why: str) -> Steps:
-        yield from finish(self, Leaving("solo", why))
+        yield from finish(self, Leaving("solo", BROKEN))
 
     patch.setattr(Primary, "_fenced", fenced)
 
@@ -114,7 +118,7 @@ def a_vm_that_crashed_is_free(patch: pytest.MonkeyPatch) -> None:
     """A failed cut of a VM that lives opens the gates at once."""
 
     def lives(self: Primary) -> Steps:
-        yield from self._finish(Leaving("solo", "the cut failed"))
+        yield from self._finish(Leaving("solo", BROKEN))
 
     patch.setattr(Primary, "_lives", lives)
     patch.setattr(Primary, "_vm_ended", lambda self, event: lives(self))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from remusdb.arbiter.register import TRIES
+from remusdb.control.codec import plain
 from remusdb.core import primary
 from remusdb.core import primary_effects as effects
 from remusdb.core import primary_events as events
@@ -17,13 +18,14 @@ from remusdb.core.messages import Commit, pack
 from remusdb.core.standby import Phase
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import RemusError
+from remusdb.reasons import Code
 from remusdb.worker.claims import claim_alone
 from remusdb.worker.decider import Decider
 from remusdb.worker.mailbox import Mailbox
 from remusdb_agents.backup.replica import Replica
 from tests.unit.etcd_gateway import DEEP, HEADER, RECORD, WON, Gateway, gateway_at_work, kvs
 from tests.unit.primary_rig import Rig
-from tests.unit.test_replica import FakeMachine, ready, replica, with_arbiter
+from tests.unit.test_replica import SILENCE, FakeMachine, ready, replica, with_arbiter
 from tests.waiting import eventually
 
 __all__ = ["replica"]  # the fixture
@@ -60,12 +62,12 @@ def test_a_replica_acknowledges_nothing_while_its_claim_may_be_won(
     gateway.says("kv/txn", (500, ""))
     gateway.says("maintenance/status", f'{{"header": {HEADER.replace("41", "x")}, "leader": ""}}')
     done: dict[str, Any] = {}
-    thread = threading.Thread(target=lambda: done.update(replica.promote("silence")))
+    thread = threading.Thread(target=lambda: done.update(plain(replica.promote(SILENCE))))
     thread.start()
     eventually(lambda: asked(gateway, "kv/range", 5) or not thread.is_alive())
     assert thread.is_alive() and replica.phase is Phase.DECIDING
     replica.take(stream, Frame(FrameType.COMMIT, 1, 2, pack(Commit(0, 0, []))))
-    assert stream.sent.count(FrameType.ACK) == 1 and replica.status()["committed"] == 1
+    assert stream.sent.count(FrameType.ACK) == 1 and replica.status().committed == 1
     gateway.says("kv/range", TAKEN)
     thread.join(LIMIT_S)
     assert done["term"] == 2 and done["epoch"] == 1
@@ -84,7 +86,7 @@ def test_a_replica_asks_again_although_nobody_can_say_what_the_matter_is(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(gateway.arbiter, "health", no_thread)
-    assert replica.promote("silence")["term"] == 2
+    assert replica.promote(SILENCE).term == 2
 
 
 class Alone:
@@ -122,7 +124,7 @@ def test_a_primary_stays_silent_while_its_claim_may_be_lost(
     gateway.says("kv/txn", (500, ""))
     alone = Alone(gateway)
     eventually(lambda: asked(gateway, "kv/range", 5))
-    assert not alone.rig.opened and "output is held" in alone.rig.reports[-1].reason
+    assert not alone.rig.opened and alone.rig.reports[-1].why.code is Code.ARBITER_IN_DOUBT
     gateway.says("kv/range", ALONE)
     assert alone.ended.wait(LIMIT_S)
     assert alone.rig.opened and {"term": 2} in alone.rig.saved

@@ -23,6 +23,7 @@ from remusdb.control.lines import MAX_LINE_BYTES, encoded
 from remusdb.control.status import VmStatus
 from remusdb.errors import BadFrame, CannotProtect, PeerUnreachable, RemusError, UsageError
 from remusdb.names import VmName
+from remusdb.reasons import Code, Reason
 
 
 class Echoed(msgspec.Struct, frozen=True):
@@ -275,7 +276,11 @@ def test_an_answer_that_is_too_long_is_an_error_that_says_so(path: Path) -> None
 
 
 def test_the_status_of_hundreds_of_vms_fits_into_an_answer() -> None:
-    endless = VmStatus(vm="v" * 200, reason="r" * (15 << 20), unproven="ü" * (1 << 20), clock_slow="\x1b" * 9999)
+    why = Reason.of(Code.ERROR, why="w" * (15 << 20), hint="h" * (1 << 20), error="E-VM")
+    endless = VmStatus(
+        vm="v" * 200, reason="r" * (15 << 20), why=why, hint="h" * (15 << 20), unproven="ü" * (1 << 20),
+        clock_slow="\x1b" * 9999,
+    )  # fmt: skip
     assert len(encoded(Done.by(HostVms(vms=[endless] * 400)))) < MAX_LINE_BYTES
 
 

@@ -12,7 +12,7 @@ import pytest
 from remusdb.core import backup_effects as do
 from remusdb.core import backup_events as event
 from remusdb.core.backup import Backup
-from remusdb.core.backup_takeover import COLD, STILL, WARM, ArbiterAway, Overruled
+from remusdb.core.backup_takeover import ArbiterAway, Overruled
 from remusdb.core.drive import drive
 from remusdb.core.messages import Hello, Refuse
 from remusdb.core.owed import WINDOW_MAX, Unbridled
@@ -22,10 +22,12 @@ from remusdb.core.terms import HELLO_JUMP_MAX, TERM_MAX
 from remusdb.core.wire import FrameType
 from remusdb.errors import BadFrame, CannotProtect, NoThread, RefusedForSafety, RemusError, VmError
 from remusdb.names import VmName
+from remusdb.reasons import Code, Reason
 
 UUID = "5a6c9f9e-4a7e-4a39-8a52-0d2b7f2d0c11"
 LINE = 1  # over which the session's HELLO came
-ASKED = event.TakeOver(5, "order", "asked", at_ns=1_000_000)
+WARM = Reason.of(Code.RESUMED_WARM)
+ASKED = event.TakeOver(5, "order", Reason.of(Code.FAILOVER_ASKED), at_ns=1_000_000)
 WITH_ARBITER = replace(ASKED, arbiter=True)
 SILENCE = replace(WITH_ARBITER, cause="silence", heard=3.0)
 MINE = Ownership("a", 1)
@@ -181,13 +183,20 @@ def test_a_vm_without_room_costs_nothing() -> None:
 
 @pytest.mark.parametrize("role", ["none", "fenced"])
 def test_a_session_that_comes_to_nothing_makes_nobody_the_owner(role: Any) -> None:
-    run = Run(role=role, term=7, owner="", peer="c", reason="as it was", put_away=True)
+    run = Run(
+        role=role,
+        term=7,
+        owner="",
+        peer="c",
+        why=Reason.of(Code.PUT_AWAY, owner="c", term=7, note="kept"),
+        put_away=True,
+    )
     run.tell(event.LookedUp(hailed(LINE, hello(7))))
     assert run.now.standby.owner == "a"
     done = run.tell(event.NotStarted(LINE, "broke", Refuse("internal")))
     save = only(done, do.Save)
     assert save.role == role and save.changes == {"owner": "", "peer": "c", "uuid": ""}
-    assert save.reason == ("as it was" if role == "fenced" else "broke")
+    assert save.why.code is (Code.PUT_AWAY if role == "fenced" else Code.NOT_STARTED)
     assert done.index(save) < done.index(only(done, do.Refused)) and refusal(done).term == 8
     assert run.stands(Phase.EMPTY) and run.now.standby.owner == "" and not run.backup.busy
 
@@ -487,7 +496,7 @@ def test_a_newer_sign_of_life_calls_it_off() -> None:
     run.fails = {do.RequireSilence: RefusedForSafety("a was heard again")}
     done = run.tell(SILENCE, event.ArbiterRead(SILENCE, "a", 1, MINE))
     assert kinds(done) == [do.ReadArbiter, do.RequireSilence, do.Outcome] and run.stands(Phase.READY)
-    assert "does not take over: a was heard again" in run.now.reason
+    assert run.now.why == Reason.of(Code.TAKEOVER_REFUSED, peer="a", why="a was heard again", hint="")
     assert kinds(run.tell(event.Committed(LINE, 1, 2))) == [do.Apply, do.Send]
 
 
@@ -526,7 +535,9 @@ def test_an_arbiter_that_is_away_changes_nothing_and_is_told() -> None:
     assert kinds(done) == [do.ReadArbiter, do.Trouble, do.Outcome] and run.stands(Phase.READY)
     assert isinstance(done[2].error, ArbiterAway)
     run = deciding(SILENCE)
-    assert run.tell(event.ArbiterWaits("it is full"))[0].reason == run.now.reason and "it is full" in run.now.reason
+    assert run.tell(event.ArbiterWaits("it is full")) == [
+        do.Trouble(Reason.of(Code.ARBITER_AWAITED, peer="a", why="it is full"))
+    ]
     done = run.tell(event.Claimed(Verdict.UNREACHED))
     assert isinstance(only(done, do.Outcome).error, ArbiterAway) and run.stands(Phase.READY)
     assert kinds(run.tell(event.Committed(LINE, 1, 3))) == [do.Apply, do.Send], "it follows on"
@@ -568,7 +579,7 @@ def test_what_cannot_be_resumed_is_booted_and_what_cannot_be_booted_is_given_bac
     run = promoting()
     run.tell(event.Drained())
     done = run.tell(event.NotResumed(VmError("dead")))
-    assert done == [do.ColdStart(stays=False, cold=f"{COLD}: dead")]
+    assert done == [do.ColdStart(stays=False, cold="dead")]
     done = run.tell(event.TakeoverFailed(VmError("no luck")))
     assert kinds(done) == [do.Save, do.Tell, do.CloseStandby, do.HandBack, do.Outcome]
     assert (done[0].role, done[0].changes) == ("none", {"owner": "a", "term": 2, "resuming": False}) and done[
@@ -586,7 +597,9 @@ def test_a_vm_that_stood_still_does_so_here() -> None:
     run.tell(ASKED)
     assert run.tell(event.Drained())[-1] == do.Resume(stays=True)
     assert only(run.tell(event.NotResumed(VmError("dead"))), do.ColdStart).stays
-    assert only(run.tell(event.Runs(1, "cold")), do.Announce).how == "cold" + STILL.format(vm="vm")
+    assert only(run.tell(event.Runs(1, "cold")), do.Announce).how == Reason.of(
+        Code.RESUMED_COLD, error="cold", still=True
+    )
 
 
 def test_one_takeover_at_a_time_and_of_a_whole_replica() -> None:
@@ -618,7 +631,7 @@ def asks(run: Run, line: int = LINE) -> list[Any]:
 
 def test_a_switchover_is_tried_once_and_whoever_asked_last_is_told() -> None:
     run = seeding()
-    assert asks(run) == [do.Try("switchover: move")]
+    assert asks(run) == [do.Try(Reason.of(Code.SWITCHOVER_ASKED, why="move"))]
     run.tell(hailed(2, hello(1, resume=True)))
     assert asks(run, 2) == [] and run.backup.busy
     switch = replace(ASKED, cause="switchover")

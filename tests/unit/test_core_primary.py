@@ -14,9 +14,11 @@ from remusdb.core.pipeline import PrimaryState
 from remusdb.core.primary import ASK_AGAIN_S, WORD_S
 from remusdb.core.terms import JUMP_MAX, TERM_MAX
 from remusdb.errors import BadFrame, Fenced, NotProtected, PeerRefused, RefusedForSafety, RemusError
+from remusdb.reasons import Code, Reason
 from tests.unit.primary_rig import WON, Rig
 
 RENOUNCED = events.Renounced("its disk is full")
+BROKEN = Reason.of(Code.OTHER, why="the disk broke")
 UNKNOWN, UNREACHED = Claim(Verdict.UNKNOWN, None), Claim(Verdict.UNREACHED, None)
 FREE = {"role": "solo", "wanted": True, "armed": False, "gates": []}
 
@@ -133,7 +135,7 @@ def test_the_agents_word_frees_the_vm_and_the_record_comes_after_the_deed() -> N
     rig = Rig().hold()
     rig.tell(RENOUNCED)
     assert rig.at(effects.TakeDown(open_gates=True)) < rig.at(
-        effects.Save({**FREE, "reason": rig.saved[-1]["reason"], "term": 5})
+        effects.Save({**FREE, "why": rig.saved[-1]["why"], "term": 5})
     )
     assert rig.at(effects.StopWork) < rig.at(effects.TakeDown) and rig.reports[-1].state == "solo"
     assert rig.done[-1] == effects.End()
@@ -214,14 +216,14 @@ def test_in_the_initial_copy_the_agent_has_nothing_to_take_over_with() -> None:
     assert rig.answer("unprotect") is None and rig.saved[-1]["role"] == "none"
     with pytest.raises(NotProtected, match="ended meanwhile"):
         rig.tell(events.Copied())
-    assert rig.tell(events.Abandoned("it was ended"))[-1] == effects.TakeDown(open_gates=False)
+    assert rig.tell(events.Abandoned(BROKEN))[-1] == effects.TakeDown(open_gates=False)
 
 
 def test_a_copy_that_failed_before_an_epoch_was_cut_leaves_the_vm_as_it_was() -> None:
     rig = Rig().begin()
-    rig.tell(events.Failed("the disk broke"))
+    rig.tell(events.Failed(BROKEN))
     assert rig.primary.failed_in_copy and not rig.opened
-    rig.tell(events.Abandoned("the disk broke"))
+    rig.tell(events.Abandoned(BROKEN))
     assert rig.saved[-1]["role"] == "none" and rig.reports[-1].state == "failed"
     assert effects.TakeDown(open_gates=False) in rig.done, "no gates were made"
 
@@ -231,7 +233,7 @@ def test_a_copy_that_failed_after_an_epoch_was_cut_needs_the_agents_word(again: 
     rig = Rig().begin()
     rig.tell(events.Copied())
     rig.cut()
-    rig.tell(events.Failed("the disk broke"), events.Acked(5, 1), events.Abandoned("the disk broke", again))
+    rig.tell(events.Failed(BROKEN), events.Acked(5, 1), events.Abandoned(BROKEN, again))
     assert not rig.opened and effects.SetTimer("word", WORD_S) in rig.done
     rig.tell(RENOUNCED)
     assert rig.opened and rig.saved[-1]["role"] == ("solo" if again else "none")
@@ -241,29 +243,29 @@ def test_without_that_word_output_stays_held() -> None:
     rig = Rig().begin()
     rig.tell(events.Copied())
     rig.cut()
-    rig.tell(events.Abandoned("no answer"), events.TimeIsUp("word"))
+    rig.tell(events.Abandoned(BROKEN), events.TimeIsUp("word"))
     assert not rig.opened and rig.reports[-1].state == "held" and rig.done[-1] == effects.End()
 
 
 def test_an_unreachable_agent_that_may_have_taken_over_keeps_the_gates_of_an_earlier_worker_shut() -> None:
     rig = Rig(armed=True)
-    rig.tell(events.Opened(), events.Adopted(), events.Abandoned("beta is away", again=True))
+    rig.tell(events.Opened(), events.Adopted(), events.Abandoned(BROKEN, again=True))
     assert not rig.opened and rig.at(effects.TakeDown(open_gates=False)) and rig.saved == []
 
 
 def test_a_vm_that_crashed_falls_silent_at_once_and_is_taken_over() -> None:
     rig = Rig().protect()
-    assert rig.tell(events.Failed("the cut failed"))[-1] == effects.LookAtVm()
+    assert rig.tell(events.Failed(BROKEN))[-1] == effects.LookAtVm()
     assert rig.tell(events.VmEnds(well=False)) == [effects.FallSilent(), effects.AskWhoEndedIt()]
-    rig.tell(events.VmEnded(wanted=False, with_host=False, why=""))
+    rig.tell(events.VmEnded(wanted=False, with_host=False, why=Reason.of(Code.ENDED)))
     assert not rig.opened and rig.reports[-1].state == "failed" and effects.ClosePeer() in rig.done
 
 
 def test_a_vm_that_somebody_wanted_off_is_not_taken_over() -> None:
     rig = Rig().protect()
-    rig.tell(events.Failed("the cut failed"), events.VmEnds(well=True))
+    rig.tell(events.Failed(BROKEN), events.VmEnds(well=True))
     assert effects.FallSilent() not in rig.done
-    rig.tell(events.VmEnded(wanted=True, with_host=False, why="the guest shut itself down"))
+    rig.tell(events.VmEnded(wanted=True, with_host=False, why=Reason.of(Code.ENDED_BY_GUEST)))
     assert effects.SayBye("the guest shut itself down") in rig.done
     rig.tell(RENOUNCED)
     assert rig.saved[-1]["role"] == "none"
@@ -272,25 +274,25 @@ def test_a_vm_that_somebody_wanted_off_is_not_taken_over() -> None:
 @pytest.mark.parametrize("ends_with_host", [False, True])
 def test_a_vm_that_ends_with_its_host_is_taken_over_or_protected_again_as_configured(ends_with_host: bool) -> None:
     rig = Rig(ends_with_host=ends_with_host).protect()
-    rig.tell(events.Failed("the cut failed"), events.VmEnds(well=True))
-    rig.tell(events.VmEnded(wanted=True, with_host=True, why="the VM was shut down with its host"))
+    rig.tell(events.Failed(BROKEN), events.VmEnds(well=True))
+    rig.tell(events.VmEnded(wanted=True, with_host=True, why=Reason.of(Code.HOST_STOPS)))
     assert (rig.done[-1] == effects.SetTimer("word", WORD_S)) is ends_with_host
     assert (rig.done[-1] == effects.End()) is not ends_with_host
 
 
 def test_after_a_failure_output_is_held_until_the_agent_gives_its_word() -> None:
     rig = Rig().protect()
-    rig.tell(events.Failed("other devices", changed=True), events.VmLives())
+    rig.tell(events.Failed(BROKEN, changed=True), events.VmLives())
     assert rig.reports[-1].event == "changed" and not rig.opened
     rig.tell(events.TimeIsUp("word"))
-    assert not rig.opened and "does not answer" in rig.reports[-1].reason
+    assert not rig.opened and rig.reports[-1].why.code is Code.PEER_UNHEARD_AT_END
     rig.tell(RENOUNCED)
     assert rig.opened and rig.saved[-1]["role"] == "solo"
 
 
 def test_a_word_that_came_while_the_vm_was_looked_at_counts() -> None:
     rig = Rig().protect()
-    rig.tell(events.Failed("the cut failed"), RENOUNCED)
+    rig.tell(events.Failed(BROKEN), RENOUNCED)
     assert not rig.opened, "whether the VM is there is not known"
     rig.tell(events.VmLives())
     assert rig.opened
@@ -364,7 +366,7 @@ def test_a_claim_that_was_won_is_followed_up_once_the_disk_has_room() -> None:
     rig.tell(events.TimeIsUp("solo"))
     rig.fails = effects.Save
     rig.tell(events.ArbiterSaid(WON))
-    assert not rig.opened and "no space left" in rig.reports[-1].reason
+    assert not rig.opened and rig.reports[-1].why.code is Code.ALONE_FAILED
     rig.fails = None
     assert rig.tell(events.TimeIsUp("solo")) == [effects.AskArbiter(5)]
     rig.tell(events.ArbiterSaid(UNREACHED))

@@ -18,6 +18,7 @@ import pytest
 from remusdb.capture.cut import Cut
 from remusdb.core.pipeline import Pipeline
 from remusdb.errors import DevicesChanged, DiskError, GateError, VmError
+from remusdb.reasons import Reason
 from remusdb.worker.encoder import Encoder, EpochFrames
 from remusdb.worker.epoch_loop import EpochLoop
 from tests.waiting import LIMIT_S, eventually
@@ -129,7 +130,7 @@ class Running:
         self.pipeline.begin(TERM)
         self.shipped: list[EpochFrames] = []
         self.failed: list[Exception] = []
-        self.waits: list[str] = []
+        self.waits: list[Reason | None] = []
         self.no_room = threading.Event()
         self.may_ship = threading.Event()
         self.may_ship.set()
@@ -277,13 +278,13 @@ def test_while_a_stop_is_waited_for_others_come_to_the_gates() -> None:
         running.ack(1)
         assert lent.wait(LIMIT_S)
         assert vm.turn.acquire(timeout=LIMIT_S), "somebody releases"
-        assert any("does not answer since 2.5 s" in told for told in running.waits)
+        assert any(told is not None and told.params["seconds"] == "2.5" for told in running.waits)
         go_on.set()
         time.sleep(MOMENT_S)
         assert "mark 2" not in vm.done, "it is marked while another one is at the gates"
         vm.turn.release()
         running.ack_all(3)
-        assert running.waits[-1] == ""
+        assert running.waits[-1] is None
 
 
 def test_a_cut_that_waits_for_whoever_takes_all_down_is_called_off_and_is_no_failure() -> None:

@@ -55,7 +55,7 @@ def test_a_session_is_not_forgotten(replica: Replica) -> None:
     ready(replica)
     with pytest.raises(RefusedForSafety, match="host a protects VM vm to here now"):
         try_to(replica, lose=True)
-    assert replica.status()["state"] == "ready"
+    assert replica.status().state == "ready"
 
 
 def test_the_only_copy_needs_a_clear_word(replica: Replica, tmp_path: Path) -> None:

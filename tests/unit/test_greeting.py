@@ -76,7 +76,7 @@ def test_a_strangers_hello_costs_the_replica_nothing(
     before = StateStore(tmp_path).load("vm")
     refused(replica, hello("alpha", term, resume=resume))
     assert StateStore(tmp_path).load("vm") == before
-    assert replica.status()["state"] == "ready" and not FakeMachine.made[0].closed
+    assert replica.status().state == "ready" and not FakeMachine.made[0].closed
     answer = told(replica, hello("a", 1, resume=True))  # and its owner goes on
     assert isinstance(answer, Welcome) and answer.resumed
 
@@ -143,7 +143,7 @@ def test_the_same_name_with_another_uuid_is_another_vm(replica: Replica, resume:
     replica.lost(ready(replica), "reset")
     answer = refused(replica, hello("a", 1, uuid=OTHER, resume=resume))
     assert f"with UUID {UUID}, not {OTHER}" in answer.reason and "remusdb forget vm" in answer.hint
-    assert replica.status()["state"] == "ready"
+    assert replica.status().state == "ready"
 
 
 def test_the_same_uuid_under_another_name_is_another_vm(replica: Replica, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_vm_that_cannot_be_agreed_on_leaves_nothing(
     answer = told(replica, hello("a", term, xml=xml))
     assert isinstance(answer, Refuse) and not answer.fenced and not answer.renounced
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
-    assert len(FakeMachine.made) == known and replica.status()["state"] == ("ready" if known else "empty")
+    assert len(FakeMachine.made) == known and replica.status().state == ("ready" if known else "empty")
 
 
 def test_a_vm_that_has_no_room_here_any_more_costs_nothing(replica: Replica) -> None:
@@ -224,7 +224,7 @@ def test_a_vm_that_has_no_room_here_any_more_costs_nothing(replica: Replica) -> 
     replica.lost(ready(replica), "reset")
     grown = msgspec.structs.replace(hello("a", 1), blocks=[RamBlock("pc.ram", 1 << 50)])
     answer = refused(replica, grown)
-    assert "MiB of memory" in answer.reason and replica.status()["state"] == "ready"
+    assert "MiB of memory" in answer.reason and replica.status().state == "ready"
     assert len(FakeMachine.made) == 1 and not FakeMachine.made[0].closed
 
 
@@ -244,7 +244,7 @@ def test_whatever_fails_while_the_standby_is_made_is_answered(
     assert answer.reason == ("no" if ours else "internal error of the agent")
     kept = StateStore(tmp_path).load("vm")
     assert (kept.role, kept.term, kept.owner, kept.uuid) == ("none", 2, "", "")  # it made nobody the owner
-    assert replica.idle and replica.status()["state"] == "empty"
+    assert replica.idle and replica.status().state == "empty"
     monkeypatch.undo()
     monkeypatch.setattr(module, "Machine", FakeMachine)
     assert isinstance(told(replica, hello("c", 0, uuid=OTHER)), Welcome)
@@ -261,7 +261,7 @@ def test_a_failure_before_a_session_begins_costs_the_replica_nothing(
     monkeypatch.setattr(module, "look_up", fails)
     answer = told(replica, hello("a", 9))
     assert isinstance(answer, Refuse) and "internal error" in answer.reason and "log" in answer.hint
-    assert replica.status()["state"] == "ready" and not FakeMachine.made[0].closed
+    assert replica.status().state == "ready" and not FakeMachine.made[0].closed
 
 
 def test_a_stranger_for_whom_the_arbiter_is_asked_does_not_hold_up_the_owner(replica: Replica) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import libvirt
 import pytest
 
+from remusdb.arbiter.health import Health
 from remusdb.errors import VmError
 from remusdb.net.gate import GateFigures
+from remusdb.reasons import Code, Reason
 from remusdb.troubles import Troubles
-from remusdb.vm.endwatch import CAUSES, NOT_TOLD, EndWatch
+from remusdb.vm.endwatch import CAUSES, EndWatch
 from remusdb.vm.runstate import LIVES_ON, RunState, judge, run_state
+from remusdb.wording import words
 from remusdb.worker.lookout import CALM_S, SHUT_S, Lookout
 
 MIB = 1 << 20
@@ -32,27 +35,27 @@ class Seen:
 def test_a_trouble_is_told_once_however_often_it_is_seen() -> None:
     seen = Seen()
     for _ in range(3):
-        seen.lookout.see_run_state(judge("db", "paused"), 0.0)
+        seen.lookout.see_run_state(judge("paused"), 0.0)
     assert seen.told == [("trouble", "suspended")] and seen.troubles.names == ["suspended"]
-    assert "virsh resume db" in seen.troubles.reasons and seen.stays == [True] * 3
+    assert seen.troubles.reasons == [Reason.of(Code.SUSPENDED, stays=True)] and seen.stays == [True] * 3
     seen.lookout.see_run_state(None, 1.0)
     assert seen.troubles.names == ["suspended"], "what cannot be seen changes nothing"
     for _ in range(2):
         seen.lookout.see_run_state(RunState("running"), 1.0)
-    assert seen.told[1:] == [("cleared", "suspended")] and seen.troubles.reasons == "" and seen.stays[-1] is False
+    assert seen.told[1:] == [("cleared", "suspended")] and seen.troubles.reasons == [] and seen.stays[-1] is False
 
 
 def test_one_trouble_gives_way_to_another() -> None:
     seen = Seen()
-    seen.lookout.see_run_state(RunState("io-error", "full"), 0.0)
-    seen.lookout.see_run_state(judge("db", "paused"), 0.0)
+    seen.lookout.see_run_state(RunState("io-error", Reason.of(Code.DISK_FULL, disks="vda")), 0.0)
+    seen.lookout.see_run_state(judge("paused"), 0.0)
     assert seen.told == [("trouble", "io-error"), ("cleared", "io-error"), ("trouble", "suspended")]
 
 
 def test_a_guest_that_shuts_down_is_no_trouble_unless_it_stays_so() -> None:
     """Its end is one event of its own; and `virsh reboot` lets it shut down before it is reset."""
     seen = Seen()
-    down = judge("db", "shutdown")
+    down = judge("shutdown")
     seen.lookout.see_run_state(down, 10.0)
     seen.lookout.see_run_state(down, 10.0 + SHUT_S / 2)
     seen.lookout.see_run_state(RunState("running"), 13.0)
@@ -72,33 +75,34 @@ def test_dropped_output_is_told_once_an_episode() -> None:
     seen.lookout.see_gate(gate(7, 0), 0.0)  # of before
     assert seen.told == []
     seen.lookout.see_gate(gate(107, 64), 1.0)
-    assert "100 frames" in seen.troubles.reasons and "64 MiB" in seen.troubles.reasons
+    assert seen.troubles.reasons == [Reason.of(Code.OUTPUT_DROPPED, frames=100, mib=64)]
     seen.lookout.see_gate(gate(107, 64), 60.0)
     seen.lookout.see_gate(gate(207, 64), 61.0)
-    assert "200 frames" in seen.troubles.reasons
+    assert seen.troubles.reasons == [Reason.of(Code.OUTPUT_DROPPED, frames=200, mib=64)]
     seen.lookout.see_gate(gate(207, 1), 61.0 + CALM_S / 2)
     assert seen.told == [("trouble", "output-dropped")]
     seen.lookout.see_gate(gate(207, 1), 62.0 + CALM_S)
     assert seen.told[1:] == [("cleared", "output-dropped")]
     seen.lookout.see_gate(gate(208, 64), 90.0)
-    assert seen.told[2:] == [("trouble", "output-dropped")] and "1 frames" in seen.troubles.reasons
+    assert seen.told[2:] == [("trouble", "output-dropped")]
+    assert seen.troubles.reasons == [Reason.of(Code.OUTPUT_DROPPED, frames=1, mib=64)]
 
 
 def test_an_arbiter_that_could_not_decide_is_told() -> None:
     seen = Seen()
     for problem in ("", "etcd has used up its space", "etcd has no quorum", ""):
-        seen.lookout.see_arbiter(problem)
+        seen.lookout.see_arbiter(Health(problem, "make room" if problem else ""))
     assert seen.told == [("trouble", "arbiter"), ("cleared", "arbiter")]
 
 
 @pytest.mark.parametrize("status", ["paused", "shutdown", "guest-panicked", "watchdog", "internal-error", "anything"])
 def test_what_somebody_or_something_stopped_stays_so_after_a_takeover(status: str) -> None:
-    assert judge("db", status).stays and "after a takeover it stays so" in judge("db", status).reason
+    assert judge(status).stays and "after a takeover it stays so" in words(judge(status).why)
 
 
 @pytest.mark.parametrize("status", LIVES_ON)
 def test_what_ran_or_wants_to_lives_on(status: str) -> None:
-    assert not judge("db", status).stays
+    assert not judge(status).stays
 
 
 class Vm:
@@ -135,7 +139,7 @@ def seen_of(*what: Any) -> RunState:
 def test_a_dump_is_no_suspension() -> None:
     """A VM that libvirt dumps just then is to run after a takeover."""
     dump = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_DUMP)
-    assert not seen_of("paused", dump).stays and "dump" in seen_of("paused", dump).reason
+    assert seen_of("paused", dump) == RunState("paused", Reason.of(Code.DUMPED))
     assert seen_of("paused", (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)).stays
     assert seen_of("paused").stays, "QEMU's word counts where libvirt is away"
     assert seen_of("running") == RunState("running")
@@ -143,9 +147,10 @@ def test_a_dump_is_no_suspension() -> None:
 
 def test_which_disk_is_full_is_named() -> None:
     full = seen_of("io-error", (), {"vdb": libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE})
-    assert full.what == "io-error" and "no space left" in full.reason and "vdb" in full.reason
-    assert "I/O error of disk vda" in seen_of("io-error", (), {"vda": libvirt.VIR_DOMAIN_DISK_ERROR_UNSPEC}).reason
-    assert "I/O error of a disk" in seen_of("io-error", (), "away").reason
+    assert full.what == "io-error" and full.why == Reason.of(Code.DISK_FULL, disks="vdb")
+    broken = seen_of("io-error", (), {"vda": libvirt.VIR_DOMAIN_DISK_ERROR_UNSPEC})
+    assert broken.why == Reason.of(Code.DISK_ERROR, disks="vda")
+    assert seen_of("io-error", (), "away").why == Reason.of(Code.DISK_ERROR, disks="")
 
 
 class Alive:
@@ -166,15 +171,15 @@ def ended(*events: tuple[str, str]) -> EndWatch:
 
 
 def test_why_a_vm_ends_is_qemus_word() -> None:
-    for reason, words in CAUSES.items():
+    for reason, code in CAUSES.items():
         watch = ended(("SHUTDOWN", f'{{"guest":true,"reason":"{reason}"}}'))
-        assert watch.coming and watch.words == words
-    assert ended().words == NOT_TOLD and not ended().coming
-    assert ended(("SHUTDOWN", "")).coming and ended(("SHUTDOWN", "[]")).words == NOT_TOLD
+        assert watch.coming and watch.why is code
+    assert ended().why is Code.ENDED and not ended().coming
+    assert ended(("SHUTDOWN", "")).coming and ended(("SHUTDOWN", "[]")).why is Code.ENDED
     by_itself = ended(("SHUTDOWN", '{"reason":"guest-shutdown"}'), ("SHUTDOWN", '{"reason":"host-signal"}'))
-    assert by_itself.words == CAUSES["guest-shutdown"]
+    assert by_itself.why is Code.ENDED_BY_GUEST
     panicked = ended(("GUEST_PANICKED", "{}"), ("SHUTDOWN", '{"reason":"host-signal"}'))
-    assert panicked.words == CAUSES["guest-panic"]
+    assert panicked.why is Code.ENDED_BY_CRASH
     assert not ended(("GUEST_PANICKED", "{}")).coming, "one that is kept, and then killed, was not wanted off"
 
 
@@ -191,7 +196,7 @@ def test_whose_signal_it_was_is_libvirts_word() -> None:
     swallowed._on_lifecycle(
         None, None, libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED, None
     )
-    assert swallowed.words == CAUSES["host-signal"], "QEMU's event may be lost when libvirt ends it"
+    assert swallowed.why is Code.ENDED_BY_DESTROY, "QEMU's event may be lost when libvirt ends it"
     assert not ended(("SHUTDOWN", '{"reason":"guest-shutdown"}'), signal).by_signal
 
 

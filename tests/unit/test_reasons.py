@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def test_who_makes_a_reason_gives_what_its_words_name() -> None:
             assert needed <= given <= needed | more, (where, name)
 
 
+def test_every_code_is_made_somewhere() -> None:
+    text = "".join(path.read_text() for path in [*(ROOT / "remusdb").rglob("*.py"), *(ROOT / "agents").rglob("*.py")]
+                   if path.name not in ("reasons.py", "wording.py"))  # fmt: skip
+    named = set(re.findall(r"\bCode\.([A-Z_]+)\b", text)) | {"OTHER"}
+    assert {code.name for code in Code} == named
+
+
 def test_an_error_is_a_reason_with_its_own_hint() -> None:
     why = Reason.by(CannotProtect("a TPM", hint="take it out"))
     assert (why.code, why.params["error"]) == (Code.ERROR, "E-PREFLIGHT")
@@ -63,8 +71,15 @@ def test_a_part_is_left_out_where_there_is_nothing_to_say() -> None:
     assert (words(None), hint(None, "db1")) == ("", "")
 
 
+def test_a_reason_may_have_another_one_as_its_cause() -> None:
+    why = Reason.of(Code.ALONE, why=Reason.of(Code.GIVEN_BACK, peer="beta"))
+    assert words(why) == "the arbiter allows it to go on alone: beta could not run it"
+    assert msgspec.json.decode(msgspec.json.encode(why), type=Reason) == why
+
+
 def test_what_others_said_is_shown_and_nothing_else() -> None:
     foul = "\x1b[2J{peer}[still?]{vm}"
+    assert words(Reason.of(Code.ALONE, why=Reason.of(Code.OTHER, why=foul))).endswith("{peer}[still?]{vm}")
     why = Reason.of(Code.PEER_RENOUNCED, peer="beta", why=foul)
     assert words(why) == "agent beta gave up: \N{REPLACEMENT CHARACTER}[2J{peer}[still?]{vm}"
     assert len(words(Reason.of(Code.OTHER, why="x" * (15 << 20)))) < 2000

@@ -168,7 +168,7 @@ def test_a_state_file_that_cannot_be_read_costs_its_vm_alone(
     registry.recover()
     bad, good = registry.status(None)
     assert (bad.vm, bad.state) == ("bad", "failed") and str(file) in bad.reason
-    assert "move the file away" in bad.reason
+    assert "move the file away" in bad.hint
     assert (good.vm, good.state) == ("good", "empty")
     said = Hello("0", "a", VmName("bad"), UUID, 9, False, 0, "q35", "<domain/>", [], [], 100, "10")
     for kind, message in ((FrameType.HELLO, said), (FrameType.ASK, Question(VmName("bad"), "a", 9))):

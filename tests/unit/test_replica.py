@@ -15,14 +15,15 @@ import pytest
 from remusdb.arbiter.health import Health
 from remusdb.config import Agent, AgentConfig, Failover, Limits
 from remusdb.core.backup_events import Bye, Hailed, LookedUp
-from remusdb.core.backup_takeover import COLD, WARM
 from remusdb.core.messages import Commit, Hello, Notice, Proof, Refuse, Welcome, pack
 from remusdb.core.ownership import Claim, Ownership, Rule, Verdict
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, RefusedForSafety, VmError
 from remusdb.history import History, read
 from remusdb.names import VmName
+from remusdb.reasons import Code, Reason
 from remusdb.state import StateStore
+from remusdb.wording import words
 from remusdb_agents.backup import errands, proving, takeover
 from remusdb_agents.backup.admission import Admission
 from remusdb_agents.backup.context import Context
@@ -127,6 +128,7 @@ class FakeStream:
 
 
 UUID = "5a6c9f9e-4a7e-4a39-8a52-0d2b7f2d0c11"
+SILENCE = Reason.of(Code.PRIMARY_SILENT, peer="a", silence_ms=500)
 FIRST = 1  # the number of a replica's first connection
 XML = f"<domain><name>vm</name><uuid>{UUID}</uuid></domain>"
 
@@ -160,7 +162,7 @@ def ready(replica: Replica) -> Any:
 
 def promoting(replica: Replica) -> threading.Thread:
     """A takeover that has begun and waits for the applier."""
-    thread = threading.Thread(target=replica.promote, args=("test",), daemon=True)
+    thread = threading.Thread(target=replica.promote, args=(SILENCE,), daemon=True)
     thread.start()
     assert FakeMachine.made[-1].waiting.wait(5)
     return thread
@@ -213,7 +215,7 @@ def test_the_end_of_an_old_session_leaves_the_new_one(replica: Replica) -> None:
     old.broken(OSError("of the old one"))
     replica.post(Bye(FIRST, "late"))
     assert not FakeMachine.made[1].closed
-    assert replica.status()["state"] == "seeding"
+    assert replica.status().state == "seeding"
 
 
 def test_a_sign_of_life_calls_the_takeover_off(replica: Replica) -> None:
@@ -221,8 +223,8 @@ def test_a_sign_of_life_calls_the_takeover_off(replica: Replica) -> None:
     judged = stream.last_heard
     stream.last_heard += 0.1
     with pytest.raises(RefusedForSafety, match="heard again"):
-        replica.promote("silence", judged)
-    assert replica.status()["state"] == "ready"
+        replica.promote(SILENCE, judged)
+    assert replica.status().state == "ready"
 
 
 def test_an_epoch_above_the_bound_ends_the_session_for_good(replica: Replica) -> None:
@@ -234,7 +236,7 @@ def test_an_epoch_above_the_bound_ends_the_session_for_good(replica: Replica) ->
         replica.take(stream, big)
     replica.lost(stream, "too large", hopeless=True)
     assert stream.sent[-1] is FrameType.RENOUNCE
-    assert FakeMachine.made[0].closed and replica.status()["state"] == "empty"
+    assert FakeMachine.made[0].closed and replica.status().state == "empty"
 
 
 def test_a_refused_resume_is_the_word_that_nothing_is_here(replica: Replica) -> None:
@@ -277,9 +279,9 @@ def with_arbiter(replica: Replica, arbiter: Any) -> None:
 def test_a_primary_that_went_on_alone_is_not_taken_over(replica: Replica, tmp_path: Path) -> None:
     ready(replica)
     with_arbiter(replica, Etcd(Ownership("a", 2)))
-    with pytest.raises(RefusedForSafety, match=r"by the arbiter a \(term 2\) owns vm"):
-        replica.promote("silence")
-    assert FakeMachine.made[0].closed and replica.status()["state"] == "empty"
+    with pytest.raises(RefusedForSafety, match=r"by the arbiter a \(term 2\) owns"):
+        replica.promote(SILENCE)
+    assert FakeMachine.made[0].closed and replica.status().state == "empty"
     assert StateStore(tmp_path).load("vm").role == "none"
 
 
@@ -287,8 +289,8 @@ def test_a_claim_that_the_arbiter_never_saw_changes_nothing(replica: Replica) ->
     stream: Any = ready(replica)
     with_arbiter(replica, Etcd(Ownership("a", 1), Verdict.UNREACHED))
     with pytest.raises(RefusedForSafety, match="does not answer"):
-        replica.promote("silence")
-    assert replica.status()["state"] == "ready"
+        replica.promote(SILENCE)
+    assert replica.status().state == "ready"
     assert replica.take(stream, Frame(FrameType.COMMIT, 1, 2, pack(Commit(0, 0, []))))
     assert stream.sent[-1] is FrameType.ACK
 
@@ -297,7 +299,7 @@ def test_a_claim_whose_answer_was_lost_is_asked_again(replica: Replica, tmp_path
     ready(replica)
     FakeMachine.gate.set()
     with_arbiter(replica, Etcd(Ownership("a", 1), Verdict.UNKNOWN, Verdict.UNREACHED, Verdict.WON))
-    assert replica.promote("silence")["term"] == 2
+    assert replica.promote(SILENCE).term == 2
     assert StateStore(tmp_path).load("vm").role == "promoted"
 
 
@@ -305,7 +307,7 @@ def test_a_standby_that_cannot_be_resumed_is_booted_from_its_disks(replica: Repl
     ready(replica)
     FakeMachine.gate.set()
     FakeMachine.dead = "standby"
-    assert replica.promote("silence")["how"] == f"{COLD}: the standby is dead"
+    assert replica.promote(SILENCE).how == words(Reason.of(Code.RESUMED_COLD, error="the standby is dead"))
     assert FakeMachine.made[0].booted and StateStore(tmp_path).load("vm").role == "promoted"
 
 
@@ -317,7 +319,7 @@ def test_what_cannot_run_here_goes_back_to_its_owner(replica: Replica, tmp_path:
     arbiter = Etcd(Ownership("a", 1))
     with_arbiter(replica, arbiter)
     with pytest.raises(VmError, match="no luck"):
-        replica.promote("silence")
+        replica.promote(SILENCE)
     kept = StateStore(tmp_path).load("vm")
     assert (kept.role, kept.term, kept.owner) == ("none", 2, "a")
     stream: Any = FakeStream()
@@ -340,7 +342,7 @@ def test_a_lost_copy_is_taken_up_where_it_was(replica: Replica) -> None:
         assert replica.take(stream, Frame(FrameType.PAGES, 1, 0, b""))
     assert stream.sent == [FrameType.TAKEN] * 3
     replica.lost(stream, "reset")
-    assert replica.status()["state"] == "seeding" and not FakeMachine.made[0].closed
+    assert replica.status().state == "seeding" and not FakeMachine.made[0].closed
     other: Any = FakeStream()
     welcome = replica.greet(other, hello(1, resume=True))
     assert isinstance(welcome, Welcome) and welcome.resumed and (welcome.committed, welcome.taken) == (0, 3)
@@ -374,13 +376,13 @@ def test_a_copy_whose_primary_is_gone_is_given_up_after_a_while(replica: Replica
     stream: Any = FakeStream()
     assert isinstance(replica.greet(stream, hello()), Welcome)
     replica.end_silent_copy(time.monotonic())
-    assert FakeMachine.made[0].closed and replica.status()["state"] == "empty"
+    assert FakeMachine.made[0].closed and replica.status().state == "empty"
 
 
 def test_a_whole_replica_waits_for_its_primary(replica: Replica) -> None:
     ready(replica)
     replica.end_silent_copy(time.monotonic())
-    assert replica.status()["state"] == "ready"
+    assert replica.status().state == "ready"
 
 
 def proven(replica: Replica, verdict: Any, **told: Any) -> tuple[FakeStream, FakeProver]:
@@ -399,11 +401,11 @@ def proofs(stream: FakeStream, count: int = 1) -> None:
 def test_the_standby_is_proven_once_its_first_epoch_is_here(replica: Replica) -> None:
     stream, prover = proven(replica, "proven", took_ms=80.0)
     status = replica.status()
-    assert (status["proven_at_ns"], status["unproven"]) == (None, "") and FrameType.PROOF not in stream.sent
+    assert (status.proven_at_ns, status.unproven) == (None, "") and FrameType.PROOF not in stream.sent
     prover.may.set()
     proofs(stream)
     status = replica.status()
-    assert (status["proven_at_ns"], status["proven_epoch"], status["proven_ms"]) == (5, 3, 80.0)
+    assert (status.proven_at_ns, status.proven_epoch, status.proven_ms) == (5, 3, 80.0)
 
 
 def test_a_primary_that_comes_back_hears_it_again(replica: Replica) -> None:
@@ -415,7 +417,7 @@ def test_a_primary_that_comes_back_hears_it_again(replica: Replica) -> None:
     assert isinstance(welcome, Welcome) and FrameType.PROOF not in again.sent
     replica.welcomed(again, welcome, [])
     assert again.sent == [FrameType.PROOF]
-    assert "no such device" in replica.status()["unproven"]
+    assert "no such device" in replica.status().unproven
 
 
 def test_a_proof_that_outlived_its_session_says_nothing(replica: Replica) -> None:
@@ -425,7 +427,7 @@ def test_a_proof_that_outlived_its_session_says_nothing(replica: Replica) -> Non
     assert isinstance(replica.greet(new, hello(1)), Welcome)
     prover.may.set()
     time.sleep(0.1)
-    assert FrameType.PROOF not in old.sent + new.sent and replica.status()["unproven"] == ""
+    assert FrameType.PROOF not in old.sent + new.sent and replica.status().unproven == ""
 
 
 def test_a_copy_that_is_taken_up_hears_nothing_of_the_last_sessions_standby(replica: Replica) -> None:
@@ -438,7 +440,7 @@ def test_a_copy_that_is_taken_up_hears_nothing_of_the_last_sessions_standby(repl
     welcome = replica.greet(new, hello(2, resume=True))
     assert isinstance(welcome, Welcome) and welcome.resumed
     replica.welcomed(new, welcome, [])
-    assert FrameType.PROOF not in new.sent and replica.status()["unproven"] == ""
+    assert FrameType.PROOF not in new.sent and replica.status().unproven == ""
 
 
 def test_what_could_not_be_tried_is_tried_again(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,15 +448,15 @@ def test_what_could_not_be_tried_is_tried_again(replica: Replica, monkeypatch: p
     stream, prover = proven(replica, "unable", reason="no memory")
     prover.may.set()
     proofs(stream)
-    assert "no memory" in replica.status()["unproven"]
+    assert "no memory" in replica.status().unproven
     prover.proof = Proof("proven", 9, 4, 70.0)
     proofs(stream, 2)
-    eventually(lambda: replica.status()["proven_at_ns"] == 9)
+    eventually(lambda: replica.status().proven_at_ns == 9)
     told = stream.sent.count(FrameType.PROOF)
     monkeypatch.setattr(proving, "AGAIN_S", 0.0)
     prover.proof = Proof("unable", 11, reason="no memory")  # what is proven stays so
     time.sleep(0.1)
-    assert replica.status()["unproven"] == "" and stream.sent.count(FrameType.PROOF) == told
+    assert replica.status().unproven == "" and stream.sent.count(FrameType.PROOF) == told
 
 
 @pytest.mark.parametrize("dead", ["", "standby"])
@@ -464,8 +466,10 @@ def test_a_vm_that_stood_still_does_so_after_the_takeover(replica: Replica, tmp_
     assert replica.take(stream, Frame(FrameType.COMMIT, 1, 2, pack(Commit(0, 0, [], stays=True))))
     FakeMachine.gate.set()
     FakeMachine.dead = dead
-    assert "virsh resume vm" in replica.promote("silence")["how"]
-    assert FakeMachine.made[0].stays and "stands still" in StateStore(tmp_path).load("vm").reason
+    assert "stands still" in replica.promote(SILENCE).how
+    assert FakeMachine.made[0].stays
+    why = StateStore(tmp_path).load("vm").why
+    assert why is not None and why.params["why"] == SILENCE and why.params["still"]
 
 
 def test_a_vm_that_was_resumed_in_time_runs_after_the_takeover(replica: Replica) -> None:
@@ -473,7 +477,7 @@ def test_a_vm_that_was_resumed_in_time_runs_after_the_takeover(replica: Replica)
     for epoch, stays in ((2, True), (3, False)):
         assert replica.take(stream, Frame(FrameType.COMMIT, 1, epoch, pack(Commit(0, 0, [], stays=stays))))
     FakeMachine.gate.set()
-    assert replica.promote("silence")["how"] == WARM
+    assert replica.promote(SILENCE).how == words(Reason.of(Code.RESUMED_WARM))
     assert not FakeMachine.made[0].stays
 
 
@@ -484,17 +488,17 @@ def test_a_takeover_that_waits_for_the_arbiter_says_so(replica: Replica, tmp_pat
 
     class Full(Etcd):
         def claim(self, vm: str, rule: Rule) -> Claim:
-            if replica.status()["troubles"]:
+            if replica.status().troubles:
                 asked.set()
             return super().claim(vm, rule)
 
     with_arbiter(replica, Full(Ownership("a", 1), Verdict.UNKNOWN, *[Verdict.UNREACHED, Verdict.UNKNOWN] * 19))
     FakeMachine.gate.set()
-    thread = threading.Thread(target=replica.promote, args=("silence",), daemon=True)
+    thread = threading.Thread(target=replica.promote, args=(SILENCE,), daemon=True)
     thread.start()
     assert asked.wait(5)
     status = replica.status()
-    assert status["troubles"] == ["arbiter"] and "used up its space" in status["reason"]
+    assert status.troubles == ["arbiter"] and "used up its space" in status.reason
     thread.join(20)
     assert replica.context.history.flush(5)
     told = [one for one in read(tmp_path, "vm") if one.event == "trouble"]

@@ -13,6 +13,7 @@ import pytest
 from remusdb.control.status import VmStatus
 from remusdb.core.messages import Proof
 from remusdb.errors import CannotProtect, RefusedForSafety
+from remusdb.reasons import Code, Reason
 from remusdb.troubles import Troubles
 from remusdb.worker import proof as module
 from remusdb.worker.metrics import Figures
@@ -30,17 +31,17 @@ class FakeSession:
         order: Any = SimpleNamespace(asked=asked, peer=SimpleNamespace(name="b"))
         self.figures = Figures(Troubles(lambda *_: None))
         self.over, self.ended = threading.Event(), threading.Event()
-        self.events: list[tuple[str, str]] = []
+        self.events: list[tuple[str, Code]] = []
         journal: Any = SimpleNamespace(tell=self.tell, figures=self.figures)
         self.proof = StandbyProof(order, journal, lambda: True)
 
-    def tell(self, event: str, _was: str, reason: str) -> None:
-        self.events.append((event, reason))
+    def tell(self, event: str, _was: str, why: Reason) -> None:
+        self.events.append((event, why.code))
 
     def protect(self) -> None:
         """The end of `Session.protect`."""
         self.proof.wait(lambda *_: None, self.over, self.ended)
-        self.figures.set("protected", "epoch by epoch to b")
+        self.figures.set("protected", Reason.of(Code.FOLLOWING, peer="b"))
         self.proof.told()
 
     @property
@@ -74,8 +75,8 @@ def test_where_nobody_waits_a_refusal_is_told_and_protection_goes_on() -> None:
     session.proof.take(REFUSED)
     session.protect()
     assert "would boot its disks: Unknown savevm section" in session.status.reason
-    [(event, reason)] = session.events
-    assert event == "unproven" and "Unknown savevm section" in reason
+    assert session.status.hint == "the same QEMU"
+    assert session.events == [("unproven", Code.UNPROVEN_REFUSED)]
     with pytest.raises(RefusedForSafety, match="Unknown savevm section"):
         session.proof.require_not_refused()
 
@@ -90,14 +91,14 @@ def test_what_could_not_be_tried_is_told_until_it_could() -> None:
     session.proof.take(PROVEN)
     assert session.status.reason == "epoch by epoch to b" and session.status.proven_at_ns == 5
     session.proof.take(PROVEN)  # as after a connection that was made anew
-    assert [event for event, _ in session.events] == ["unproven", "proven"]
+    assert session.events == [("unproven", Code.UNPROVEN_UNABLE), ("proven", Code.PROVEN)]
 
 
 def test_an_agent_that_says_nothing_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PROOF_S", 0.1)
     session = FakeSession()
     session.protect()
-    assert "did not say" in session.status.reason and [event for event, _ in session.events] == ["unproven"]
+    assert session.events == [("unproven", Code.UNPROVEN_SILENT)]
 
 
 def test_the_sessions_end_is_not_waited_for_either() -> None:

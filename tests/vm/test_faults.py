@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from remusdb.reasons import Code
 from tests.vm.pair import Pair, eventually, network_of
 from tools.lab import domains
 
@@ -65,12 +66,12 @@ def test_agent_dies_and_comes_back(pair: Pair) -> None:
     os.kill(pid, signal.SIGKILL)
     agent.wait(10)
     status = pair.await_state(vm.name, "held")
-    assert "held" in status["reason"]
+    assert status["why"]["code"] == Code.PEER_LOST and "systemctl status remusdb-agent" in status["hint"]
     assert pair.runs(vm)
     refused = pair.product.cli("a", "unprotect", vm.name, check=False)
     assert refused.returncode == 4 and "peer-is-dead" in refused.stderr
     pair.product.start_agent()
-    assert "gave up" in pair.await_event(vm.name, "solo")["reason"]
+    assert pair.await_event(vm.name, "solo")["why"]["code"] == Code.PEER_RENOUNCED
     pair.await_state(vm.name, "protected", within_s=30)
     ends_well(pair, vm.name)
 
@@ -79,7 +80,7 @@ def test_standby_qemu_dies(pair: Pair) -> None:
     vm = pair.bare()
     pair.protect(vm.name)
     os.kill(pair.b.qemu_pid(vm.name), signal.SIGKILL)
-    assert "gave up" in pair.await_event(vm.name, "solo")["reason"]
+    assert pair.await_event(vm.name, "solo")["why"]["code"] == Code.PEER_RENOUNCED
     assert pair.runs(vm)
     ends_well(pair, vm.name)
 
@@ -171,7 +172,7 @@ def test_vm_that_is_shut_down_is_not_resurrected(pair: Pair) -> None:
             pair.a.run(["virsh", "qemu-monitor-command", vm.name, "--hmp", write])
         pair.a.run(["virsh", "destroy", vm.name])
         status = pair.await_state(vm.name, "unprotected")
-        assert "shut down" in status["reason"]
+        assert status["why"]["code"] in (Code.ENDED_BY_DESTROY, Code.ENDED), status
         time.sleep(1.0)  # twice the silence limit
         assert pair.product.standby(vm.name)["state"] == "empty"
 

@@ -96,7 +96,7 @@ def take_over(pair: Pair, vm: domains.Vm) -> None:
     after = pair.product.standby(vm.name)["committed"] + 2
     eventually(lambda: pair.product.standby(vm.name)["committed"] >= after, 20, "no epoch says that it runs")
     os.kill(pair.a.qemu_pid(vm.name), signal.SIGKILL)
-    assert "resumed where it was" in pair.await_event(vm.name, "promoted", "b")["reason"]
+    assert pair.await_event(vm.name, "promoted", "b")["why"]["code"] == "resumed-warm"
     assert pair.runs(vm, pair.b)
 
 

@@ -11,9 +11,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from remusdb.reasons import Code
 from tests.vm.pair import Pair, eventually, network_of, running_pair, space_alarm
 from tools.lab import domains
 from tools.lab.etcd import Etcd
@@ -101,6 +103,11 @@ def test_takeover_rejoin_reprotect_and_back(pair: Pair) -> None:
     assert pair.differing_blocks(vm.name) == []
 
 
+def asked_for(promoted: dict[str, Any]) -> Code:
+    """Why a takeover was begun, by the event of its end."""
+    return Code(promoted["why"]["params"]["why"]["code"])
+
+
 def test_switchover_there_and_back(pair: Pair) -> None:
     """The VM goes on where it was stopped, on the other host; and from there back."""
     vm = pair.bare()
@@ -109,7 +116,7 @@ def test_switchover_there_and_back(pair: Pair) -> None:
         done = json.loads(pair.product.cli(here.name, "switchover", vm.name, "--json").stdout)
         assert done["to"] == there.name
         assert pair.runs(vm, there)
-        assert "switchover" in pair.await_event(vm.name, "promoted", there.name)["reason"]
+        assert asked_for(pair.await_event(vm.name, "promoted", there.name)) is Code.SWITCHOVER_ASKED
         pair.await_event(vm.name, "kept", here.name)
         reprotect(pair, there.name, vm.name, here.name)
 
@@ -135,7 +142,7 @@ def test_backup_lost_the_vm_goes_on_alone_and_is_protected_again(pair: Pair) -> 
     agent.kill()
     agent.wait(10)
     until(pair, "a", vm.name, "held")
-    assert "the arbiter allows it" in pair.await_event(vm.name, "solo")["reason"]
+    assert pair.await_event(vm.name, "solo")["why"]["code"] == Code.ALONE
     until(pair, "a", vm.name, "solo")
     assert network_of(pair.a) == network and pair.runs(vm)
     pair.product.start_agent("b")
@@ -159,7 +166,7 @@ def test_without_the_arbiters_answer_nobody_takes_over(pair: Pair, etcd: Etcd) -
     pair.protect(vm.name)
     etcd.pause()
     os.kill(pair.a.qemu_pid(vm.name), signal.SIGKILL)
-    eventually(lambda: "the arbiter does not answer" in pair.product.view("b", vm.name).reason, 10)
+    eventually(lambda: pair.product.view("b", vm.name).code is Code.TAKEOVER_REFUSED, 10)
     assert seen(pair, "b", vm.name) == "ready" and vm.name not in pair.running(pair.b)
     refused = pair.product.cli("b", "failover", vm.name, "--yes", check=False)
     assert refused.returncode == 4 and "primary-is-dead" in refused.stderr, refused.stderr

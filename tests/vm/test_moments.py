@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from remusdb.capture.memory import ProcessMemory
+from remusdb.reasons import Code
 from remusdb.vm.ramblocks import PAGE_BYTES
 from tests.vm.pair import Pair, eventually, running_pair
 from tests.vm.test_replica import same_bytes
@@ -139,7 +140,7 @@ def test_a_vm_that_is_suspended_says_so_and_stays_so(pair: Pair) -> None:
     assert pair.product.status(vm.name)["troubles"] == []
     pair.stop(pair.a, vm.name)
     status = await_trouble(pair, vm.name, "suspended")
-    assert status["state"] == "protected" and f"virsh resume {vm.name}" in status["reason"]
+    assert status["state"] == "protected" and f"virsh resume {vm.name}" in status["hint"]
     pair.a.run(["virsh", "resume", vm.name], check=False)
     pair.a.run(["virsh", "qemu-monitor-command", vm.name, "--hmp", "cont"])
     await_cleared(pair, vm.name, "suspended")
@@ -150,7 +151,7 @@ def test_a_vm_that_is_suspended_says_so_and_stays_so(pair: Pair) -> None:
     said = len(vm.serial_text(pair.a))
     os.kill(pair.a.qemu_pid(vm.name), signal.SIGKILL)
     promoted = pair.await_event(vm.name, "promoted", on="b")
-    assert "stands still" in promoted["reason"] and f"virsh resume {vm.name}" in promoted["reason"]
+    assert "stands still" in promoted["reason"] and f"virsh resume {vm.name}" in promoted["hint"]
     assert domstate(pair.b, vm.name) == "paused" and said > 0
     assert not pair.runs(vm, pair.b)
     pair.b.run(["virsh", "resume", vm.name])
@@ -185,14 +186,14 @@ def test_a_vm_that_qemu_paused_for_a_full_disk_says_so_and_is_taken_over_running
 # --- a VM that ends: one event, and a true one ---
 
 
-def ends_once(pair: Pair, vm: domains.Vm, end: Callable[[], object], why: str) -> None:
+def ends_once(pair: Pair, vm: domains.Vm, end: Callable[[], object], why: Code) -> None:
     """After `end` the history says that it was unprotected, and why, and nothing else; the replica is given up."""
     before = len(pair.events(vm.name))
     end()
     status = pair.await_state(vm.name, "unprotected")
-    assert why in status["reason"], status["reason"]
+    assert status["why"]["code"] == why, status
     told = pair.events(vm.name)[before:]
-    assert [one["event"] for one in told] == ["unprotect"] and why in told[0]["reason"], told
+    assert [one["event"] for one in told] == ["unprotect"] and told[0]["why"]["code"] == why, told
     time.sleep(1.0)  # twice the silence limit
     assert pair.product.standby(vm.name)["state"] == "empty"
 
@@ -200,10 +201,10 @@ def ends_once(pair: Pair, vm: domains.Vm, end: Callable[[], object], why: str) -
 def test_a_vm_that_is_shut_down_is_told_in_one_true_event(pair: Pair) -> None:
     """By its guest, by a reboot that its definition ends, from outside; `virsh reboot` ends nothing."""
     vm = pair.bare()
-    ends: list[tuple[Callable[[], object], str]] = [
-        (lambda: order(pair, vm.name, guest.POWER_OFF), "the guest shut itself down"),
-        (lambda: pair.a.run(["virsh", "destroy", vm.name]), "shut down from outside its guest"),
-        (lambda: order(pair, vm.name, guest.RESET), "the guest rebooted, and its definition ends it"),
+    ends: list[tuple[Callable[[], object], Code]] = [
+        (lambda: order(pair, vm.name, guest.POWER_OFF), Code.ENDED_BY_GUEST),
+        (lambda: pair.a.run(["virsh", "destroy", vm.name]), Code.ENDED_BY_DESTROY),
+        (lambda: order(pair, vm.name, guest.RESET), Code.ENDED_BY_REBOOT),
     ]
     for number, (end, why) in enumerate(ends):
         if number:

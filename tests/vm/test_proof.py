@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from remusdb.reasons import Code
 from tests.vm.pair import Pair, eventually, network_of, running_pair
 from tests.vm.test_rehearse import leftovers
 from tools.lab import domains
@@ -94,12 +95,12 @@ def test_refusal_is_protects(pair: Pair) -> None:
     for told in (here, there):
         assert before < told["proven_at_ns"] < time.time_ns() and told["unproven"] == "", told
         assert told["proven_epoch"] >= 1 and 0 < told["proven_ms"] < 20_000
-    assert here["reason"] == "epoch by epoch to b"
+    assert here["why"]["code"] == Code.FOLLOWING and here["hint"] == ""
     eventually(lambda: leftovers(pair.b, vm.name) == [], 10, "something of the proof stays")
     emulator(pair.b)  # nobody waits for an answer now: what can be had is kept, and said
     renew(pair, vm.name)
     told = pair.await_event(vm.name, "unproven")
-    assert LACKING in told["reason"] and "would boot its disks" in told["reason"]
+    assert LACKING in told["reason"] and told["why"]["code"] == Code.UNPROVEN_REFUSED
     for status in (pair.product.status(vm.name), pair.product.standby(vm.name)):
         assert LACKING in status["unproven"] and status["proven_at_ns"] is None, status
     assert LACKING in pair.product.status(vm.name)["reason"]
@@ -107,7 +108,7 @@ def test_refusal_is_protects(pair: Pair) -> None:
     assert moved.returncode == 4 and LACKING in moved.stderr, moved.stderr
     pair.a.kill_qemu(vm.name)
     promoted = pair.await_event(vm.name, "promoted", "b", within_s=30)
-    assert "booted from its disks" in promoted["reason"] and LACKING in promoted["reason"], promoted
+    assert promoted["why"]["code"] == Code.RESUMED_COLD and LACKING in promoted["reason"], promoted
     assert pair.runs(vm, pair.b)
 
 
@@ -134,7 +135,7 @@ def test_takeover_comes_first(pair: Pair) -> None:
     assert took_ms < 2000 and (standby["resumed_at_ns"] - killed) / 1e9 < 5, standby
     log.info("taken over within %.0f ms of the decision", took_ms)
     assert process.wait(30) == 1, "protect says yes to a VM that died"
-    assert pair.runs(vm, pair.b) and "resumed where it was" in pair.await_event(vm.name, "promoted", "b")["reason"]
+    assert pair.runs(vm, pair.b) and pair.await_event(vm.name, "promoted", "b")["why"]["code"] == Code.RESUMED_WARM
     eventually(lambda: leftovers(pair.b, vm.name) == [], 20, "something of the proof stays")
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from remusdb.capture.memory import ProcessMemory
-from remusdb.core.backup_takeover import WARM
 from remusdb_agents.backup.standby.nvram import FLASH
 from tests.vm.pair import Pair, eventually, running_pair
 from tools.lab import domains, loops, rich, uefi
@@ -132,7 +131,7 @@ def test_takeover_of_a_vm_with_everything(pair: Pair) -> None:
     pair.product.cli("b", "rehearse", NAME, "--seconds", "1")
     pair.a.kill()
     eventually(lambda: pair.product.standby(NAME).get("resumed_at_ns"), 15, "no takeover")
-    assert WARM in pair.product.standby(NAME)["reason"]
+    assert pair.product.standby(NAME)["why"]["code"] == "resumed-warm"
     assert pair.runs(vm, pair.b)
     eventually(lambda: NAME in defined(pair.b, "--persistent"), 10, "it is not defined")
     eventually(lambda: NAME in defined(pair.b, "--autostart"), 10, "it does not start with its host")
@@ -177,7 +176,7 @@ def test_variables_of_a_uefi_guest(pair: Pair) -> None:
     pair.product.cli("b", "rehearse", vm.name, "--seconds", "1")
     pair.a.kill_qemu(vm.name)
     eventually(lambda: pair.product.standby(vm.name).get("resumed_at_ns"), 15, "no takeover")
-    assert WARM in pair.product.standby(vm.name)["reason"]
+    assert pair.product.standby(vm.name)["why"]["code"] == "resumed-warm"
     eventually(lambda: rounds(vm, pair.b) > first + 4, 30, "it does not go on")
     pair.stop(pair.b, vm.name)
     time.sleep(0.5)

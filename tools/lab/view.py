@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remusdb.control.status import StandbyStatus, VmStatus
+from remusdb.reasons import Code
 
 _ACTIVE = ("seeding", "ready", "deciding")  # of a replica
 
@@ -31,6 +32,11 @@ class View:
     def state(self) -> str:
         """The state, or "" when nobody told."""
         return self.told.state if self.told else ""
+
+    @property
+    def code(self) -> Code | None:
+        """Why, as a code."""
+        return self.told.why.code if self.told and self.told.why else None
 
     @property
     def reason(self) -> str:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from remusdb.core.backup_takeover import COLD
+from remusdb.reasons import Code
 from tools.lab.product import HOSTS, other_host
 from tools.load import accepts, sql, wait_for
 from tools.matrix.expect import DoesNotApply, Expect, expected
@@ -149,7 +149,7 @@ def _judge(scene: Scene, wanted: Expect, speakers: Speakers, result: Result) -> 
     for name in HOSTS:
         result.complaints += _status(scene, name, result.end)
         state = rig.product.durable(name, VM)
-        if state.role == "promoted" and COLD in state.reason:
+        if state.role == "promoted" and state.why is not None and state.why.code is Code.RESUMED_COLD:
             result.note = "the VM was booted from its disk"
     resets = rig.resets
     try:

@@ -8,8 +8,6 @@ import logging
 import signal
 import threading
 
-import msgspec
-
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import AgentConfig
 from remusdb.control import ControlServer, ProgressFn
@@ -26,6 +24,7 @@ from remusdb.control.api import (
 from remusdb.control.notify import notify
 from remusdb.history import History
 from remusdb.hooks import Hooks
+from remusdb.reasons import Code, Reason
 from remusdb.state import StateStore
 from remusdb.transport.listener import Listener
 from remusdb.transport.tls import server_context
@@ -100,12 +99,12 @@ class AgentDaemon:
 
     def _failover(self, asked: Failover, _progress: ProgressFn) -> TakenOver:
         with self._registry.known(asked.vm) as replica:
-            why = "asked for with `remusdb failover`"
-            return msgspec.convert(replica.promote(why, word=asked.primary_is_dead, by="operator"), TakenOver)
+            why = Reason.of(Code.FAILOVER_ASKED)
+            return replica.promote(why, word=asked.primary_is_dead, by="operator")
 
     def _rehearse(self, asked: Rehearse, progress: ProgressFn) -> Rehearsed:
         with self._registry.known(asked.vm) as replica:
-            return msgspec.convert(replica.rehearse(asked.tcp_port, asked.seconds, progress), Rehearsed)
+            return replica.rehearse(asked.tcp_port, asked.seconds, progress)
 
     def _forget(self, asked: Forget, _progress: ProgressFn) -> Forgotten:
         with self._registry.known(asked.vm) as replica:

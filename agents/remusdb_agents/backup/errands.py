@@ -17,6 +17,7 @@ from remusdb.core.messages import Notice, Proof, pack
 from remusdb.core.wire import FrameType
 from remusdb.errors import PeerUnreachable, RemusError
 from remusdb.quietly import NOISY
+from remusdb.reasons import Reason
 from remusdb_agents.backup import takeover
 from remusdb_agents.backup.desk import Desk
 from remusdb_agents.backup.disks.base_copy import Kept
@@ -36,7 +37,7 @@ class Errands:
     def __init__(self, here: Holding, desk: Desk) -> None:
         self._here, self._desk = here, desk
         self._libvirt_uri = here.context.config.agent.libvirt_uri
-        self.proving = Proving(here.vm, self._proves, self._unproven, self._send_proof)
+        self.proving = Proving(here.vm, here.context.name, self._proves, self._unproven, self._send_proof)
 
     def begin(self, effect: do.Begun) -> event.Event | None:
         """Do it; what came of it, if that is known when this returns."""
@@ -175,7 +176,7 @@ class Errands:
             with contextlib.suppress(PeerUnreachable):
                 stream.send(FrameType.PROOF, self._here.core.now.session_term, proof.epoch, pack(proof))
 
-    def _unproven(self, why: str) -> None:
+    def _unproven(self, why: Reason) -> None:
         self._here.tell("unproven", self._here.core.phase.shown, why)
 
     def _proves(self, term: int) -> bool:

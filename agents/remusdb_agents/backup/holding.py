@@ -9,14 +9,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from remusdb.control.status import StandbyStatus
 from remusdb.core.backup import Backup
 from remusdb.core.backup_effects import Outcome
 from remusdb.core.backup_events import Durable
 from remusdb.core.messages import Refuse, Welcome
 from remusdb.core.standby import Phase
 from remusdb.history import Author, Event, EventName
+from remusdb.reasons import Code, Reason
 from remusdb.state import VmState
 from remusdb.troubles import Trouble, Troubles
+from remusdb.wording import hint, words
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.hearing import Hearing
 from remusdb_agents.backup.inbox import Inbox
@@ -54,29 +57,31 @@ class Holding:
         """Change it so that it lasts. RemusError, Fenced."""
         self.state = self.context.store.update(self.vm, **changes)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> StandbyStatus:
         """The part of `remusdb status` that is known here. In a turn."""
         my, phase, state = self.core.now, self.core.phase, self.state
         waits = phase is Phase.STARTING or (phase.holds and not phase.owns)
         silent_s = time.monotonic() - self.hearing.heard()
-        return {
-            "vm": self.vm,
-            "role": "promoted" if phase.owns else "standby",
-            "state": phase.shown,
-            "reason": my.reason,
-            "peer": state.peer,
-            "owner": my.standby.owner or state.owner,
-            "term": my.standby.term,
-            "committed": my.standby.committed,
-            "applied": my.standby.applied,
-            "troubles": self.troubles.names,
-            "primary_silence_ms": round(1000 * silent_s) if waits else None,
-            "kept": state.kept,
-            "decided_at_ns": state.decided_at_ns,
-            "resumed_at_ns": state.resumed_at_ns,
-        }
+        return StandbyStatus(
+            vm=self.vm,
+            role="promoted" if phase.owns else "standby",
+            state=phase.shown,
+            reason=words(my.why),
+            why=my.why,
+            hint=hint(my.why, self.vm),
+            peer=state.peer,
+            owner=my.standby.owner or state.owner,
+            term=my.standby.term,
+            committed=my.standby.committed,
+            applied=my.standby.applied,
+            troubles=self.troubles.names,
+            primary_silence_ms=round(1000 * silent_s) if waits else None,
+            kept=state.kept,
+            decided_at_ns=state.decided_at_ns,
+            resumed_at_ns=state.resumed_at_ns,
+        )
 
-    def tell(self, name: EventName, was: str, reason: str, *, by: Author = "agent", **evidence: Any) -> None:
+    def tell(self, name: EventName, was: str, why: Reason, *, by: Author = "agent", **evidence: Any) -> None:
         """Into the history, and to the hooks. `evidence`: epoch, heard_ms_ago, details."""
         my = self.core.now
         told: dict[str, Any] = {"epoch": my.standby.committed, "heard_ms_ago": None} | evidence
@@ -89,15 +94,17 @@ class Holding:
                 event=name,
                 was=was,
                 now=my.standby.phase.shown,
-                reason=reason,
+                reason=words(why),
+                why=why,
+                hint=hint(why, self.vm),
                 term=my.standby.term,
                 peer=my.durable.peer,
                 **told,
             )
         )
 
-    def _tell_trouble(self, name: EventName, what: Trouble, reason: str) -> None:
-        self.tell(name, self.core.phase.shown, reason, details={"what": what})
+    def _tell_trouble(self, name: EventName, what: Trouble, why: Reason) -> None:
+        self.tell(name, self.core.phase.shown, why, details={"what": what})
 
 
 def _durable(state: VmState) -> Durable:
@@ -108,7 +115,7 @@ def _durable(state: VmState) -> Durable:
         owner=state.owner,
         peer=state.peer,
         uuid=state.uuid,
-        reason=state.reason,
+        why=state.why or (Reason.of(Code.OTHER, why=state.reason) if state.reason else None),
         armed=state.armed,
         put_away=state.put_away,
         resuming=state.resuming,

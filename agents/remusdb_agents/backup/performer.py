@@ -15,6 +15,8 @@ from remusdb.core import backup_effects as do
 from remusdb.core.messages import Welcome
 from remusdb.errors import RefusedForSafety
 from remusdb.names import file_stem
+from remusdb.reasons import Reason
+from remusdb.wording import words
 from remusdb_agents.backup.forgetting import set_aside
 from remusdb_agents.backup.holding import Holding
 from remusdb_agents.backup.inbox import Inbox, WholeEpoch
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 class Performer:
     """One VM's."""
 
-    def __init__(self, here: Holding, switch: Callable[[str], None]) -> None:
+    def __init__(self, here: Holding, switch: Callable[[Reason], None]) -> None:
         """`switch`: begin a thread that tries a switchover, for this reason. NoThread."""
         self._here, self._switch = here, switch
 
@@ -37,8 +39,8 @@ class Performer:
             case do.Apply(_, _, data):
                 assert here.machine is not None and isinstance(data, WholeEpoch)
                 here.machine.applier.put(data)
-            case do.Save(role, reason, changes):
-                here.update(role=role, reason=reason, changed_at_ns=time.time_ns(), **changes)
+            case do.Save(role, why, changes):
+                here.update(role=role, why=why, changed_at_ns=time.time_ns(), **changes)
             case do.Learn(term):
                 here.update(term=term)
             case do.RequireRoom(hello):
@@ -65,8 +67,8 @@ class Performer:
                 here.moved = [str(path) for path in set_aside(folder, term)]
             case do.Tell():
                 self._tell(effect)
-            case do.Trouble(reason, over):
-                here.troubles.clear("arbiter", reason) if over else here.troubles.say("arbiter", reason)
+            case do.Trouble(why, over):
+                here.troubles.clear("arbiter", why) if over else here.troubles.say("arbiter", why)
             case do.Outcome(number):
                 here.outcomes[number] = effect
 
@@ -93,9 +95,9 @@ class Performer:
     def _tell(self, effect: do.Tell) -> None:
         vm, epoch = self._here.vm, effect.epoch
         if effect.event == "takeover":
-            log.warning("%s: taking over at epoch %s: %s", vm, epoch, effect.reason)
+            log.warning("%s: taking over at epoch %s: %s", vm, epoch, words(effect.why))
         elif effect.event == "failed":
-            log.error("%s: %s", vm, effect.reason)
+            log.error("%s: %s", vm, words(effect.why))
         epoch = self._here.core.now.standby.committed if epoch is None else epoch
         heard_ms_ago = effect.heard_ms_ago
-        self._here.tell(effect.event, effect.was, effect.reason, by=effect.by, epoch=epoch, heard_ms_ago=heard_ms_ago)
+        self._here.tell(effect.event, effect.was, effect.why, by=effect.by, epoch=epoch, heard_ms_ago=heard_ms_ago)

@@ -16,12 +16,16 @@ import threading
 import time
 from collections.abc import Callable
 from itertools import chain, repeat
-from typing import Any
 
+from msgspec.structs import replace
+
+from remusdb.control.status import StandbyStatus
 from remusdb.core.messages import Proof
 from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import NoThread
+from remusdb.reasons import Code, Reason
 from remusdb.threads import spawn
+from remusdb.wording import words
 from remusdb_agents.backup.standby.proof import Prover
 
 log = logging.getLogger(__name__)
@@ -35,11 +39,16 @@ class Proving:
     """The proofs of one VM's standby."""
 
     def __init__(
-        self, vm: str, current: Callable[[int], bool], say: Callable[[str], None], send: Callable[[Proof], None]
+        self,
+        vm: str,
+        host: str,
+        current: Callable[[int], bool],
+        say: Callable[[Reason], None],
+        send: Callable[[Proof], None],
     ) -> None:
         """`current`: whether the standby of the session of this term would be resumed; `say`: to the history, why it is
         not proven; `send` to the primary that is connected."""
-        self._vm, self._current, self._say, self._send = vm, current, say, send
+        self._vm, self._host, self._current, self._say, self._send = vm, host, current, say, send
         self._lock = threading.Lock()
         self._of = 0  # the session whose proofs these are
         self._last: Proof | None = None
@@ -78,7 +87,7 @@ class Proving:
             if proof.verdict == "proven":
                 self._proven = proof
         if proof.verdict != "proven" and (before is None or before.reason != proof.reason):
-            self._say(unproven(proof))
+            self._say(unproven(proof, self._host))
         self._send(proof)
 
     def rehearsed(self, term: int, epoch: int, took_ms: float) -> None:
@@ -91,19 +100,20 @@ class Proving:
         if last is not None and self._current(self._of):
             self._send(last)
 
-    def status(self) -> dict[str, Any]:
-        """The part of `Replica.status` that is about it."""
+    def add_to(self, status: StandbyStatus) -> StandbyStatus:
+        """A status, and what is known of proofs."""
         last, proven = (self._last, self._proven) if self._current(self._of) else (None, None)
-        return {
-            "proven_at_ns": proven.at_ns if proven else None,
-            "proven_epoch": proven.epoch if proven else None,
-            "proven_ms": proven.took_ms if proven else None,
-            "unproven": unproven(last) if last and last.verdict != "proven" else "",
-        }
+        return replace(
+            status,
+            proven_at_ns=proven.at_ns if proven else None,
+            proven_epoch=proven.epoch if proven else None,
+            proven_ms=proven.took_ms if proven else None,
+            unproven=words(unproven(last, self._host)) if last and last.verdict != "proven" else "",
+        )
 
 
-def unproven(proof: Proof) -> str:
-    """Why a standby is not proven, in words."""
+def unproven(proof: Proof, host: str) -> Reason:
+    """Why a standby on this host is not proven."""
     if proof.verdict == "refused":
-        return f"QEMU would refuse to resume the standby, a takeover would boot its disks: {proof.reason}"
-    return f"the standby could not be proven: {proof.reason}"
+        return Reason.of(Code.UNPROVEN_REFUSED, peer=host, why=proof.reason, hint=proof.hint)
+    return Reason.of(Code.UNPROVEN_UNABLE, why=proof.reason, hint=proof.hint)

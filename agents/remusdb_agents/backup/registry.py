@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import msgspec
-
 from remusdb.control.status import StandbyStatus
 from remusdb.core.messages import Standing
 from remusdb.errors import NotProtected, RemusError
 from remusdb.names import require_name
+from remusdb.reasons import Reason
+from remusdb.wording import hint, words
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.replica import Replica
 
@@ -105,9 +105,10 @@ class Registry:
     def _status(self, vm: str) -> StandbyStatus:
         try:
             replica = self.find(vm) or Replica(vm, self._context)
-            return msgspec.convert(replica.status(), StandbyStatus)
+            return replica.status()
         except RemusError as exc:
-            return StandbyStatus(vm=vm, state="failed", reason=f"{exc}; {exc.hint}")
+            why = Reason.by(exc)
+            return StandbyStatus(vm=vm, state="failed", reason=words(why), why=why, hint=hint(why, vm))
 
     def _forget(self, vm: str) -> None:
         """With the lock held."""

@@ -8,13 +8,14 @@ idle one has no thread and nothing that is not in its state file.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import logging
 import time
 from typing import Any
 
-from remusdb.control.api import Forgotten
+from remusdb.control import ProgressFn
+from remusdb.control.api import Forgotten, Rehearsed, TakenOver
+from remusdb.control.status import StandbyStatus
 from remusdb.core.backup_effects import Outcome
 from remusdb.core.backup_events import (
     Asker,
@@ -36,7 +37,9 @@ from remusdb.core.wire import Frame
 from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety
 from remusdb.quietly import NOISY
+from remusdb.reasons import Code, Reason
 from remusdb.transport.stream import FrameStream
+from remusdb.wording import words
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.desk import Desk
 from remusdb_agents.backup.errands import Errands
@@ -45,7 +48,7 @@ from remusdb_agents.backup.hello_checks import refusal
 from remusdb_agents.backup.holding import Holding
 from remusdb_agents.backup.lookout import Lookout
 from remusdb_agents.backup.performer import Performer
-from remusdb_agents.backup.rehearsal.run import Progress, Wanted
+from remusdb_agents.backup.rehearsal.run import Wanted
 from remusdb_agents.backup.standby.here import fitted
 
 log = logging.getLogger(__name__)
@@ -104,11 +107,11 @@ class Replica:
         with self._desk.turn:
             return self._core.standing()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> StandbyStatus:
         """What `remusdb status` is told of this standby."""
         self._desk.reread()
         with self._desk.turn:
-            return {**self._here.status(), **self._proving.status()}
+            return self._proving.add_to(self._here.status())
 
     # --- the session (called by its receiving thread) ---
 
@@ -157,9 +160,7 @@ class Replica:
 
     # --- takeovers, and whoever else asks for something ---
 
-    def promote(
-        self, why: str, heard: float | None = None, *, word: bool = False, by: Asker = "agent"
-    ) -> dict[str, Any]:
+    def promote(self, why: Reason, heard: float | None = None, *, word: bool = False, by: Asker = "agent") -> TakenOver:
         """Take over, and give what was measured.
 
         `heard`: the last sign of life on which silence was judged; a newer one calls it off. `word`: an operator's word
@@ -169,9 +170,10 @@ class Replica:
         if done.error is not None:
             raise done.error
         assert done.taken is not None
-        return dataclasses.asdict(done.taken)
+        taken = done.taken
+        return TakenOver(term=taken.term, epoch=taken.epoch, resume_ms=taken.resume_ms, how=words(taken.how))
 
-    def _request(self, why: str, cause: Cause, by: Asker = "agent", **more: Any) -> TakeOver:
+    def _request(self, why: Reason, cause: Cause, by: Asker = "agent", **more: Any) -> TakeOver:
         silent_ms = 1000 * (time.monotonic() - self._here.hearing.heard())
         number, arbiter = next(self._numbers), self.context.arbiter is not None
         return TakeOver(number, cause, why, by, time.time_ns(), silent_ms, arbiter=arbiter, **more)
@@ -180,10 +182,10 @@ class Replica:
         self.post(asked)
         return self._here.outcomes.pop(asked.number)
 
-    def _begin_switch(self, why: str) -> None:
+    def _begin_switch(self, why: Reason) -> None:
         self._desk.spawn(lambda: self._switch(why), f"switchover-{self.vm}")
 
-    def _switch(self, why: str) -> None:
+    def _switch(self, why: Reason) -> None:
         asked = self._request(why, "switchover", "operator")
         try:
             self._take_over(asked)
@@ -196,7 +198,7 @@ class Replica:
         heard = self._here.hearing.heard()
         seen = self._lookout.look(self.phase, heard)
         if seen == "heard":
-            self._here.troubles.clear("arbiter", f"{self.peer} is heard again")
+            self._here.troubles.clear("arbiter", Reason.of(Code.PRIMARY_HEARD, peer=self.peer))
         elif seen == "copy silent":
             self._lookout.apart(lambda: self.end_silent_copy(heard), self.vm)
         elif seen == "silent":
@@ -210,7 +212,8 @@ class Replica:
     def _silent(self, heard: float) -> None:
         """The primary has not been heard since `heard`."""
         silence_ms = self.context.config.failover.silence_ms
-        asked = self._request(f"{self.peer} was silent for {silence_ms} ms", "silence", heard=heard)
+        why = Reason.of(Code.PRIMARY_SILENT, peer=self.peer, silence_ms=silence_ms)
+        asked = self._request(why, "silence", heard=heard)
         if isinstance(self._take_over(asked).error, RefusedForSafety):
             time.sleep(LOOK_AGAIN_S)
 
@@ -221,7 +224,7 @@ class Replica:
             with contextlib.suppress(PeerUnreachable):
                 stream.beat(term)
 
-    def rehearse(self, tcp_port: int | None, seconds: float, progress: Progress) -> dict[str, Any]:
+    def rehearse(self, tcp_port: int | None, seconds: float, progress: ProgressFn) -> Rehearsed:
         """Resume a copy of the last committed state, look at it, throw it away. NotProtected when there is none."""
         with self._desk.turn:
             my, machine = self._core.now, self._here.machine
@@ -229,9 +232,9 @@ class Replica:
             wanted = Wanted(seconds, tcp_port, list(my.addresses))
         if refused is not None or machine is None:
             raise NotProtected(f"{self.vm} cannot be rehearsed here: {refused or 'there is no replica here'}")
-        result = machine.rehearsals.run(wanted, progress)
-        self._proving.rehearsed(term, result["epoch"], result["took_ms"])
-        return {"vm": self.vm, "term": term, **result}
+        result = machine.rehearsals.run(wanted, term, progress)
+        self._proving.rehearsed(term, result.epoch, result.took_ms)
+        return result
 
     def forget(self, *, lose_replica: bool) -> Forgotten:
         """Let any listed host protect a VM of this name, with any UUID, to here. RefusedForSafety where it is not safe.

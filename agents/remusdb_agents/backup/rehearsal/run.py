@@ -18,12 +18,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from remusdb.control import Progress as Step
-from remusdb.control import ProgressFn
-from remusdb.control.api import Look
-from remusdb.control.codec import plain
+from remusdb.control import Progress, ProgressFn
+from remusdb.control.api import Look, Rehearsed
 from remusdb.core.messages import Hello
 from remusdb.errors import DiskError, RefusedForSafety, RemusError
 from remusdb_agents.backup.applier import Applier, Frozen
@@ -39,7 +36,6 @@ PROOF_S = 60.0  # what a proof may take, with its QEMU's start and end
 GONE_S = 5.0  # a session's end waits so long for the copy to go
 ROOM_BYTES = 256 << 20  # what the copy must leave free where the replica's images are
 TOLD_BYTES = 64 << 20
-Progress = ProgressFn
 
 
 @dataclass(frozen=True)
@@ -71,10 +67,10 @@ class Rehearsals:
         self._busy = threading.Lock()
         self._what = "rehearsal"  # what `_busy` was last taken for
 
-    def run(self, wanted: Wanted, progress: Progress) -> dict[str, Any]:
-        """One rehearsal; its result as `remusdb rehearse --json` shows it, without VM and term."""
+    def run(self, wanted: Wanted, term: int, progress: ProgressFn) -> Rehearsed:
+        """One rehearsal of the replica, which is of session `term`."""
         with self.alone("rehearsal"):
-            return self._run(wanted, progress)
+            return self._run(wanted, term, progress)
 
     @contextlib.contextmanager
     def alone(self, what: str) -> Iterator[None]:
@@ -96,19 +92,19 @@ class Rehearsals:
         if self._busy.acquire(timeout=GONE_S):
             self._busy.release()
 
-    def _run(self, wanted: Wanted, progress: Progress) -> dict[str, Any]:
+    def _run(self, wanted: Wanted, term: int, progress: ProgressFn) -> Rehearsed:
         began = time.monotonic()
         ram = sum(block.size for block in self._hello.blocks)
         name = f"{self._hello.vm}-rehearsal"
         self._context.admission.admit(name, ram)
         try:
-            return self._rehearse(wanted, ram, began, progress)
+            return self._rehearse(wanted, term, ram, began, progress)
         finally:
             self._context.admission.release(name)
 
-    def _rehearse(self, wanted: Wanted, ram: int, began: float, progress: Progress) -> dict[str, Any]:
+    def _rehearse(self, wanted: Wanted, term: int, ram: int, began: float, progress: ProgressFn) -> Rehearsed:
         self._require_room()
-        progress(Step(step="start an empty copy"))
+        progress(Progress(step="start an empty copy"))
         with contextlib.closing(Copy(self._config, self._hello, self._images)) as copy:
             with self._applier.freeze(self._config.limits.rehearsal_backlog_max_bytes) as frozen:
                 froze = time.monotonic()
@@ -122,17 +118,19 @@ class Rehearsals:
             thawed = time.monotonic()
         passed = verdict(checks, wanted.tcp_port is not None)
         log.info("%s: rehearsed epoch %d: %s", self._hello.vm, frozen.epoch, "runs" if passed else "NO PROOF OF LIFE")
-        return {
-            "epoch": frozen.epoch,
-            "ok": passed,
-            "checks": plain(checks),
-            "resume_ms": round(resume_ms, 1),
-            "took_ms": round((thawed - began) * 1000, 1),
-            "frozen_ms": round((thawed - froze) * 1000, 1),
-            "held_back_epochs": held_back,
-        }
+        return Rehearsed(
+            vm=self._hello.vm,
+            term=term,
+            epoch=frozen.epoch,
+            ok=passed,
+            checks=checks,
+            resume_ms=round(resume_ms, 1),
+            took_ms=round((thawed - began) * 1000, 1),
+            frozen_ms=round((thawed - froze) * 1000, 1),
+            held_back_epochs=held_back,
+        )
 
-    def _fill(self, copy: Copy, frozen: Frozen, ram: int, progress: Progress) -> None:
+    def _fill(self, copy: Copy, frozen: Frozen, ram: int, progress: ProgressFn) -> None:
         shown = -TOLD_BYTES
 
         def told(done: int) -> None:
@@ -145,11 +143,11 @@ class Rehearsals:
                 )
             if done - shown >= TOLD_BYTES or done == ram:
                 shown = done
-                progress(Step(step="copy memory", done=done, total=ram, unit="bytes"))
+                progress(Progress(step="copy memory", done=done, total=ram, unit="bytes"))
 
         copy.fill(self._standby, told)
 
-    def _look(self, copy: Copy, frozen: Frozen, wanted: Wanted, progress: Progress) -> list[Look]:
+    def _look(self, copy: Copy, frozen: Frozen, wanted: Wanted, progress: ProgressFn) -> list[Look]:
         def ended(wait_s: float) -> str:
             frozen.require(wait_s)
             if self._applier.crowded:
@@ -157,7 +155,7 @@ class Rehearsals:
             return "" if self._room() >= ROOM_BYTES else "the copy's writes fill the disk of the replica's images"
 
         def told(ran: float) -> None:
-            progress(Step(step="the copy runs", done=round(ran, 1), total=wanted.seconds, unit="s"))
+            progress(Progress(step="the copy runs", done=round(ran, 1), total=wanted.seconds, unit="s"))
 
         return Checks(copy, wanted.addresses, wanted.tcp_port).watch(wanted.seconds, ended, told)
 
