@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -19,7 +20,22 @@ from remusdb.printable import json_text, printable
 from remusdb.quietly import Quiet
 
 LINE_MAX_BYTES = 8 << 10  # of a message: longer than any of ours
-FIELDS = ("vm", "role", "term", "epoch")  # what a record may carry through `extra=`
+FIELDS = ("vm", "term", "epoch")  # what a record may carry through `extra=`; `VmLog` does so
+
+Where = Callable[[], Mapping[str, object]]  # of these fields, those that are known now
+
+
+class VmLog(logging.LoggerAdapter[logging.Logger]):
+    """For lines about one VM: they say which it is, and where it stands as far as `where` knows."""
+
+    def __init__(self, log: logging.Logger, vm: str, where: Where = dict) -> None:
+        super().__init__(log)
+        self._vm, self._where = vm, where
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """As LoggerAdapter has it."""
+        kwargs["extra"] = {"vm": self._vm, **self._where(), **(kwargs.get("extra") or {})}
+        return msg, kwargs
 
 
 class JsonFormatter(logging.Formatter):

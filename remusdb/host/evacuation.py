@@ -15,6 +15,7 @@ from remusdb.control import Progress, ProgressFn
 from remusdb.control.api import Evacuated, Moved, Stayed, Switched
 from remusdb.errors import RemusError, VmError
 from remusdb.host.supervisor import Keeper
+from remusdb.log import VmLog
 
 log = logging.getLogger(__name__)
 
@@ -53,5 +54,5 @@ def _move(keeper: Keeper, vm: str) -> Switched | RemusError:
     try:
         return keeper.switchover(vm, lambda _step: None)
     except RemusError as exc:
-        log.warning("stays here: %s", exc, extra={"vm": vm})
+        VmLog(log, vm).warning("stays here: %s", exc)
         return exc

@@ -9,6 +9,7 @@ Invariant: at most one worker a VM; when it ends without having been told to, th
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from remusdb.control.status import State, VmStatus
 from remusdb.core.roles import PROMOTED
 from remusdb.errors import Fenced, RemusError
 from remusdb.host.worker_process import WorkerLink
+from remusdb.log import VmLog
 from remusdb.reasons import Code, Reason
 from remusdb.state import StateStore, VmState
 from remusdb.wording import hint, words
@@ -54,6 +56,14 @@ class VmRecord:
             self._state = self._store.load(self.vm)
             self._read_at = changed
         return self._state
+
+    def log(self, log: logging.Logger) -> VmLog:
+        """For lines about this VM."""
+        return VmLog(log, self.vm, self._where)
+
+    def _where(self) -> dict[str, int]:
+        known = {"term": max(self._state.term, self._status.term), "epoch": self._status.committed or 0}
+        return {name: value for name, value in known.items() if value}
 
     @property
     def link(self) -> WorkerLink | None:

@@ -21,6 +21,7 @@ from remusdb.host.managed_vm import VmRecord
 from remusdb.host.outside import Outside, Timing
 from remusdb.host.reconcile import Action, disputed, hearsay, next_action, says_it_is_there, superseded
 from remusdb.host.supervisor import Keeper
+from remusdb.log import VmLog
 from remusdb.quietly import NOISY
 from remusdb.reasons import Code, Reason
 from remusdb.state import VmState
@@ -71,7 +72,7 @@ class Tender:
         """Adopt the workers that an earlier daemon left, then look after every VM."""
         for record in self._keeper.records():
             if self._keeper.workers.adopt(record):
-                log.info("its worker goes on", extra={"vm": record.vm})
+                record.log(log).info("its worker goes on")
                 self._keeper.tell(record, "adopted", "protected", Reason.of(Code.ADOPTED))
         vital(self._look, name="tender")
 
@@ -127,7 +128,7 @@ class Tender:
         except NoThread as exc:
             patience.wait(False)
             record.work.release()
-            log.warning("%s: not yet: %s", action.value, exc, extra={"vm": record.vm, **NOISY})
+            record.log(log).warning("%s: not yet: %s", action.value, exc, extra=NOISY)
 
     def _next(self, record: VmRecord, state: VmState) -> Action:
         return next_action(state, record.taken, self._config.for_vm(record.vm).auto_reprotect)
@@ -149,9 +150,9 @@ class Tender:
             costly = True
             self._refused(record, exc)
         except RemusError as exc:
-            log.warning("%s: not yet: %s", action.value, exc, extra={"vm": record.vm})
+            record.log(log).warning("%s: not yet: %s", action.value, exc)
         except Exception:
-            log.exception("%s failed", action.value, extra={"vm": record.vm})
+            record.log(log).exception("%s failed", action.value)
         finally:
             patience.worked() if worked else patience.wait(costly)
             record.work.release()
@@ -188,7 +189,7 @@ class Tender:
 
     def _refused(self, record: VmRecord, exc: CannotProtect) -> None:
         """The VM is not what can be protected any more: told once, tried again until it is, or an unprotect."""
-        log.warning("not yet: %s", exc, extra={"vm": record.vm})
+        record.log(log).warning("not yet: %s", exc)
         state = record.state
         if state.armed:
             return
@@ -225,7 +226,7 @@ class Tender:
         try:
             return self._arbiter.read(vm) if self._arbiter else None
         except PeerUnreachable as exc:
-            log.warning("the arbiter: %s", exc, extra={"vm": vm})
+            VmLog(log, vm).warning("the arbiter: %s", exc)
             return None
 
     def _off(self, record: VmRecord, standing: Standing | None) -> None:

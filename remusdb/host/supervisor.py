@@ -126,7 +126,7 @@ class Keeper:
             raise
         if told.state != "protected":  # the other host, or the VM, was lost in its first moments
             raise RemusError(f"VM {record.vm} is {told.state}: {told.reason}")
-        log.info("protected to %s", peer, extra={"vm": record.vm})
+        record.log(log).info("protected to %s", peer)
         return record.status()
 
     def unprotect(self, vm: str, peer_is_dead: bool, progress: ProgressFn) -> str:
@@ -140,7 +140,7 @@ class Keeper:
                 if record.state.role != "none":
                     self.store.update(vm, role="none", wanted=False, armed=False, gates=[], why=why)
                 record.settle("unprotected", why)
-        log.info("unprotected", extra={"vm": vm})
+        record.log(log).info("unprotected")
         return note
 
     def _end_worker(self, record: VmRecord, peer_is_dead: bool, progress: ProgressFn) -> str:
@@ -157,7 +157,7 @@ class Keeper:
                 raise
             # No VM, no output: whatever runs elsewhere, nothing of it can be heard from here.
             note = f"{record.vm} does not run here, so it was only forgotten ({exc})"
-            log.warning("%s", note, extra={"vm": record.vm})
+            record.log(log).warning("%s", note)
         if link is not None:
             link.stop()
             record.drop_link(link)

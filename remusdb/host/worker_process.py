@@ -34,6 +34,7 @@ from remusdb.control.status import VmStatus
 from remusdb.errors import BadFrame, NoThread, RemusError
 from remusdb.host.outside import Outside
 from remusdb.host.worker_lock import hold_lock
+from remusdb.log import VmLog
 from remusdb.quietly import NOISY
 from remusdb.threads import spawn
 from remusdb.worker.spec import Report, Start, Stop, Told, read_report
@@ -64,6 +65,7 @@ class WorkerLink:
     def __init__(self, vm: str, outside: Outside, events: WorkerEvents, lock_file: Path) -> None:
         """`lock_file` is held by the worker for as long as it lives; its socket stands beside it."""
         self._vm = vm
+        self._log = VmLog(log, vm)
         self._lock_file = lock_file
         self._socket_path = lock_file.with_suffix(".sock")
         self._argv, self._timing = list(outside.worker_argv), outside.timing
@@ -153,7 +155,7 @@ class WorkerLink:
             try:
                 self._channel.send(request)
             except OSError:
-                log.debug("worker hung up before %s", op, extra={"vm": self._vm})  # the reader answers for it
+                self._log.debug("worker hung up before %s", op)  # the reader answers for it
         try:
             reply: Reply = pending.answer.result(timeout_s)
             return reply
@@ -171,7 +173,7 @@ class WorkerLink:
             pass  # it is ending already
         linger_s = self._timing.linger
         if not self._ended.wait(linger_s):
-            log.warning("worker did not stop within %g s: killed", linger_s, extra={"vm": self._vm})
+            self._log.warning("worker did not stop within %g s: killed", linger_s)
             self.kill()
             self._ended.wait(linger_s)
 
@@ -193,16 +195,16 @@ class WorkerLink:
         except ConnectionResetError:
             pass  # it ended with words of ours unread
         except (OSError, BadFrame) as exc:
-            log.warning("worker's channel: %s", exc, extra={"vm": self._vm})
+            self._log.warning("worker's channel: %s", exc)
         except Exception:  # task boundary: the worker must not be left without a reader
-            log.exception("worker's message failed", extra={"vm": self._vm})
+            self._log.exception("worker's message failed")
         self._finish(channel)
 
     def _hear(self, line: bytes) -> None:
         try:
             self._dispatch(read_report(line))
         except BadFrame as exc:
-            log.warning("the worker is not understood: %s", exc, extra={"vm": self._vm, **NOISY})
+            self._log.warning("the worker is not understood: %s", exc, extra=NOISY)
             with self._lock:
                 asked, self._pending = self._pending, deque()
             for pending in asked:  # the line may have been for any of them
@@ -236,7 +238,7 @@ class WorkerLink:
                 if answer.of in ("", pending.request.op()):
                     self._pending.remove(pending)
                     return pending
-        log.warning("the worker answers what nobody asked: %s", answer, extra={"vm": self._vm})
+        self._log.warning("the worker answers what nobody asked: %s", answer)
         return None
 
     def _finish(self, channel: LineChannel) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from remusdb import log
 from remusdb.control.notify import notify
+from remusdb.quietly import BURST_NOISY, NOISY
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,41 @@ def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert first.endswith("Z INFO remusdb.test vm=db1: protected to beta")
     assert second.endswith("ERROR remusdb.test: failed")
     assert trace[-1] == "  ValueError: no"
+
+
+def test_a_line_about_a_vm_says_where_it_stands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what `extra` carries otherwise nothing is lost, and what is not known yet is not there."""
+    known: dict[str, object] = {}
+    about = log.VmLog(logging.getLogger("remusdb.test"), "db1", lambda: known)
+    monkeypatch.delenv("REMUSDB_LOG", raising=False)
+    log.setup()
+    about.warning("no route", extra=NOISY)
+    known.update(term=7, epoch=812)
+    about.info("held")
+    about.debug("detail")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("WARNING remusdb.test vm=db1: no route")
+    assert second.endswith("INFO remusdb.test vm=db1 term=7 epoch=812: held")
+    monkeypatch.setenv("REMUSDB_LOG", "json")
+    log.setup()
+    about.info("held")
+    record = json.loads(capsys.readouterr().err)
+    assert (record["vm"], record["term"], record["epoch"]) == ("db1", 7, 812)
+
+
+def test_a_flood_about_vms_is_cut_down_by_the_line_that_made_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REMUSDB_LOG", raising=False)
+    log.setup()
+    about = log.VmLog(logging.getLogger("remusdb.test"), "db1")
+    for _ in range(50):
+        about.warning("one kind", extra=NOISY)
+        about.warning("another", extra=NOISY)
+    said = capsys.readouterr().err
+    assert said.count("one kind") == said.count("another") == BURST_NOISY
 
 
 def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

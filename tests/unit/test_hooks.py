@@ -141,7 +141,7 @@ def test_a_child_that_keeps_stdout_open_is_not_waited_for(folder: Path, tmp_path
     eventually(lambda: dead(tmp_path / "child"))
 
 
-def test_nor_one_that_left_for_a_session_of_its_own(folder: Path, tmp_path: Path) -> None:
+def test_a_child_in_a_session_of_its_own_is_not_waited_for(folder: Path, tmp_path: Path) -> None:
     put(folder, "daemonizes", f"setsid sh -c 'echo $$ > {tmp_path}/child; exec sleep 1000' & \n"
         f"until [ -s {tmp_path}/child ]; do sleep 0.01; done")  # fmt: skip
     hooks, begun = Hooks(folder), time.monotonic()
