@@ -18,10 +18,9 @@ import libvirt
 from remusdb import safexml
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import HostConfig
-from remusdb.core.messages import AgentFacts, Refuse, pack, unpack
+from remusdb.core.messages import Refuse
 from remusdb.core.probe import Probe
-from remusdb.core.wire import FrameType
-from remusdb.errors import CannotProtect, PeerUnreachable, RemusError, VmError
+from remusdb.errors import CannotProtect, RemusError, VmError
 from remusdb.host import libvirt_hook
 from remusdb.preflight import apparmor
 from remusdb.preflight import peer as preflight_peer
@@ -30,8 +29,7 @@ from remusdb.preflight.cpus import host_cpu
 from remusdb.preflight.decide import decide
 from remusdb.preflight.gather import Facts, PeerFacts, VmFacts, gather_host, gather_vm
 from remusdb.preflight.here import gather
-from remusdb.transport.tls import client_context
-from remusdb.transport.tls import connect as connect_peer
+from remusdb.transport.agent_client import Agent
 from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 from remusdb.vm.prepare import confined_without_rule, prepare
@@ -192,30 +190,19 @@ class LibvirtInspection:
 
     def _look_at(self, peer: str, probe: Probe) -> PeerFacts:
         """Whether the peer's agent answers and accepts our certificate, and what it has for this VM."""
-        tls, address = self._config.tls, self._config.peers[peer]
-        timeout_s = self._config.protection.connect_timeout_ms / 1000
+        at = self._config.peers[peer]
         try:
-            context = client_context(tls.ca, tls.cert, tls.key)
-            stream = connect_peer(address.address, address.port, context, peer, timeout_s)
-            try:
-                stream.send(FrameType.PROBE, 0, 0, pack(probe))
-                frame = stream.receive(LOOK_TIMEOUT_S)
-            finally:
-                stream.close()
-            if frame is not None and frame.type is FrameType.REFUSE:
-                refuse = unpack(Refuse, frame.payload)
-                unwanted = refuse.code == "preflight"
-                return PeerFacts(
-                    peer,
-                    error="" if unwanted else refuse.reason,
-                    refused=refuse.reason if unwanted else "",
-                    hint=refuse.hint,
-                )
-            if frame is None or frame.type is not FrameType.PROBE:
-                raise PeerUnreachable(f"the agent of {peer} does not say what it can run")
-            facts = unpack(AgentFacts, frame.payload)
+            facts = Agent(peer, at.address, at.port, self._config.tls, self._config.protection).probe(probe)
         except RemusError as exc:
             return PeerFacts(peer, error=str(exc), hint=exc.hint)
+        if isinstance(facts, Refuse):
+            unwanted = facts.code == "preflight"
+            return PeerFacts(
+                peer,
+                error="" if unwanted else facts.reason,
+                refused=facts.reason if unwanted else "",
+                hint=facts.hint,
+            )
         return PeerFacts(
             peer,
             version=facts.version,

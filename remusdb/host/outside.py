@@ -11,13 +11,13 @@ from pathlib import Path
 
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import Arbiter as ArbiterConfig
-from remusdb.core.messages import Standing
+from remusdb.core.messages import Question, Standing
 from remusdb.errors import GateError, VmError
 from remusdb.host.quarantine.retire import Policy, PutAway, put_away
 from remusdb.host.shutdown import host_is_stopping
+from remusdb.names import require_name
 from remusdb.state import VmState
 from remusdb.vm.domain import pid_of
-from remusdb.worker.greeting import ask_standing
 from remusdb.worker.spec import Order
 from remusdb.worker.tapwatch import shut_taps
 
@@ -35,6 +35,11 @@ class Timing:
     linger: float = 5.0  # a worker that was told to stop, or closed its socket, has this long to exit
 
 
+def ask(order: Order, term: int) -> Standing:
+    """What the other host is to the VM, of which this one knows `term`. PeerUnreachable when it does not say."""
+    return order.agent.ask(Question(require_name(order.vm), order.host, term))
+
+
 def shut_others(vm: str, gated: Sequence[str]) -> None:
     """Shut every tap of a running VM but these, if it is to be found here."""
     with contextlib.suppress(VmError, GateError):
@@ -47,7 +52,7 @@ class Outside:
 
     worker_argv: Sequence[str] = WORKER_ARGV
     timing: Timing = Timing()
-    ask: Callable[[Order, int], Standing] = ask_standing
+    ask: Callable[[Order, int], Standing] = ask
     put_away: Callable[[str, VmState, Policy, Path, Path], PutAway] = put_away
     shut_others: Callable[[str, Sequence[str]], None] = shut_others
     arbiter: Callable[[ArbiterConfig], Arbiter] = Arbiter

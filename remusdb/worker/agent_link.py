@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connection to the agent: heartbeats, what it says, and getting the connection back (`greeting.py` makes it).
+"""The connection to the agent: heartbeats, what it says, and getting the connection back.
 
 Owns the stream of one session. Invariant: whoever is told `on_lost` hears nothing more of the old connection;
 an answer of the agent in a newer term ends in `on_fenced`, whatever else was under way.
@@ -17,8 +17,8 @@ from remusdb.core.messages import Base, Hello, Notice, Proof, Refuse, Taken, Wel
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, Fenced, NoStandby, PeerUnreachable, RemusError
 from remusdb.threads import start
+from remusdb.transport.agent_client import Agent, Greeting, refused
 from remusdb.transport.stream import FrameStream
-from remusdb.worker.greeting import Greeting, greet, refused
 from remusdb.worker.spec import Order
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,12 @@ class Listener(Protocol):
 class Peer:
     """The agent, as the running session sees it: two threads, one that listens and one that beats."""
 
-    def __init__(self, order: Order, hello: Callable[[], Hello], listener: Listener) -> None:
+    def __init__(
+        self, order: Order, hello: Callable[[], Hello], listener: Listener, agent: Agent | None = None
+    ) -> None:
+        """`agent`: another way to it than that of the order."""
         self._order = order
+        self._agent = agent or order.agent
         self._hello = hello
         self._listener = listener
         self._stream: FrameStream | None = None
@@ -215,7 +219,7 @@ class Peer:
             if self._too_late():
                 return self._give_up(f"agent {self._order.peer.name} is away for {self._copy_patience_s:g} s")
             try:
-                greeting = greet(self._order, hello, try_s)
+                greeting = self._agent.hello(hello, try_s)
             except Fenced as exc:
                 return self._fenced(exc.term, str(exc))
             except NoStandby as exc:

@@ -16,9 +16,9 @@ from remusdb.core.messages import Base, Hello, Notice, Proof, Welcome, pack
 from remusdb.core.pipeline import Pipeline
 from remusdb.core.wire import FrameType
 from remusdb.errors import Fenced, PeerUnreachable
+from remusdb.transport.agent_client import Greeting
 from remusdb.transport.stream import FrameStream
 from remusdb.worker.agent_link import Peer
-from remusdb.worker.greeting import Greeting
 from remusdb.worker.initial_sync import InitialSync
 from remusdb.worker.mailbox import Mailbox
 from remusdb.worker.outbox import Outbox

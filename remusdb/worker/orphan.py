@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from remusdb.core.messages import Hello, Notice, pack
 from remusdb.core.primary import WORD_S
 from remusdb.core.wire import FrameType
+from remusdb.deadline import Deadline
 from remusdb.errors import NoStandby, PeerUnreachable
 from remusdb.transport.stream import FrameStream
-from remusdb.worker.greeting import greet
 from remusdb.worker.spec import Order
 
 log = logging.getLogger(__name__)
@@ -21,7 +20,7 @@ def ask_for_word(order: Order, hello: Hello) -> tuple[int, str]:
     """Have the agent give up the standby of the session of `hello`: its term, and why there is no word; empty if there
     is. Fenced where another host runs the VM."""
     try:
-        greeting = greet(order, hello)
+        greeting = order.agent.hello(hello)
         term = greeting.welcome.term
         notice = pack(Notice("unprotect was asked", forget=True))
         greeting.stream.send(FrameType.BYE, term, 0, notice)
@@ -36,8 +35,8 @@ def ask_for_word(order: Order, hello: Hello) -> tuple[int, str]:
 
 
 def _await_renounce(stream: FrameStream, peer: str) -> None:
-    end = time.monotonic() + WORD_S
-    while time.monotonic() < end:
+    deadline = Deadline.after(WORD_S)
+    while not deadline.over:
         frame = stream.receive(WORD_S)
         if frame is not None and frame.type is FrameType.RENOUNCE:
             return stream.close()

@@ -27,6 +27,7 @@ from remusdb.history import History
 from remusdb.net.gate import GateFigures
 from remusdb.reasons import Code, Reason
 from remusdb.state import StateStore
+from remusdb.transport.agent_client import Greeting
 from remusdb.vm.runstate import RunState, run_state
 from remusdb.wording import words
 from remusdb.worker import vm_end
@@ -34,7 +35,6 @@ from remusdb.worker.agent_side import AgentSide
 from remusdb.worker.claims import claim_session
 from remusdb.worker.decider import Decider
 from remusdb.worker.epoch_loop import EpochLoop
-from remusdb.worker.greeting import Greeting, greet_anew
 from remusdb.worker.hello import HelloWriter
 from remusdb.worker.initial_sync import InitialSync
 from remusdb.worker.journal import Journal
@@ -177,7 +177,7 @@ class Session:
     def _greet(self) -> Greeting:
         """A new session with the agent; when another host owns the VM, this side is fenced."""
         try:
-            return greet_anew(self._order, lambda: self._hello(resume=False))
+            return self._order.agent.hello_anew(lambda: self._hello(resume=False))
         except Fenced as exc:
             self._tell(events.FencedOff(exc.term, str(exc)))
             raise

@@ -15,6 +15,7 @@ from remusdb.core.primary import Known
 from remusdb.core.roles import PROMOTED
 from remusdb.names import socket_stem
 from remusdb.state import VmState
+from remusdb.transport.agent_client import Agent
 
 LONGEST_FILE = "/disk255.nbd"  # in a VM's own folder
 
@@ -41,6 +42,11 @@ class Order(msgspec.Struct, frozen=True):
     protection: Protection
     arbiter: Arbiter | None = None
     asked: bool = True  # by somebody who waits for the answer; False: begun by the host daemon itself
+
+    @property
+    def agent(self) -> Agent:
+        """The agent of `peer`."""
+        return Agent(self.peer.name, self.peer.address, self.peer.port, self.tls, self.protection)
 
     @property
     def goes_solo(self) -> bool:

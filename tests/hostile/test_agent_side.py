@@ -18,10 +18,10 @@ import pytest
 
 from remusdb import __version__
 from remusdb.config import Protection, Tls
-from remusdb.core.messages import Hello
+from remusdb.core.messages import Hello, Question
 from remusdb.core.wire import HEADER_BYTES, FrameType
 from remusdb.errors import RemusError
-from remusdb.worker.greeting import ask_standing, greet
+from remusdb.names import VmName
 from remusdb.worker.spec import Order, PeerAddress
 from tests.hostile.rig import AGENT, eventually
 from tests.hostile.sayings import frame, hello, packed
@@ -41,6 +41,7 @@ WELCOME: dict[str, Any] = {
 }
 DEEP = b"\x81\xa1x" + b"\x91" * 100_000 + b"\x90"
 GARBAGE = [b"", b"\xc1", b"\xff" * 50, b"\x81\xa4term\xff", DEEP, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"]
+QUESTION = Question(VmName("pg"), "gamma", 3)
 STANDING: dict[str, Any] = {"vm": "pg", "term": 3, "owner": "beta", "role": "promoted", "reason": "took over"}
 
 
@@ -139,7 +140,7 @@ def test_answers_to_hello(liar: LyingAgent, order: Order) -> None:
         for name, answer in answers_to_hello().items():
             liar.answer = answer
             try:
-                taken = greet(order, said, 5.0)
+                taken = order.agent.hello(said, 5.0)
             except RemusError:
                 continue
             except Exception as exc:
@@ -158,7 +159,7 @@ def test_what_an_agent_calls_itself_and_its_term_are_not_just_believed(liar: Lyi
             said = msgspec.convert(hello("pg", "gamma", resume=resume, term=told), Hello)
             liar.answer = frame(FrameType.WELCOME, term, 0, packed({**WELCOME, "term": term, "resumed": resume}))
             with contextlib.suppress(RemusError):
-                greet(order, said, 5.0).stream.close()
+                order.agent.hello(said, 5.0).stream.close()
                 wrong[resume, told, term] = "believed"
     assert not wrong
 
@@ -172,7 +173,7 @@ def test_answers_to_a_question(liar: LyingAgent, order: Order) -> None:
         for name, answer in answers.items():
             liar.answer = answer if answer[:4] == b"RMDB" else frame(FrameType.STANDING, 1, 0, answer)
             try:
-                wrong[name] = f"believed: {ask_standing(order, 3)}"
+                wrong[name] = f"believed: {order.agent.ask(QUESTION)}"
             except RemusError:
                 continue
             except Exception as exc:
@@ -183,8 +184,8 @@ def test_answers_to_a_question(liar: LyingAgent, order: Order) -> None:
 def test_an_honest_answer(liar: LyingAgent, order: Order) -> None:
     """What the others are compared with."""
     liar.answer = frame(FrameType.WELCOME, 1, 0, packed(WELCOME))
-    taken = greet(order, msgspec.convert(hello("pg", "gamma"), Hello), 5.0)
+    taken = order.agent.hello(msgspec.convert(hello("pg", "gamma"), Hello), 5.0)
     assert taken.welcome.term == 1
     taken.stream.close()
     liar.answer = frame(FrameType.STANDING, 3, 0, packed(STANDING))
-    assert ask_standing(order, 3).owner == "beta"
+    assert order.agent.ask(QUESTION).owner == "beta"

@@ -19,8 +19,8 @@ from remusdb.core.terms import following
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, Fenced, NoStandby, PeerUnreachable, RemusError
 from remusdb.reasons import Code, Reason
+from remusdb.transport.agent_client import refused
 from remusdb.worker.encoder import EpochFrames
-from remusdb.worker.greeting import refused
 from remusdb.worker.outbox import Outbox
 from tests.model.world import CELLS, UUID, VM, Connection, End
 

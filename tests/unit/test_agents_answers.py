@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,20 @@ import msgspec
 import pytest
 
 from remusdb.config import Protection, Tls
-from remusdb.core.messages import Hello, Notice, Refuse, Standing, Welcome, pack
+from remusdb.core.messages import AgentFacts, Hello, Notice, Question, Refuse, Standing, Welcome, pack
+from remusdb.core.probe import Probe
 from remusdb.core.wire import ANSWERS, FROM_AGENT, Frame, FrameType
 from remusdb.errors import BadFrame, CannotProtect, ConfigError, Fenced, NoStandby, PeerRefused, PeerUnreachable
 from remusdb.names import VmName
-from remusdb.worker import agent_link as peer_module
-from remusdb.worker import greeting as module
+from remusdb.transport.agent_client import Agent, AgentBehind, Greeting
 from remusdb.worker.agent_link import Peer
-from remusdb.worker.greeting import AgentBehind, Greeting, ask_standing, greet
 from remusdb.worker.spec import Order, PeerAddress
 
 UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
 HERE = Path()
 ORDER = Order("pg", "alpha", "", HERE, HERE, HERE, PeerAddress("beta", "192.0.2.2", 1), Tls(), Protection())
 FRESH = Hello("0", "alpha", VmName("pg"), UUID, 7, False, 0, "q35", "<domain/>", [], [], 100, "10")
+QUESTION = Question(VmName("pg"), "alpha", 7)
 RESUME = msgspec.structs.replace(FRESH, resume=True)
 WELCOME = Welcome("0", "beta", 8, 0, False, 500)
 RESUMED = Welcome("0", "beta", 7, 3, True, 500)
@@ -68,23 +69,18 @@ class Stream:
         self.closed.set()
 
 
-@pytest.fixture
-def dial(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stream]:
-    """Have the next connection be one on which this is said."""
-
-    def dial(*says: Said) -> Stream:
-        stream = Stream(*says)
-        monkeypatch.setattr(module, "connect", lambda *_args: stream)
-        monkeypatch.setattr(module, "client_context", lambda *_args: None)
-        return stream
-
-    return dial
+def saying(*says: Said) -> tuple[Agent, Stream]:
+    """An agent, and the connection that one gets with it, on which this is said."""
+    stream: Any = Stream(*says)
+    return replace(ORDER.agent, dial=lambda _agent, _within_s: stream), stream
 
 
-def test_a_good_answer_is_taken_after_heartbeats(dial: Callable[..., Stream]) -> None:
+def test_a_good_answer_is_taken_after_heartbeats() -> None:
     for hello, welcome in ((FRESH, WELCOME), (RESUME, RESUMED)):
-        stream = dial(frame(FrameType.HEARTBEAT), frame(FrameType.HEARTBEAT), frame(FrameType.WELCOME, welcome))
-        assert greet(ORDER, hello).welcome == welcome
+        agent, stream = saying(
+            frame(FrameType.HEARTBEAT), frame(FrameType.HEARTBEAT), frame(FrameType.WELCOME, welcome)
+        )
+        assert agent.hello(hello).welcome == welcome
         assert not stream.closed.is_set() and stream.allowed == FROM_AGENT
 
 
@@ -104,22 +100,20 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", BAD_ANSWERS)
-def test_a_welcome_that_is_no_answer_is_refused(dial: Callable[..., Stream], answer: str) -> None:
+def test_a_welcome_that_is_no_answer_is_refused(answer: str) -> None:
     hello, welcome = BAD_ANSWERS[answer]
-    stream = dial(frame(FrameType.WELCOME, welcome))
+    agent, stream = saying(frame(FrameType.WELCOME, welcome))
     with pytest.raises(BadFrame):
-        greet(ORDER, hello)
+        agent.hello(hello)
     assert stream.closed.is_set()
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff", b"\x81\xa5agent\xa2\xff\xfe", b"\x81\xa1z" + b"\x91" * 100_000])
 @pytest.mark.parametrize("kind", [FrameType.WELCOME, FrameType.REFUSE])
-def test_an_answer_that_cannot_be_read_leaves_no_connection(
-    dial: Callable[..., Stream], kind: FrameType, payload: bytes
-) -> None:
-    stream = dial(frame(kind, payload))
+def test_an_answer_that_cannot_be_read_leaves_no_connection(kind: FrameType, payload: bytes) -> None:
+    agent, stream = saying(frame(kind, payload))
     with pytest.raises(BadFrame):
-        greet(ORDER, FRESH)
+        agent.hello(FRESH)
     assert stream.closed.is_set() and stream.allowed == ANSWERS
 
 
@@ -137,31 +131,65 @@ def test_an_answer_that_cannot_be_read_leaves_no_connection(
         (frame(FrameType.REFUSE, Refuse("no", renounced=True)), NoStandby),
     ],
 )
-def test_no_error_leaves_a_connection(dial: Callable[..., Stream], said: Said, error: type[Exception]) -> None:
-    stream = dial(said)
+def test_no_error_leaves_a_connection(said: Said, error: type[Exception]) -> None:
+    agent, stream = saying(said)
     with pytest.raises(error) as caught:
-        greet(ORDER, FRESH)
+        agent.hello(FRESH)
     assert stream.closed.is_set() and type(caught.value) is error
 
 
-def test_the_standing_of_another_vm_is_not_believed(dial: Callable[..., Stream]) -> None:
+def test_the_standing_of_another_vm_is_not_believed() -> None:
     """By it, a VM would be destroyed here that nobody else has."""
     for vm in ("other", "PG", "pg "):
-        stream = dial(frame(FrameType.STANDING, Standing(VmName(vm), 9, "beta", "promoted", "took over")))
+        agent, stream = saying(frame(FrameType.STANDING, Standing(VmName(vm), 9, "beta", "promoted", "took over")))
         with pytest.raises(BadFrame, match="speaks of another"):
-            ask_standing(ORDER, 7)
+            agent.ask(QUESTION)
         assert stream.closed.is_set()
     good = Standing(VmName("pg"), 9, "beta", "promoted", "took over")
-    dial(frame(FrameType.STANDING, good))
-    assert ask_standing(ORDER, 7) == good
-    dial(frame(FrameType.REFUSE, Refuse("you are not listed", "list it")))
+    agent, _ = saying(frame(FrameType.STANDING, good))
+    assert agent.ask(QUESTION) == good
+    agent, _ = saying(frame(FrameType.REFUSE, Refuse("you are not listed", "list it")))
     with pytest.raises(PeerRefused, match="not listed"):
-        ask_standing(ORDER, 7)
+        agent.ask(QUESTION)
     for unreadable in (b"", b"\x81\xa2vm\xa1\xff"):
-        stream = dial(frame(FrameType.STANDING, unreadable))
+        agent, stream = saying(frame(FrameType.STANDING, unreadable))
         with pytest.raises(BadFrame):
-            ask_standing(ORDER, 7)
+            agent.ask(QUESTION)
         assert stream.closed.is_set()
+
+
+def test_an_agent_says_what_it_can_run_or_why_it_wants_nobody() -> None:
+    facts = AgentFacts("1", (9, 0, 0), (9, 0, 0), ["pc-q35-8.2"])
+    agent, stream = saying(frame(FrameType.PROBE, facts))
+    assert agent.probe(Probe("<domain/>")) == facts
+    assert stream.closed.is_set() and stream.allowed == (FrameType.PROBE, FrameType.REFUSE)
+    refuse = Refuse("you are not listed", "list it", code="preflight")
+    agent, _ = saying(frame(FrameType.REFUSE, refuse))
+    assert agent.probe(Probe("<domain/>")) == refuse
+
+
+@pytest.mark.parametrize("unreadable", [b"", b"\xc1", b"\x81\xa7version\xa1\xff"])
+@pytest.mark.parametrize("kind", [FrameType.PROBE, FrameType.REFUSE])
+def test_what_an_agent_can_run_is_an_answer_or_an_error(kind: FrameType, unreadable: bytes) -> None:
+    agent, stream = saying(frame(kind, unreadable))
+    with pytest.raises(BadFrame):
+        agent.probe(Probe("<domain/>"))
+    assert stream.closed.is_set()
+
+
+QUESTIONS: list[Callable[[Agent], object]] = [
+    lambda agent: agent.hello(RESUME),
+    lambda agent: agent.ask(QUESTION),
+    lambda agent: agent.probe(Probe("<domain/>")),
+]
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=["hello", "ask", "probe"])
+def test_an_agent_that_says_nothing_is_unreachable(question: Callable[[Agent], object]) -> None:
+    agent, stream = saying()
+    with pytest.raises(PeerUnreachable, match="beta"):
+        question(agent)
+    assert stream.closed.is_set()
 
 
 class Listening:
@@ -203,22 +231,22 @@ Run = Callable[[Listening, Stream, list[Stream]], None]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run() -> Iterator[Run]:
     """A peer on a first connection, to which the agent then says WELCOME on each of the others; the last one stays."""
     peers = []
 
     def run(listening: Listening, first: Stream, again: list[Stream]) -> None:
         given = iter(again)
 
-        def greet(*_args: Any) -> Greeting:
-            stream: Any = next(given, None)
-            if stream is None:
-                raise PeerUnreachable("nobody")
-            return Greeting(stream, RESUMED)
+        class Again(Agent):
+            def hello(self, hello: Hello, try_s: float | None = None) -> Greeting:
+                stream: Any = next(given, None)
+                if stream is None:
+                    raise PeerUnreachable("nobody")
+                return Greeting(stream, RESUMED)
 
-        monkeypatch.setattr(peer_module, "greet", greet)
         untyped: Any = listening
-        peers.append(Peer(ORDER, lambda: RESUME, untyped))
+        peers.append(Peer(ORDER, lambda: RESUME, untyped, Again("beta", "192.0.2.2", 1, Tls(), Protection())))
         stream: Any = first
         peers[-1].start(Greeting(stream, WELCOME))
 

@@ -13,16 +13,15 @@ import pytest
 
 from remusdb.config import Protection, Tls
 from remusdb.core.copylog import CopyLog
-from remusdb.core.messages import Commit, Welcome
+from remusdb.core.messages import Commit, Hello, Welcome
 from remusdb.core.wire import Frame, FrameType
 from remusdb.disk.base import Bases
 from remusdb.disk.stream import LogStream
 from remusdb.errors import BadFrame, DiskError, NoStandby, PeerUnreachable, RemusError
-from remusdb.worker import agent_link as peer
+from remusdb.transport.agent_client import Agent, Greeting
 from remusdb.worker.agent_link import Peer
 from remusdb.worker.brake import FULL_SPEED, GUEST_WAITS_S, SLOW_BYTES_S, Brake, BrakeThread
 from remusdb.worker.encoder import EpochFrames
-from remusdb.worker.greeting import Greeting
 from remusdb.worker.outbox import COPY_MAX_BYTES, Outbox
 from remusdb.worker.spec import Order, PeerAddress
 from remusdb_agents.backup.seeding import Seeding, TornCopy
@@ -252,11 +251,10 @@ class Listening:
 
 
 @pytest.mark.parametrize(("answer", "why"), [(PeerUnreachable("no"), "away for 1 s"), (NoStandby("gone"), "gone")])
-def test_the_primary_gives_the_copy_up_when_the_agent_stays_away_or_lost_it(
-    monkeypatch: pytest.MonkeyPatch, answer: RemusError, why: str
-) -> None:
-    def greet(*_: Any) -> Greeting:
-        raise answer
+def test_the_primary_gives_the_copy_up_when_the_agent_stays_away_or_lost_it(answer: RemusError, why: str) -> None:
+    class Away(Agent):
+        def hello(self, hello: Hello, try_s: float | None = None) -> Greeting:
+            raise answer
 
     class Dead:
         def receive(self, _timeout_s: float) -> None:
@@ -265,14 +263,13 @@ def test_the_primary_gives_the_copy_up_when_the_agent_stays_away_or_lost_it(
         def close(self) -> None:
             return
 
-    monkeypatch.setattr(peer, "greet", greet)
     listening: Any = Listening()
     protection = Protection(copy_patience_ms=1000, connect_timeout_ms=900)
     here = Path()
     order = Order("vm", "a", "", here, here, here, PeerAddress("b", "192.0.2.2", 1), Tls(), protection)
     stream: Any = Dead()
     hello: Any = None
-    found = Peer(order, lambda: hello, listening)
+    found = Peer(order, lambda: hello, listening, Away("b", "192.0.2.2", 1, Tls(), protection))
     began = time.monotonic()
     found.start(Greeting(stream, Welcome("0", "b", 1, 0, False, 500)))
     assert listening.done.wait(5)

@@ -452,4 +452,7 @@ def test_after_its_end_a_daemon_begins_nothing(config: HostConfig) -> None:
     running.daemon.stop()
     running.others.silent = set()
     time.sleep(MOMENT_S)
+    asked = len(running.others.asked)
+    time.sleep(MOMENT_S)
+    assert len(running.others.asked) == asked
     assert not (config.host.state_dir / "db1.order").exists()
