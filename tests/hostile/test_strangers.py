@@ -34,8 +34,8 @@ def test_who_has_no_certificate_of_this_ca_is_not_let_in(agent: Rig, certs: Path
             Caller(certs / "stranger" / "alpha", agent.port, SOURCES["alpha"])
         context = ssl.create_default_context(cafile=str(certs / "ca" / "ca.pem"))
         with socket.create_connection((AGENT, agent.port), 20) as sock, contextlib.suppress(OSError):
-            wrapped = context.wrap_socket(sock, server_hostname="beta")  # without a certificate
-            assert wrapped.recv(1) == b""
+            with context.wrap_socket(sock, server_hostname="beta") as wrapped:  # without a certificate
+                assert wrapped.recv(1) == b""
 
 
 def test_a_primary_is_called_as_in_its_certificate(agent: Rig) -> None:
