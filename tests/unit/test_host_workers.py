@@ -12,6 +12,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -69,6 +70,60 @@ def test_an_earlier_worker_is_not_heard(tmp_path: Path) -> None:
     record.on_status(old, VmStatus(vm="db1", state="protected"))
     record.on_end(old, "ended")
     assert record.link is new and record.status().state == "seeding"
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> VmRecord:
+    """A VM of which nothing is known, without a daemon."""
+    return VmRecord("db1", StateStore(tmp_path))
+
+
+def link_of(record: VmRecord, tmp_path: Path) -> WorkerLink:
+    return WorkerLink("db1", Outside(), record, tmp_path / "lock")
+
+
+def test_a_vm_that_has_a_worker_gets_no_other(record: VmRecord, tmp_path: Path) -> None:
+    first, second = link_of(record, tmp_path), link_of(record, tmp_path)
+    record.claim(first, "beta")
+    with pytest.raises(RemusError, match="is being protected"):
+        record.claim(second, "beta")
+    record.drop_link(second)
+    assert record.link is first, "only its own worker is let go"
+
+
+def test_while_it_is_unprotected_a_vm_gets_no_worker_but_for_that(record: VmRecord, tmp_path: Path) -> None:
+    link = link_of(record, tmp_path)
+    with record.leaving():
+        assert record.taken
+        with pytest.raises(RemusError, match="is being unprotected"):
+            record.claim(link, "beta")
+        record.claim(link, "beta", leaving=True)
+        record.drop_link(link)
+    assert not record.taken
+    record.claim(link, "beta")
+
+
+@pytest.mark.parametrize(
+    ("left", "state"),
+    [
+        ({"role": "protected", "armed": True, "wanted": True}, "held"),
+        ({"role": "solo", "wanted": True}, "solo"),
+        ({"role": "seeding"}, "failed"),
+        (None, "failed"),
+    ],
+)
+def test_what_a_worker_that_died_leaves_is_what_its_file_says(
+    record: VmRecord, tmp_path: Path, left: dict[str, Any] | None, state: str
+) -> None:
+    """Where the peer may hold epochs, output is held: it is never called anything else."""
+    link = link_of(record, tmp_path)
+    record.claim(link, "beta")
+    record.on_status(link, VmStatus(vm="db1", state="protected", term=7))
+    if left is not None:
+        StateStore(tmp_path).update("db1", term=7, peer="beta", **left)
+    assert record.status().state == "protected"
+    record.on_end(link, "was killed by SIGKILL")
+    assert record.status().state == state and record.link is None
 
 
 def test_a_restarted_daemon_adopts_the_worker(config: HostConfig) -> None:
