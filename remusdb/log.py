@@ -25,6 +25,15 @@ FIELDS = ("vm", "term", "epoch")  # what a record may carry through `extra=`; `V
 Where = Callable[[], Mapping[str, object]]  # of these fields, those that are known now
 
 
+_everywhere: Where = dict
+
+
+def about(where: Where) -> None:
+    """Every line of this process says this from here on: for a process that has one VM."""
+    global _everywhere
+    _everywhere = where
+
+
 class VmLog(logging.LoggerAdapter[logging.Logger]):
     """For lines about one VM: they say which it is, and where it stands as far as `where` knows."""
 
@@ -85,7 +94,8 @@ def _write(handler: logging.Handler, record: logging.LogRecord) -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: record.__dict__[key] for key in FIELDS if key in record.__dict__}
+    known = {**_everywhere(), **record.__dict__}
+    return {key: known[key] for key in FIELDS if key in known}
 
 
 def _stamp(record: logging.LogRecord) -> str:

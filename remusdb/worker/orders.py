@@ -24,7 +24,7 @@ from remusdb.control.status import VmStatus
 from remusdb.errors import BadFrame, NoThread, RemusError, UsageError
 from remusdb.history import History
 from remusdb.hooks import Hooks
-from remusdb.log import setup
+from remusdb.log import about, setup
 from remusdb.state import StateStore
 from remusdb.threads import spawn
 from remusdb.worker.session import Session
@@ -197,6 +197,7 @@ class Worker:
     def _begin(self, order: Order) -> Session:
         self._history = History(order.state_dir, Hooks(order.hooks_dir))
         session = Session(order, StateStore(order.state_dir), self._history, self._progress)
+        about(session.where)
         session.start()
         self._session = session
         return session

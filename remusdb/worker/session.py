@@ -132,6 +132,10 @@ class Session:
         """What is known of the VM."""
         return status_of(self._order, self._pipeline, self._parts, self._figures, self._gate_figures())
 
+    def where(self) -> dict[str, object]:
+        """What every line of this process's log says: the VM, its term, the newest epoch that is committed."""
+        return {"vm": self._order.vm, "term": self._pipeline.term, "epoch": self._pipeline.committed}
+
     # --- the initial copy ---
 
     def _open(self) -> tuple[Parts, VmSide]:

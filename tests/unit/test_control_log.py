@@ -81,6 +81,23 @@ def test_a_flood_about_vms_is_cut_down_by_the_line_that_made_it(
     assert said.count("one kind") == said.count("another") == BURST_NOISY
 
 
+def test_every_line_of_a_process_that_has_one_vm_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of modules that know of no VM; what a line says itself goes first."""
+    monkeypatch.delenv("REMUSDB_LOG", raising=False)
+    monkeypatch.setattr(log, "_everywhere", dict)
+    log.setup()
+    known = {"vm": "db1", "term": 7, "epoch": 0}
+    log.about(lambda: known)
+    logging.getLogger("remusdb.net.tc").warning("gone")
+    known["epoch"] = 3
+    logging.getLogger("remusdb.net.tc").warning("back", extra={"term": 8})
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("WARNING remusdb.net.tc vm=db1 term=7 epoch=0: gone")
+    assert second.endswith("WARNING remusdb.net.tc vm=db1 term=8 epoch=3: back")
+
+
 def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMUSDB_LOG", "json")
     log.setup(debug=True)
