@@ -26,13 +26,13 @@ WORKER_ARGV = (sys.executable, "-P", "-m", "remusdb.worker")  # -P: no module of
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds."""
+    """How long what is waited for."""
 
-    look: float = 0.25  # between looks at every VM
-    ask: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)  # between questions for one VM; the last one repeats
-    retry: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 30.0)  # between tries that cost something
-    lock: float = 5.0  # an earlier worker of a VM has this long to be gone
-    linger: float = 5.0  # a worker that was told to stop, or closed its socket, has this long to exit
+    look_s: float = 0.25  # between looks at every VM
+    ask_s: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)  # between questions for one VM; the last one repeats
+    retry_s: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 30.0)  # between tries that cost something
+    lock_s: float = 5.0  # an earlier worker of a VM has this long to be gone
+    linger_s: float = 5.0  # a worker that was told to stop, or closed its socket, has this long to exit
 
 
 def ask(order: Order, term: int) -> Standing:

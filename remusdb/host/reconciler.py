@@ -47,7 +47,7 @@ class Patience:
 
     def wait(self, costly: bool) -> None:
         """It did not work: longer each time."""
-        delays = self.timing.retry if costly else self.timing.ask
+        delays = self.timing.retry_s if costly else self.timing.ask_s
         self.due = time.monotonic() + delays[min(self.tries, len(delays) - 1)]
         self.tries += 1
 
@@ -101,7 +101,7 @@ class Tender:
         self._keeper.tell(record, "kept", "fenced", why)
 
     def _look(self) -> None:
-        while not self._stop.wait(self._outside.timing.look):
+        while not self._stop.wait(self._outside.timing.look_s):
             try:
                 for record in self._keeper.records():
                     self._consider(record)

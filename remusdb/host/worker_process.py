@@ -91,7 +91,7 @@ class WorkerLink:
 
     def spawn(self) -> None:
         """Start the process. It outlives this daemon; the next one adopts it."""
-        lock = hold_lock(self._lock_file, self._vm, self._timing.lock)
+        lock = hold_lock(self._lock_file, self._vm, self._timing.lock_s)
         ours, theirs = socket.socketpair()
         try:
             # A session of its own, so that Ctrl-C on a foreground daemon does not reach the workers;
@@ -124,7 +124,7 @@ class WorkerLink:
         """Connect to the worker that an earlier daemon left; False when there is none. `follow` begins to hear it."""
         sock = socket.socket(socket.AF_UNIX)
         try:
-            sock.settimeout(self._timing.linger)
+            sock.settimeout(self._timing.linger_s)
             sock.connect(str(self._socket_path))
             sock.settimeout(None)
             self._pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
@@ -171,7 +171,7 @@ class WorkerLink:
             channel.send(Stop())
         except OSError:
             pass  # it is ending already
-        linger_s = self._timing.linger
+        linger_s = self._timing.linger_s
         if not self._ended.wait(linger_s):
             self._log.warning("worker did not stop within %g s: killed", linger_s)
             self.kill()
@@ -258,7 +258,7 @@ class WorkerLink:
         if process is None:
             return self._await_end()
         try:
-            code = process.wait(self._timing.linger)
+            code = process.wait(self._timing.linger_s)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
@@ -268,9 +268,9 @@ class WorkerLink:
 
     def _await_end(self) -> str:
         """Of a worker that is another daemon's child: how it ended is not told to us."""
-        if not select.select([self._pidfd], [], [], self._timing.linger)[0]:
+        if not select.select([self._pidfd], [], [], self._timing.linger_s)[0]:
             self.kill()
-            select.select([self._pidfd], [], [], self._timing.linger)
+            select.select([self._pidfd], [], [], self._timing.linger_s)
         os.close(self._pidfd)
         self._pidfd = -1
         return "ended"

@@ -28,7 +28,7 @@ from remusdb.state import StateStore, VmState
 from remusdb.worker.spec import Order
 from tests.unit import fake_worker
 
-FAST = Timing(look=0.02, ask=(0.05,), retry=(0.05,))
+FAST = Timing(look_s=0.02, ask_s=(0.05,), retry_s=(0.05,))
 
 
 class NoLibvirt:

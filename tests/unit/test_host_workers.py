@@ -141,7 +141,7 @@ def test_a_restarted_daemon_adopts_the_worker(config: HostConfig) -> None:
 
 def test_a_worker_that_does_not_stop_is_killed(config: HostConfig) -> None:
     script(config, "db1", deaf=True)
-    running = Running(config, timing=replace(FAST, linger=0.2))
+    running = Running(config, timing=replace(FAST, linger_s=0.2))
     running.protect("db1")
     pid = running.worker_pid("db1")
     running.unprotect("db1", peer_is_dead=True)
@@ -150,7 +150,7 @@ def test_a_worker_that_does_not_stop_is_killed(config: HostConfig) -> None:
 
 
 def test_a_vm_has_one_worker_whatever_became_of_earlier_daemons(config: HostConfig) -> None:
-    running = Running(config, timing=replace(FAST, lock=0.2))
+    running = Running(config, timing=replace(FAST, lock_s=0.2))
     lock = config.host.run_dir / "worker-db1.lock"
     lingering = take_lock(lock, 0)
     assert lingering is not None
@@ -238,7 +238,7 @@ def test_a_worker_that_is_not_understood_is_left_alone(config: HostConfig, monke
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(config.host.run_dir / "worker-db1.sock"))
         listener.listen(1)
-        running = Running(config, timing=replace(FAST, linger=0.2))
+        running = Running(config, timing=replace(FAST, linger_s=0.2))
         worker, _ = listener.accept()
         with worker:
             worker.sendall(b'{"status": {"state": "protected"}}\n')

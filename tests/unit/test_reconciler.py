@@ -437,7 +437,7 @@ def test_what_the_worker_refuses_is_tried_at_longer_intervals(config: HostConfig
     """Looks at the VM while its worker is at work must not make the next try a first one."""
     put(config, "db1", **SOLO)
     script(config, "db1", refusal=Failed.by(CannotProtect("vhost-user", hint="take it out")))
-    with Running(config, timing=replace(FAST, retry=(0.05, 30.0))) as running:
+    with Running(config, timing=replace(FAST, retry_s=(0.05, 30.0))) as running:
         eventually(lambda: events(running, config, "db1").count("resync") == 2)
         time.sleep(1.5)
         told = events(running, config, "db1")
