@@ -25,6 +25,7 @@ from remusdb.deadline import Deadline
 from remusdb.errors import RemusError
 from remusdb.hooks import Hooks
 from remusdb.jsontext import parse_json
+from remusdb.log import VmLog
 from remusdb.names import file_stem
 from remusdb.printable import printable
 from remusdb.reasons import Reason
@@ -140,9 +141,9 @@ class History:
                     self._hooks.run(event)  # first: it needs no disk that works
                 self._write(self._folder, event)
             except OSError as exc:
-                log.error("%s: %s is missing in the history: %s", event.vm, event.event, exc)
+                VmLog(log, event.vm).error("%s is missing in the history: %s", event.event, exc)
             except Exception:  # task boundary: the next event must still be written
-                log.exception("%s: %s is missing in the history", event.vm, event.event)
+                VmLog(log, event.vm).exception("%s is missing in the history", event.event)
             finally:
                 self._queue.task_done()
 

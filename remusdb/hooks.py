@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from remusdb.deadline import Deadline
 from remusdb.errors import NoThread
+from remusdb.log import VmLog
 from remusdb.printable import json_text
 from remusdb.quietly import NOISY
 from remusdb.threads import spawn
@@ -63,7 +64,7 @@ class Hooks:
             for path in self._usable():
                 self._add((event.vm, path), event)
         except Exception:  # task boundary: whoever has an event to tell must not stumble over a hook
-            log.exception("%s: hooks of %s are not run", event.vm, event.event)
+            _log(event).exception("hooks of %s are not run", event.event)
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no hook runs or waits; False when that took too long."""
@@ -99,7 +100,7 @@ class Hooks:
                 self._ready.append(lane)
             elif len(waiting) == WAITING_MAX_EVENTS:
                 gone = waiting.popleft()
-                log.error("%s: %s was not told of %s: it is too far behind", gone.vm, lane[1], gone.event)
+                _log(gone).error("%s was not told of %s: it is too far behind", lane[1], gone.event)
             waiting.append(event)
             if self._ready and self._threads < AT_ONCE:
                 try:
@@ -120,7 +121,7 @@ class Hooks:
             try:
                 _run(lane[1], event, self._timeout_s)
             except Exception as exc:  # task boundary: a hook that cannot be run takes nothing with it
-                log.warning("%s: hook %s cannot be run on %s: %s", event.vm, lane[1], event.event, exc)
+                _log(event).warning("hook %s cannot be run on %s: %s", lane[1], event.event, exc)
             with self._changed:
                 if self._waiting[lane]:
                     self._ready.append(lane)
@@ -138,6 +139,10 @@ def _unusable(path: Path) -> str:
     if not stat.S_ISREG(found.st_mode):
         return "it is no regular file"
     return "it is not executable" if not found.st_mode & stat.S_IXUSR else _fault(found)
+
+
+def _log(event: Event) -> VmLog:
+    return VmLog(log, event.vm, lambda: {"term": event.term})
 
 
 def _fault(found: os.stat_result) -> str:
@@ -173,7 +178,7 @@ def _run(path: Path, event: Event, timeout_s: float) -> None:
         output.read()  # at most a pipe full is left
     verdict = f"ended with {process.returncode}" if ended else f"was killed: it ran for more than {timeout_s:g} s"
     level = logging.INFO if process.returncode == 0 and ended else logging.WARNING
-    log.log(level, "%s: hook %s on %s %s after %.1f s%s", event.vm, path, event.event, verdict,
+    _log(event).log(level, "hook %s on %s %s after %.1f s%s", path, event.event, verdict,
             time.monotonic() - started, output.words())  # fmt: skip
 
 

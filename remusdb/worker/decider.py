@@ -28,9 +28,8 @@ log = logging.getLogger(__name__)
 class Decider:
     """Of one session. `perform` whatever is not the decider's own: timers and the answers to orders."""
 
-    def __init__(self, vm: str, primary: Primary, mailbox: Mailbox, perform: Callable[[Effect], None]) -> None:
+    def __init__(self, primary: Primary, mailbox: Mailbox, perform: Callable[[Effect], None]) -> None:
         self.lock = threading.Condition()
-        self._vm = vm
         self._primary = primary
         self._mailbox = mailbox
         self._perform = perform
@@ -67,7 +66,7 @@ class Decider:
         except Exception as exc:  # task boundary: the next event may be the one that ends the session
             error = exc
             if letter.done is None or not isinstance(exc, RemusError):
-                log.exception("%s: %s", self._vm, letter.event)
+                log.exception("%s", letter.event)
         with self.lock:
             self.lock.notify_all()
         if letter.done is not None:

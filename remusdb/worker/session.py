@@ -68,7 +68,7 @@ class Session:
         self._pipeline = self._primary.pipeline
         self._parts: Parts | None = None
         self._mailbox = mailbox = Mailbox()
-        self._decider = Decider(order.vm, self._primary, mailbox, lambda effect: self._performer.perform(effect))
+        self._decider = Decider(self._primary, mailbox, lambda effect: self._performer.perform(effect))
         self._tell = self._decider.tell
         self._journal = Journal(order, store, history, self._pipeline, lambda: self._agent.silence_ms())
         self._figures = self._journal.figures

@@ -62,7 +62,7 @@ def test_an_acknowledged_frame_leaves_as_soon_as_it_did() -> None:
             def perform(effect: Effect) -> None:
                 gates.release(getattr(effect, "epoch", 0))
 
-            Decider("pg", rig.primary, mailbox, perform).start()
+            Decider(rig.primary, mailbox, perform).start()
 
             def in_place(epoch: int) -> None:
                 with lock:

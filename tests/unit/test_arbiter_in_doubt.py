@@ -100,7 +100,7 @@ class Alone:
         self.rig.tell(events.Opened(), events.Welcomed(1), events.Begun(1), events.Copied())
         self.rig.cut()
         self.rig.tell(events.Acked(1, 1))
-        self._decider = Decider("vm", self.rig.primary, self._mailbox, self._perform)
+        self._decider = Decider(self.rig.primary, self._mailbox, self._perform)
         self._decider.start()
         self._mailbox.post(events.Lost("b is silent"))
 

@@ -173,7 +173,8 @@ def test_a_folder_that_cannot_be_written_is_logged_and_no_more(
 ) -> None:
     (tmp_path / "history").write_text("in the way")
     record(tmp_path, event(1))
-    assert "db1: held is missing in the history" in caplog.text
+    [said] = caplog.records
+    assert vars(said)["vm"] == "db1" and "held is missing in the history" in said.message
     with pytest.raises(RemusError):
         read(tmp_path, "db1")
     (tmp_path / "history").unlink()

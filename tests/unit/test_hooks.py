@@ -161,7 +161,7 @@ def test_a_hook_that_fails_is_named_with_its_words(folder: Path, caplog: pytest.
     assert hooks.wait_idle(WITHIN_S)
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert f"db1: hook {folder}/fails on held ended with 3" in record.message
+    assert vars(record)["vm"] == "db1" and f"hook {folder}/fails on held ended with 3" in record.message
     assert record.message.endswith(": no route | to the mail host")
 
 

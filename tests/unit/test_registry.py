@@ -196,7 +196,7 @@ def test_one_thread_beats_for_all_and_sees_who_is_silent(context: Context) -> No
         def fails() -> None:
             raise ZeroDivisionError
 
-        broken: Any = SimpleNamespace(vm="broken", look=fails, beat=fails)
+        broken: Any = SimpleNamespace(log=lambda log: log, look=fails, beat=fails)
         ticker = Ticker(lambda: [broken, *registry.live()])
         threads = threading.active_count()
         ticker.start()

@@ -61,7 +61,7 @@ class Errands:
             case do.CloseStandby(_, keep_images):
                 return self._close(keep_images)
             case do.Decline(line, serial, term, why):
-                log.warning("%s: switchover declined: %s", vm, why, extra=NOISY)
+                self._here.log(log).warning("switchover declined: %s", why, extra=NOISY)
                 self._send(line, FrameType.DECLINE, term, 0, pack(Notice(why)))
                 return event.Declined(serial, why)
             case do.LookIfThere():
@@ -84,7 +84,7 @@ class Errands:
             return self._taken(effect)
         except Exception as exc:
             trace = not isinstance(exc, RemusError)
-            log.error("%s: a takeover failed: %s", self._here.vm, exc, exc_info=trace)
+            self._here.log(log).error("a takeover failed: %s", exc, exc_info=trace)
             return event.TakeoverFailed(exc, effect.asked if isinstance(effect, do.ReadArbiter) else None)
 
     def _taken(self, effect: do.Begun) -> event.Event:
@@ -135,7 +135,7 @@ class Errands:
             if machine is not None:
                 machine.close(keep_images=keep_images)
         except Exception:  # task boundary: the next session takes away what is left
-            log.exception("%s: its standby cannot be taken away", self._here.vm)
+            self._here.log(log).exception("its standby cannot be taken away")
         return event.Gone()
 
     def _sweep(self) -> None:
@@ -143,7 +143,7 @@ class Errands:
         try:
             remove_leftover(self._libvirt_uri, self._here.vm)
         except Exception as exc:  # task boundary: the next session tries again
-            log.warning("%s: its old standby is still there: %s", self._here.vm, exc)
+            self._here.log(log).warning("its old standby is still there: %s", exc)
         self._desk.post(event.Gone())
 
     def _look_if_there(self) -> event.LookedIfThere:
@@ -159,7 +159,7 @@ class Errands:
 
     def _broken(self, exc: Exception, term: int) -> None:
         """The replica is torn, and the primary must know before anything else happens."""
-        log.error("%s: replica broken: %s", self._here.vm, exc)
+        self._here.log(log).error("replica broken: %s", exc)
         self._desk.post(event.Broken(term, str(exc)))
 
     # --- the primary ---

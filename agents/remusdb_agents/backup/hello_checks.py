@@ -8,6 +8,7 @@ import logging
 from remusdb.core.backup_events import Hailed, LookedUp, PutAway
 from remusdb.core.messages import Refuse
 from remusdb.errors import PeerUnreachable, RemusError
+from remusdb.log import VmLog
 from remusdb.quietly import NOISY
 from remusdb_agents.backup.context import Context
 
@@ -42,6 +43,6 @@ def refusal(exc: Exception, vm: str, host: str) -> Refuse:
     """What the sender of a HELLO that failed is told."""
     if isinstance(exc, RemusError):
         return Refuse(reason=str(exc), hint=exc.hint, code="preflight")
-    log.error("%s: a HELLO failed", vm, exc_info=exc, extra=NOISY)
+    VmLog(log, vm).error("a HELLO failed", exc_info=exc, extra=NOISY)
     hint = f"its log tells what: journalctl -u remusdb-agent, on {host}"
     return Refuse("internal error of the agent", hint)

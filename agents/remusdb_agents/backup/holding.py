@@ -6,6 +6,7 @@ Changed in a turn of the VM's desk, or by the one errand that starts or ends the
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from remusdb.core.backup_events import Durable
 from remusdb.core.messages import Refuse, Welcome
 from remusdb.core.standby import Phase
 from remusdb.history import Author, Event, EventName
+from remusdb.log import VmLog
 from remusdb.reasons import Code, Reason
 from remusdb.state import VmState
 from remusdb.troubles import Trouble, Troubles
@@ -47,6 +49,14 @@ class Holding:
         self.outcomes: dict[int, Outcome] = {}  # of what was asked for, by its number
         self.moved: list[str] = []  # files, by the last `forget`; and those that it names as kept
         self.kept: list[str] = []
+
+    def log(self, log: logging.Logger) -> VmLog:
+        """For lines about this VM."""
+        return VmLog(log, self.vm, self._where)
+
+    def _where(self) -> dict[str, int]:
+        here = self.core.now.standby
+        return {"term": here.term, "epoch": here.committed}
 
     def read(self) -> Durable:
         """The state file, as it is now. UnreadableState."""

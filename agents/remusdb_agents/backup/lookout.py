@@ -15,6 +15,7 @@ from typing import Literal
 from remusdb.config import Failover
 from remusdb.core.standby import Phase
 from remusdb.errors import NoThread
+from remusdb.log import VmLog
 from remusdb.threads import spawn
 from remusdb_agents.backup.silence import SilenceWatch
 
@@ -56,7 +57,7 @@ class Lookout:
             try:
                 work()
             except Exception:  # task boundary: it is tried again
-                log.exception("%s: what a silence asked for failed", vm)
+                VmLog(log, vm).exception("what a silence asked for failed")
             finally:
                 self._trying.clear()
 
@@ -65,4 +66,4 @@ class Lookout:
             spawn(run, name=f"silence-{vm}")
         except NoThread as exc:
             self._trying.clear()
-            log.error("%s: %s", vm, exc)
+            VmLog(log, vm).error("%s", exc)

@@ -93,11 +93,11 @@ class Performer:
         )
 
     def _tell(self, effect: do.Tell) -> None:
-        vm, epoch = self._here.vm, effect.epoch
+        epoch = effect.epoch
         if effect.event == "takeover":
-            log.warning("%s: taking over at epoch %s: %s", vm, epoch, words(effect.why))
+            self._here.log(log).warning("taking over at epoch %s: %s", epoch, words(effect.why))
         elif effect.event == "failed":
-            log.error("%s: %s", vm, words(effect.why))
+            self._here.log(log).error("%s", words(effect.why))
         epoch = self._here.core.now.standby.committed if epoch is None else epoch
         heard_ms_ago = effect.heard_ms_ago
         self._here.tell(effect.event, effect.was, effect.why, by=effect.by, epoch=epoch, heard_ms_ago=heard_ms_ago)

@@ -23,6 +23,7 @@ from remusdb.control.status import StandbyStatus
 from remusdb.core.messages import Proof
 from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import NoThread
+from remusdb.log import VmLog
 from remusdb.reasons import Code, Reason
 from remusdb.threads import spawn
 from remusdb.wording import words
@@ -61,7 +62,7 @@ class Proving:
         try:
             spawn(self._run, prover, term, name=f"prove-{self._vm}")
         except NoThread as exc:
-            log.error("%s: the standby is not proven: %s", self._vm, exc)
+            VmLog(log, self._vm).error("the standby is not proven: %s", exc)
             self._take(term, Proof("unable", time.time_ns(), reason=str(exc), hint=exc.hint))
 
     def _run(self, prover: Prover, term: int) -> None:
@@ -76,7 +77,7 @@ class Proving:
         try:
             prover.prove(lambda proof: self._take(term, proof))
         except Exception as exc:  # task boundary: whatever it was, the primary waits for a word
-            log.exception("%s: the proof of the standby failed", self._vm)
+            VmLog(log, self._vm).exception("the proof of the standby failed")
             self._take(term, Proof("unable", time.time_ns(), reason=f"{type(exc).__name__}: {exc}"))
 
     def _take(self, term: int, proof: Proof) -> None:

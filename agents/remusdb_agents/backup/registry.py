@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from remusdb.control.status import StandbyStatus
 from remusdb.core.messages import Standing
 from remusdb.errors import NotProtected, RemusError
+from remusdb.log import VmLog
 from remusdb.names import require_name
 from remusdb.reasons import Reason
 from remusdb.wording import hint, words
@@ -41,7 +42,7 @@ class Registry:
             try:
                 replica = Replica(vm, self._context)
             except RemusError as exc:  # `status` tells it, and a HELLO for this VM is refused
-                log.error("%s: %s (%s)", vm, exc, exc.hint)
+                VmLog(log, vm).error("%s (%s)", exc, exc.hint)
                 continue
             if replica.unfinished:
                 with self._lock:

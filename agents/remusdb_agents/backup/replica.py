@@ -36,6 +36,7 @@ from remusdb.core.standby import Phase
 from remusdb.core.wire import Frame
 from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import NotProtected, PeerUnreachable, RefusedForSafety
+from remusdb.log import VmLog
 from remusdb.quietly import NOISY
 from remusdb.reasons import Code, Reason
 from remusdb.transport.stream import FrameStream
@@ -74,6 +75,10 @@ class Replica:
         self._numbers = itertools.count(1)  # of what is asked for
 
     # --- what it is ---
+
+    def log(self, log: logging.Logger) -> VmLog:
+        """For lines about this VM."""
+        return self._here.log(log)
 
     @property
     def phase(self) -> Phase:
@@ -190,7 +195,7 @@ class Replica:
         try:
             self._take_over(asked)
         except Exception as exc:  # task boundary: the primary waits for an answer
-            log.error("%s: the switchover failed", self.vm, exc_info=exc, extra=NOISY)
+            self.log(log).error("the switchover failed", exc_info=exc, extra=NOISY)
             self.post(TakeoverFailed(exc, asked))
 
     def look(self) -> None:
@@ -247,7 +252,7 @@ class Replica:
         error = here.outcomes.pop(asked.number).error
         if error is not None:
             raise error
-        log.warning("%s: an operator had it forgotten", self.vm)
+        self.log(log).warning("an operator had it forgotten")
         return Forgotten(vm=self.vm, kept=here.kept, moved=here.moved)
 
     def recover(self) -> None:

@@ -14,6 +14,7 @@ from remusdb.core.messages import Hello, Question, Refuse, Welcome, pack, unpack
 from remusdb.core.owed import Hopeless
 from remusdb.core.wire import FROM_PRIMARY, OPENINGS, Frame, FrameType
 from remusdb.errors import BadFrame, RemusError
+from remusdb.log import VmLog
 from remusdb.quietly import NOISY
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.backup.capabilities import gather, question
@@ -106,7 +107,7 @@ class Sessions:
         return Refuse("internal error of the agent", f"see the log of remusdb-agent on {self._context.name}")
 
     def _refuse(self, stream: FrameStream, answer: Refuse, vm: str = "-") -> None:
-        log.warning("%s: host %s is refused: %s", vm, stream.peer_name, answer.reason, extra=NOISY)
+        VmLog(log, vm).warning("host %s is refused: %s", stream.peer_name, answer.reason, extra=NOISY)
         stream.send(FrameType.REFUSE, answer.term, 0, pack(answer))
         stream.close(drain_s=DRAIN_S)
 
@@ -115,7 +116,7 @@ class Sessions:
             stream.send(FrameType.WELCOME, welcome.term, 0, pack(welcome))
             replica.welcomed(stream, welcome, told)
             stream.allowed = FROM_PRIMARY
-            log.info("%s: session of term %d with %s", replica.vm, welcome.term, stream.peer_name, extra=NOISY)
+            replica.log(log).info("session of term %d with %s", welcome.term, stream.peer_name, extra=NOISY)
             while True:
                 frame = stream.receive(0.5)
                 if frame is not None and not replica.take(stream, frame):
@@ -123,6 +124,6 @@ class Sessions:
                     return
         except Exception as exc:  # task boundary: whatever ended the session, the replica must know
             trace = not isinstance(exc, RemusError)
-            log.warning("%s: session ended: %s", replica.vm, exc, exc_info=trace, extra=NOISY)
+            replica.log(log).warning("session ended: %s", exc, exc_info=trace, extra=NOISY)
             replica.lost(stream, str(exc), hopeless=isinstance(exc, Hopeless | TornCopy))
             stream.close(drain_s=DRAIN_S)

@@ -12,6 +12,7 @@ import libvirt
 from remusdb.core.backup_events import ArbiterRead, Claimed, NotResumed, Runs, TakeOver
 from remusdb.core.ownership import Rule, Verdict, give_back, take_over
 from remusdb.errors import PeerUnreachable, RemusError, VmError
+from remusdb.log import VmLog
 from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 from remusdb_agents.backup.context import Context
@@ -60,7 +61,7 @@ def _problem(context: Context) -> str:
 def drain(machine: Machine, vm: str) -> None:
     """Until every committed epoch is in the replica, or applying failed."""
     while not machine.wait_applied(APPLY_S):
-        log.warning("%s: epochs are still being applied", vm)
+        VmLog(log, vm).warning("epochs are still being applied")
 
 
 def resume(machine: Machine, vm: str, stays: bool) -> Runs | NotResumed:
@@ -68,7 +69,7 @@ def resume(machine: Machine, vm: str, stays: bool) -> Runs | NotResumed:
     try:
         machine.resume(stays)
     except RemusError as exc:
-        log.error("%s: the standby cannot be resumed, its disks are booted: %s", vm, exc)
+        VmLog(log, vm).error("the standby cannot be resumed, its disks are booted: %s", exc)
         return NotResumed(exc)
     return Runs(time.time_ns())
 
@@ -86,7 +87,7 @@ def runs(libvirt_uri: str, vm: str) -> bool:
         try:
             return calls.call(f"VM {vm}", _is_running, connect(libvirt_uri, calls), vm)
         except VmError as exc:
-            log.warning("%s: libvirt does not say whether it runs: %s", vm, exc)
+            VmLog(log, vm).warning("libvirt does not say whether it runs: %s", exc)
             time.sleep(1.0)
 
 
@@ -99,5 +100,5 @@ def hand_back(context: Context, vm: str, owner: str, term: int) -> None:
     """Tell the arbiter that `owner` may have the VM again, until it has heard."""
     rule: Rule = give_back(context.name, owner, term)
     while (verdict := context.claim(vm, rule).verdict) not in (Verdict.WON, Verdict.LOST):
-        log.warning("%s: the arbiter does not hear yet that %s may have the VM again (%s)", vm, owner, verdict.value)
+        VmLog(log, vm).warning("the arbiter does not hear yet that %s may have the VM again (%s)", owner, verdict.value)
         time.sleep(1.0)

@@ -56,4 +56,4 @@ class Ticker:
                 if beat:
                     replica.beat()
             except Exception:  # task boundary: one replica's failure is not the others'
-                log.exception("%s: looking after it failed", replica.vm)
+                replica.log(log).exception("looking after it failed")

@@ -23,6 +23,7 @@ from remusdb.control import Progress, ProgressFn
 from remusdb.control.api import Look, Rehearsed
 from remusdb.core.messages import Hello
 from remusdb.errors import DiskError, RefusedForSafety, RemusError
+from remusdb.log import VmLog
 from remusdb_agents.backup.applier import Applier, Frozen
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.rehearsal.checks import Checks, verdict
@@ -117,7 +118,9 @@ class Rehearsals:
                 held_back = frozen.waiting
             thawed = time.monotonic()
         passed = verdict(checks, wanted.tcp_port is not None)
-        log.info("%s: rehearsed epoch %d: %s", self._hello.vm, frozen.epoch, "runs" if passed else "NO PROOF OF LIFE")
+        VmLog(log, self._hello.vm).info(
+            "rehearsed epoch %d: %s", frozen.epoch, "runs" if passed else "NO PROOF OF LIFE"
+        )
         return Rehearsed(
             vm=self._hello.vm,
             term=term,

@@ -19,6 +19,7 @@ from shlex import quote
 from remusdb import safexml
 from remusdb.core.messages import Hello, Proof
 from remusdb.errors import RefusedForSafety, RemusError, VmError
+from remusdb.log import VmLog
 from remusdb_agents.backup.applier import Applier
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.rehearsal.copy import Copy
@@ -115,7 +116,7 @@ class Prover:
                     copy.load(frozen.devices, frozen.catch_up)
             except StateRefused as exc:
                 frozen.require()
-                log.error("%s: the standby is refused: %s", self._hello.vm, exc)
+                VmLog(log, self._hello.vm).error("the standby is refused: %s", exc)
                 return Proof("refused", time.time_ns(), frozen.epoch, reason=str(exc), hint=hint_of(str(exc)))
             ended = time.monotonic()
         took_ms = 1000 * (ended - began)
