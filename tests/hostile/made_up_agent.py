@@ -22,7 +22,6 @@ from remusdb.config import load_agent
 from remusdb.core.messages import Hello, Proof
 from remusdb.core.pages import PagesDecoded
 from remusdb.names import file_stem
-from remusdb_agents.backup import errands
 from remusdb_agents.backup.applier import Applier
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.daemon import AgentDaemon
@@ -106,10 +105,10 @@ def main() -> None:
     """As `remusdb agent`."""
     if os.environ.get("NO_THREADS"):
         refuse_threads_while(Path(os.environ["NO_THREADS"]))
-    mock.patch.object(errands, "Machine", MadeUpMachine).start()
     config = load_agent(Path(sys.argv[1]))
     log.setup(debug=False)
-    AgentDaemon(config).run()
+    machine: Any = MadeUpMachine
+    AgentDaemon(config, machine).run()
 
 
 if __name__ == "__main__":

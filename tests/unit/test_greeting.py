@@ -232,12 +232,9 @@ def test_a_vm_that_has_no_room_here_any_more_costs_nothing(replica: Replica) -> 
     "failure", [OverflowError("too large"), ValueError("NUL"), RecursionError(), CannotProtect("no")]
 )
 def test_whatever_fails_while_the_standby_is_made_is_answered(
-    replica: Replica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+    replica: Replica, tmp_path: Path, failure: Exception
 ) -> None:
-    def fails(*_args: object) -> None:
-        raise failure
-
-    monkeypatch.setattr(module, "Machine", fails)
+    FakeMachine.failure = failure
     answer = told(replica, hello("a", 1))
     assert isinstance(answer, Refuse) and not answer.fenced and not answer.renounced
     ours = isinstance(failure, CannotProtect)
@@ -245,8 +242,7 @@ def test_whatever_fails_while_the_standby_is_made_is_answered(
     kept = StateStore(tmp_path).load("vm")
     assert (kept.role, kept.term, kept.owner, kept.uuid) == ("none", 2, "", "")  # it made nobody the owner
     assert replica.idle and replica.status().state == "empty"
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "Machine", FakeMachine)
+    FakeMachine.failure = None
     assert isinstance(told(replica, hello("c", 0, uuid=OTHER)), Welcome)
 
 
@@ -289,15 +285,10 @@ def test_a_stranger_for_whom_the_arbiter_is_asked_does_not_hold_up_the_owner(rep
     assert not waited and isinstance(answers[0], Welcome) and answers[0].resumed
 
 
-def test_a_superseded_vm_stays_so_when_a_session_comes_to_nothing(
-    replica: Replica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_superseded_vm_stays_so_when_a_session_comes_to_nothing(replica: Replica, tmp_path: Path) -> None:
     put(tmp_path, role="fenced", term=7, owner="a", peer="a", uuid=UUID, put_away=True, kept={"vda": "/kept/vda.raw"})
 
-    def fails(*_args: object) -> None:
-        raise CannotProtect("no room")
-
-    monkeypatch.setattr(module, "Machine", fails)
+    FakeMachine.failure = CannotProtect("no room")
     assert "no room" in told(replica, hello("a", 7)).reason  # type: ignore[union-attr]
     kept = StateStore(tmp_path).load("vm")
     assert (kept.role, kept.owner, kept.put_away, kept.kept) == ("fenced", "a", True, {"vda": "/kept/vda.raw"})

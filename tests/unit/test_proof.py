@@ -81,7 +81,8 @@ class Rig:
         hello = Hello("0", "a", VmName("vm"), "uuid", 0, False, 0, "q35", xml, blocks, [], 100, "10")
         config = AgentConfig(agent=Agent(name="b"))
         self.admission = admission = Admission(available=lambda: free)
-        context = Context(config, StateStore(tmp_path), History(tmp_path, None), None, admission)
+        nothing: Any = None
+        context = Context(config, StateStore(tmp_path), History(tmp_path, None), None, admission, nothing)
         self.applier = cast(Any, FakeApplier())
         standby: Any = None
         self.rehearsals = Rehearsals(context, hello, standby, self.applier, {})

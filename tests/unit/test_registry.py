@@ -26,20 +26,19 @@ from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.registry import Registry
 from remusdb_agents.backup.sessions import Sessions
 from remusdb_agents.backup.ticker import Ticker
-from tests.unit.test_replica import UUID, FakeMachine, FakeStream, hello
+from tests.unit.test_replica import UUID, FakeMachine, FakeStream, fake, hello
 from tests.waiting import eventually
 
 
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
-    monkeypatch.setattr(module, "Machine", FakeMachine)
     monkeypatch.setattr(module, "remove_leftover", lambda *_: None)
-    FakeMachine.made, FakeMachine.gate, FakeMachine.dead = [], threading.Event(), ""
-    FakeMachine.gate.set()
     agent = Agent(name="b", state_dir=tmp_path, image_dir=tmp_path / "images")
     config = AgentConfig(agent=agent, primaries={"a": Primary()})
     admission = Admission(available=lambda: 1 << 40)
-    return Context(config, StateStore(tmp_path), History(tmp_path, None), None, admission)
+    machine = fake(FakeMachine)
+    FakeMachine.gate.set()
+    return Context(config, StateStore(tmp_path), History(tmp_path, None), None, admission, machine)
 
 
 class Stream(FakeStream):

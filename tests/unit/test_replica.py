@@ -24,7 +24,7 @@ from remusdb.names import VmName
 from remusdb.reasons import Code, Reason
 from remusdb.state import StateStore
 from remusdb.wording import words
-from remusdb_agents.backup import errands, proving, takeover
+from remusdb_agents.backup import proving, takeover
 from remusdb_agents.backup.admission import Admission
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.inbox import EpochTooLarge, WholeEpoch
@@ -75,10 +75,13 @@ class FakeMachine:
 
     made: ClassVar[list[FakeMachine]] = []
     gate = threading.Event()
+    failure: ClassVar[Exception | None] = None  # of what is made next
     dead = ""  # what does not come up at a takeover: the "standby", or "both" it and its disks
     bases = SimpleNamespace(counts=[], seed=0, tell=lambda *_: None)
 
     def __init__(self, _config: Any, _hello: Any, moved: Callable[[WholeEpoch], None], broken: Any, _kept: Any) -> None:
+        if FakeMachine.failure is not None:
+            raise FakeMachine.failure
         self.applier = FakeApplier(moved)
         self.broken = broken
         self.closed = self.resumed = self.booted = False
@@ -137,17 +140,22 @@ def hello(term: int = 0, resume: bool = False) -> Hello:
     return Hello("0", "a", VmName("vm"), UUID, term, resume, 0, "q35", XML, [], [], 100, "10")
 
 
+def fake(machine: type[FakeMachine]) -> Any:
+    """It, in the place of a standby, with nothing in it of the test before."""
+    FakeMachine.made, FakeMachine.gate = [], threading.Event()
+    FakeMachine.dead, FakeMachine.failure = "", None
+    return machine
+
+
 @pytest.fixture
 def replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replica]:
-    monkeypatch.setattr(errands, "Machine", FakeMachine)
-    FakeMachine.made, FakeMachine.gate, FakeMachine.dead = [], threading.Event(), ""
     monkeypatch.setattr(takeover, "ASK_AGAIN_S", 0.01)
     config = AgentConfig(
         agent=Agent(name="b"), failover=Failover(automatic=False), limits=Limits(epoch_max_bytes=16 << 20)
     )
     history = History(tmp_path, None)
     admission = Admission(available=lambda: 1 << 40)
-    yield Replica("vm", Context(config, StateStore(tmp_path), history, None, admission))
+    yield Replica("vm", Context(config, StateStore(tmp_path), history, None, admission, fake(FakeMachine)))
     FakeMachine.gate.set()
 
 

@@ -14,11 +14,10 @@ from remusdb.config import Agent, AgentConfig, Failover, Limits
 from remusdb.core.messages import Hello, Refuse, Welcome
 from remusdb.history import History
 from remusdb.state import StateStore
-from remusdb_agents.backup import errands as module
 from remusdb_agents.backup.admission import Admission
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.replica import Replica
-from tests.unit.test_replica import XML, FakeMachine, FakeStream, hello
+from tests.unit.test_replica import XML, FakeMachine, FakeStream, fake, hello
 
 
 class Recorder(FakeMachine):
@@ -33,11 +32,11 @@ class Recorder(FakeMachine):
 
 @pytest.fixture
 def replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replica]:
-    monkeypatch.setattr(module, "Machine", Recorder)
     monkeypatch.setattr(Context, "yield_vm", lambda *_args: pytest.fail("the VM that runs here is put away"))
-    FakeMachine.made, Recorder.hellos = [], []
+    Recorder.hellos = []
     config = AgentConfig(agent=Agent(name="b"), failover=Failover(automatic=False), limits=Limits())
-    context = Context(config, StateStore(tmp_path), History(tmp_path, None), None, Admission(available=lambda: 1 << 40))
+    admission = Admission(available=lambda: 1 << 40)
+    context = Context(config, StateStore(tmp_path), History(tmp_path, None), None, admission, fake(Recorder))
     yield Replica("vm", context)
     FakeMachine.gate.set()
 

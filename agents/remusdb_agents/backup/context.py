@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.arbiter.health import Health
 from remusdb.config import AgentConfig
 from remusdb.control import call
 from remusdb.control.api import Fence
+from remusdb.core.messages import Hello
 from remusdb.core.ownership import Claim, Rule, Verdict
 from remusdb.errors import CannotProtect, PeerUnreachable
 from remusdb.history import History
@@ -18,6 +21,17 @@ from remusdb.state import StateStore
 from remusdb_agents.backup.admission import Admission
 
 FENCE_S = 60.0  # destroying a VM and moving its disks aside
+
+
+if TYPE_CHECKING:
+    from remusdb_agents.backup.disks.base_copy import Kept
+    from remusdb_agents.backup.inbox import WholeEpoch
+    from remusdb_agents.backup.standby.machine import Machine
+
+    # `Machine`, which needs the context in its turn; tests hand in another.
+    MakeMachine = Callable[
+        ["Context", Hello, Callable[[WholeEpoch], None], Callable[[Exception], None], Mapping[str, Kept]], Machine
+    ]
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,7 @@ class Context:
     history: History
     arbiter: Arbiter | None
     admission: Admission
+    machine: MakeMachine
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import threading
+from typing import TYPE_CHECKING
 
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import AgentConfig
@@ -34,7 +35,11 @@ from remusdb_agents.backup.guests import Guests
 from remusdb_agents.backup.registry import Registry
 from remusdb_agents.backup.rehearsal.copy import sweep
 from remusdb_agents.backup.sessions import Sessions
+from remusdb_agents.backup.standby.machine import Machine
 from remusdb_agents.backup.ticker import Ticker
+
+if TYPE_CHECKING:
+    from remusdb_agents.backup.context import MakeMachine
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +49,8 @@ FLUSH_S = 2.0
 class AgentDaemon:
     """All replicas of this host."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, machine: MakeMachine = Machine) -> None:
+        """`machine`: what makes a standby."""
         self._config = config
         agent = config.agent
         self._context = Context(
@@ -53,6 +59,7 @@ class AgentDaemon:
             History(agent.state_dir, Hooks(agent.hooks_dir)),
             Arbiter(config.arbiter) if config.arbiter else None,
             Admission(config.limits.memory_max_mib * MIB),
+            machine,
         )
         self._registry = Registry(self._context)
         self._sessions = Sessions(self._context, self._registry)

@@ -26,7 +26,7 @@ from remusdb_agents.backup.hello_checks import look_up, put_away, refusal
 from remusdb_agents.backup.holding import Holding
 from remusdb_agents.backup.inbox import WholeEpoch
 from remusdb_agents.backup.proving import Proving
-from remusdb_agents.backup.standby.machine import Machine, remove_leftover
+from remusdb_agents.backup.standby.machine import remove_leftover
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,8 @@ class Errands:
         formats = here.state.kept_formats
         kept = {target: Kept(Path(path), formats.get(target, "")) for target, path in here.state.kept.items()}
         try:
-            here.machine = Machine(here.context, effect.hello, self._moved, lambda exc: self._broken(exc, term), kept)
+            make = here.context.machine
+            here.machine = make(here.context, effect.hello, self._moved, lambda exc: self._broken(exc, term), kept)
         except Exception as exc:  # task boundary: whatever it was, it is answered
             return event.NotStarted(effect.line, str(exc), refusal(exc, here.vm, here.context.name))
         return event.Started(effect.line)
