@@ -158,8 +158,8 @@ class Primary:
                 yield from self._cannot_go_on(event)
             case events.VmLives():
                 yield from self._lives()
-            case events.VmEnds(well):
-                if not well:  # at once: the agent begins to count
+            case events.VmEnds(crashed):
+                if crashed:  # at once: the agent begins to count
                     yield effects.FallSilent()
                 yield effects.AskWhoEndedIt()
             case events.VmEnded():

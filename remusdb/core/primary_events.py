@@ -145,9 +145,9 @@ class VmLives:
 
 @dataclass(frozen=True)
 class VmEnds:
-    """LookAtVm: QEMU is gone, or ends. `well`: it surely did not crash."""
+    """LookAtVm: QEMU is gone, or ends. `crashed`: it surely was killed, or crashed."""
 
-    well: bool
+    crashed: bool
 
 
 @dataclass(frozen=True)

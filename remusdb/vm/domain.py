@@ -144,9 +144,10 @@ class Domain:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def exited_well(self) -> bool:
-        """After QEMU's end, while nobody has reaped it: whether it ended by itself, or by a signal that it heeds."""
-        return _exit_status(self.pid) == 0
+    def exited_well(self) -> bool | None:
+        """After QEMU's end: whether it ended by itself, or by a signal that it heeds. None once it was reaped."""
+        status = _exit_status(self.pid)
+        return None if status is None else status == 0
 
     def was_shut_down(self) -> bool:
         """After QEMU's end: whether somebody wanted the VM off (its guest, `virsh`), as its exit or libvirt tells it.

@@ -55,10 +55,10 @@ class EndWatch:
         """Whether QEMU was ended by a signal while its guest ran: from libvirt, or from anybody."""
         return self._cause == SIGNAL
 
-    def await_word(self, ended_well: bool) -> None:
-        """Wait for QEMU's word or libvirt's: `virsh destroy` may swallow the first. Not long for a QEMU that may have
-        crashed: its VM must be taken over."""
-        self._told.wait(LIBVIRT_S if ended_well and self._connection.isAlive() else WORD_S)
+    def await_word(self, timeout_s: float) -> None:
+        """Wait for QEMU's word or libvirt's, which comes from libvirt in either case: `virsh destroy` may swallow the
+        first. Not long where libvirt is away: what was lost on the way never comes."""
+        self._told.wait(timeout_s if self._connection.isAlive() else WORD_S)
 
     def was_destroyed(self, timeout_s: float = LIBVIRT_S) -> bool:
         """Whether somebody asked libvirt to end it (`virsh destroy`). False where libvirt is away, or says nothing."""

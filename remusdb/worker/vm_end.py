@@ -9,18 +9,22 @@ from remusdb.core.primary_events import VmEnded, VmEnds, VmLives
 from remusdb.errors import LibvirtAway, VmError
 from remusdb.host.shutdown import is_marked
 from remusdb.reasons import Code, Reason
-from remusdb.vm.endwatch import QEMU_END_S
+from remusdb.vm.endwatch import LIBVIRT_S, QEMU_END_S, WORD_S
 from remusdb.wording import words
 from remusdb.worker.resources import Parts
 
 SHUTDOWN_S = 10.0  # and one that said that it shuts down, whose disks are flushed
+# For libvirt's word on a QEMU that init has reaped, so that nothing else tells how it ended. systemd reaps at once, and
+# libvirt speaks then within some 10 ms; on a busy host more than SHUTOFF_S were seen.
+REAPED_S = 2.0
 
 
 def look(parts: Parts) -> VmLives | VmEnds:
     """Whether QEMU has ended, or ends now; one that said so is given more time."""
     if not _ends(parts):
         return VmLives()
-    return VmEnds(well=parts.end is not None and (parts.end.by_signal or parts.domain.exited_well()))
+    asked_to = parts.end is not None and parts.end.by_signal
+    return VmEnds(crashed=not asked_to and parts.domain.exited_well() is False)
 
 
 def who_ended_it(parts: Parts, run_dir: Path) -> VmEnded:
@@ -58,8 +62,10 @@ def _ends(parts: Parts) -> bool:
 def _wanted_off(parts: Parts) -> bool:
     """Whether somebody wanted the VM off, by QEMU's own last word, or by what is seen of its end."""
     ended_well = parts.domain.exited_well()
+    if ended_well is None and parts.end is not None:
+        parts.end.await_word(REAPED_S)
     wanted = (parts.end is not None and parts.end.coming) or parts.domain.was_shut_down()
     if not wanted or parts.end is None:
         return wanted
-    parts.end.await_word(ended_well)
+    parts.end.await_word(LIBVIRT_S if ended_well else WORD_S)
     return parts.end.was_destroyed() if parts.end.by_signal else True

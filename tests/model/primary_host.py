@@ -411,7 +411,7 @@ class Worker:
         return events.LastCut(self.core.pipeline.captured)
 
     def _look(self) -> events.Event:
-        return events.VmLives() if self.host.vm is not None else events.VmEnds(well=self.host.wanted_off)
+        return events.VmLives() if self.host.vm is not None else events.VmEnds(crashed=not self.host.wanted_off)
 
     def _who(self) -> events.Event:
         return events.VmEnded(wanted=self.host.wanted_off, with_host=False, why=Reason.of(Code.ENDED))

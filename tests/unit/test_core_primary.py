@@ -256,14 +256,14 @@ def test_an_unreachable_agent_that_may_have_taken_over_keeps_the_gates_of_an_ear
 def test_a_vm_that_crashed_falls_silent_at_once_and_is_taken_over() -> None:
     rig = Rig().protect()
     assert rig.tell(events.Failed(BROKEN))[-1] == effects.LookAtVm()
-    assert rig.tell(events.VmEnds(well=False)) == [effects.FallSilent(), effects.AskWhoEndedIt()]
+    assert rig.tell(events.VmEnds(crashed=True)) == [effects.FallSilent(), effects.AskWhoEndedIt()]
     rig.tell(events.VmEnded(wanted=False, with_host=False, why=Reason.of(Code.ENDED)))
     assert not rig.opened and rig.reports[-1].state == "failed" and effects.ClosePeer() in rig.done
 
 
 def test_a_vm_that_somebody_wanted_off_is_not_taken_over() -> None:
     rig = Rig().protect()
-    rig.tell(events.Failed(BROKEN), events.VmEnds(well=True))
+    rig.tell(events.Failed(BROKEN), events.VmEnds(crashed=False))
     assert effects.FallSilent() not in rig.done
     rig.tell(events.VmEnded(wanted=True, with_host=False, why=Reason.of(Code.ENDED_BY_GUEST)))
     assert effects.SayBye("the guest shut itself down") in rig.done
@@ -274,7 +274,7 @@ def test_a_vm_that_somebody_wanted_off_is_not_taken_over() -> None:
 @pytest.mark.parametrize("ends_with_host", [False, True])
 def test_a_vm_that_ends_with_its_host_is_taken_over_or_protected_again_as_configured(ends_with_host: bool) -> None:
     rig = Rig(ends_with_host=ends_with_host).protect()
-    rig.tell(events.Failed(BROKEN), events.VmEnds(well=True))
+    rig.tell(events.Failed(BROKEN), events.VmEnds(crashed=False))
     rig.tell(events.VmEnded(wanted=True, with_host=True, why=Reason.of(Code.HOST_STOPS)))
     assert (rig.done[-1] == effects.SetTimer("word", WORD_S)) is ends_with_host
     assert (rig.done[-1] == effects.End()) is not ends_with_host

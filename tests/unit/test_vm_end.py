@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from remusdb.core.primary_events import VmEnds, VmLives
 from remusdb.errors import LibvirtAway, VmError
+from remusdb.reasons import Code
 from remusdb.worker import vm_end
 
 SOON_S, LATE_S = 0.1, 2.0
@@ -42,4 +44,24 @@ NEVER_S = 1000.0
 )
 def test_whether_a_vm_ends(ends_after_s: float, answer: Exception | None, coming: bool, ends: bool) -> None:
     found = vm_end.look(parts(ends_after_s, answer, coming=coming))
-    assert found == (VmEnds(well=True) if ends else VmLives())
+    assert found == (VmEnds(crashed=False) if ends else VmLives())
+
+
+@pytest.mark.parametrize(("exited_well", "crashed"), [(True, False), (False, True), (None, False)])
+def test_a_qemu_that_init_has_reaped_is_not_called_crashed(exited_well: bool | None, crashed: bool) -> None:
+    """systemd reaps at once: the backup does not begin to count before libvirt has said who ended the VM."""
+    gone = parts(SOON_S, None)
+    gone.domain.exited_well = lambda: exited_well
+    assert vm_end.look(gone) == VmEnds(crashed=crashed)
+
+
+def test_libvirts_word_is_waited_for_where_nothing_else_tells(tmp_path: Path) -> None:
+    gone = parts(SOON_S, None)
+    gone.end.words, gone.end.why, gone.told = "", Code.ENDED_BY_DESTROY, False
+
+    def await_word(timeout_s: float) -> None:
+        gone.told = gone.told or timeout_s >= LATE_S  # which comes so late
+
+    gone.end.await_word, gone.domain.exited_well = await_word, lambda: None
+    gone.domain.was_shut_down = lambda: gone.told
+    assert vm_end.who_ended_it(gone, tmp_path).wanted

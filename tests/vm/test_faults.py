@@ -9,12 +9,17 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from remusdb.deadline import Deadline, poll_until
 from remusdb.reasons import Code
 from tests.vm.pair import Pair, eventually, network_of
+from tests.waiting import LIMIT_S
 from tools.lab import domains
+
+AT_ONCE_S = 0.0005
 
 
 def ends_well(pair: Pair, vm: str) -> None:
@@ -175,6 +180,24 @@ def test_vm_that_is_shut_down_is_not_resurrected(pair: Pair) -> None:
         assert status["why"]["code"] in (Code.ENDED_BY_DESTROY, Code.ENDED), status
         time.sleep(1.0)  # twice the silence limit
         assert pair.product.standby(vm.name)["state"] == "empty"
+
+
+def test_vm_that_is_shut_down_is_not_resurrected_where_libvirt_is_slow_to_tell(pair: Pair) -> None:
+    """QEMU is gone and reaped, so its exit code is lost; libvirt, on a busy host, says a second later who ended it."""
+    vm = pair.bare()
+    pair.protect(vm.name)
+    qemu = pair.a.qemu_pid(vm.name)
+    (libvirtd,) = pair.pids(pair.a, "libvirtd")
+    destroy = pair.a.popen(["virsh", "destroy", vm.name])
+    try:
+        assert poll_until(lambda: not Path(f"/proc/{qemu}").exists(), Deadline.after(LIMIT_S), AT_ONCE_S)
+        os.kill(libvirtd, signal.SIGSTOP)
+        time.sleep(1.0)  # twice the silence limit
+    finally:
+        os.kill(libvirtd, signal.SIGCONT)
+        destroy.wait(LIMIT_S)
+    assert pair.await_state(vm.name, "unprotected")["why"]["code"] in (Code.ENDED_BY_DESTROY, Code.ENDED)
+    assert pair.product.standby(vm.name)["state"] == "empty"
 
 
 def test_link_cut_for_300_ms_changes_nothing(pair: Pair) -> None:

@@ -98,7 +98,7 @@ class Fenced:
         pid = self.libvirtd()
         os.kill(pid, signal.SIGTERM)
         eventually(lambda: not self.alive(pid), otherwise="libvirtd does not end")
-        self.host.run(["libvirtd", "-d"])
+        self.host.start_libvirtd()
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_qemu_dies_without_libvirt(fenced: Fenced, sign: signal.Signals) -> None
             os.kill(libvirtd, signal.SIGCONT)
         else:
             fenced.host.path("/run/libvirtd.pid").unlink(missing_ok=True)
-            fenced.host.run(["libvirtd", "-d"])
+            fenced.host.start_libvirtd()
     disks, definition, _ = fenced.put_away(vm)
     assert vm.name not in fenced.domains()
     assert disks == {"vda": f"{IMAGES}/{vm.name}/kept-term7/vda.raw"}

@@ -32,7 +32,7 @@ def killed(pair: Pair, host: Host) -> Iterator[None]:
     try:
         yield
     finally:
-        host.run(["libvirtd", "-d"])
+        host.start_libvirtd()
         host.run(["virsh", "version"])
 
 

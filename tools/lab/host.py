@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class Host(Node):
         self.folder = folder
         # A short alias of the host's /run: a unix socket's path may have 107 bytes, whatever the repository's depth.
         self.run_alias = state / name
+        self.reaps_after_s = 0.0  # this host's init, a process that ended: at once, as systemd does
         self._holder: subprocess.Popen[str] | None = None
 
     def _wire(self) -> str:
@@ -146,9 +148,14 @@ class Host(Node):
         """Starts virtlogd and libvirtd as daemons, and returns when libvirtd answers."""
         capabilities.lend(self.path(_CAPABILITIES))
         self.run(["virtlogd", "-d"], timeout_s=timeout_s)
-        self.run(["libvirtd", "-d"], timeout_s=timeout_s)
+        self.start_libvirtd(timeout_s)
         self.run(["virsh", "-c", "qemu:///system", "version"], timeout_s=timeout_s)
         capabilities.keep(self.path(_CAPABILITIES))
+
+    def start_libvirtd(self, timeout_s: float = 90.0) -> None:
+        """Starts libvirtd alone. This host's init reaps what it leaves behind, such as a QEMU that ended."""
+        reaper = [sys.executable, "-m", "tools.lab.reaper", "--after", str(self.reaps_after_s)]
+        self.run([*reaper, "libvirtd", "-d"], timeout_s=timeout_s)
 
     @property
     def libvirt_uri(self) -> str:
