@@ -155,7 +155,7 @@ class Host(Node):
     def start_libvirtd(self, timeout_s: float = 90.0) -> None:
         """Starts libvirtd alone. This host's init reaps what it leaves behind, such as a QEMU that ended."""
         reaper = [sys.executable, "-m", "tools.lab.reaper", "--after", str(self.reaps_after_s)]
-        self.run([*reaper, "libvirtd", "-d"], timeout_s=timeout_s)
+        self.run(reaper, timeout_s=timeout_s, stdin="libvirtd -d")
 
     @property
     def libvirt_uri(self) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a host's init does for its daemons: their orphans become its children, and are reaped as soon as they end.
 
-    python -m tools.lab.reaper [--after SECONDS] libvirtd -d
+    printf 'libvirtd -d' | python -m tools.lab.reaper [--after SECONDS]
 
+The program is read from stdin: who looks for it among the processes does not find its reaper.
 systemd reaps at once, so that nobody else sees how a QEMU ended; the init of a container may take seconds.
 Returns what the program returned; goes on in the background until the last of its children has ended.
 """
@@ -22,8 +23,8 @@ def main() -> int:
     """Start the program, and stay behind for what it leaves."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--after", type=float, default=0.0, metavar="SECONDS")
-    parser.add_argument("argv", nargs=argparse.REMAINDER)
-    asked = parser.parse_args()
+    after_s = parser.parse_args().after
+    argv = sys.stdin.read().split()
     answer, word = os.pipe()
     if os.fork():
         os.close(word)
@@ -34,11 +35,11 @@ def main() -> int:
     program = os.fork()
     if program == 0:
         os.closerange(3, 64)
-        os.execvp(asked.argv[0], asked.argv)
+        os.execvp(argv[0], argv)
     _, status = os.waitpid(program, 0)
     os.write(word, bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
     _let_go()
-    _reap(asked.after)
+    _reap(after_s)
     os._exit(0)
 
 
