@@ -41,7 +41,7 @@ SHOWN_CUTS = 101  # what status shows is the median of so many
 
 
 @dataclass(frozen=True)
-class ClockFigures:
+class ClockMetrics:
     """How late the guest's clock is, how much that is of the time since the cuts began, and why it is not put right."""
 
     lag_ms: float | None = None
@@ -50,7 +50,7 @@ class ClockFigures:
 
 
 class GuestClock:
-    """Hooks for `Capture`, in its thread: `begin`, `repair`, `done`. Figures are for any thread."""
+    """Hooks for `Capture`, in its thread: `begin`, `repair`, `done`. Metrics are for any thread."""
 
     def __init__(self, pid: int, blocks: Sequence[Block], *, kvm: bool) -> None:
         """Nothing is mended before `learn`."""
@@ -228,17 +228,17 @@ class GuestClock:
             self.why_not = f"{self.why_not.partition(';')[0]}; it runs slow, setting it once a second failed: {exc}"
             self.told(self.why_not)
 
-    # --- figures ---
+    # --- metrics ---
 
-    def figures(self) -> ClockFigures:
+    def metrics(self) -> ClockMetrics:
         """What status shows of it now."""
         late = list(self._late)
         since, book = self._since, self._book
         if not late or book is None:
-            return ClockFigures(slow=self.why_not)
+            return ClockMetrics(slow=self.why_not)
         lag = statistics.median(late)
         passed = max(1, time.monotonic_ns() - since)
-        return ClockFigures(round(lag / 1e6, 2), round(1e6 * lag / passed, 1), self.why_not)
+        return ClockMetrics(round(lag / 1e6, 2), round(1e6 * lag / passed, 1), self.why_not)
 
 
 def _now() -> Instant:

@@ -86,7 +86,7 @@ class Backup:
 
     @property
     def busy(self) -> bool:
-        """Whether something of it is only in this process. Of a promoted VM that is its figures."""
+        """Whether something of it is only in this process. Of a promoted VM that is its metrics."""
         return self.phase is not Phase.EMPTY or self.now.asker is not None
 
     @property

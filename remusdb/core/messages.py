@@ -222,7 +222,7 @@ class Standing(msgspec.Struct, frozen=True):
         for_people(self, "reason")
 
 
-class AgentFacts(msgspec.Struct, frozen=True):
+class Capabilities(msgspec.Struct, frozen=True):
     """PROBE, agent to primary: what `remusdb check --to` compares. Versions as (a, b, c).
 
     `answer`: for a PROBE that carries a `Probe`, what this VM would find here; an older agent does not give it.

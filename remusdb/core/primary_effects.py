@@ -17,7 +17,7 @@ from remusdb.errors import RemusError
 from remusdb.reasons import Reason
 
 EndState = Literal["solo", "unprotected"]
-Order = Literal["unprotect", "switchover"]
+Command = Literal["unprotect", "switchover"]
 State = Literal["seeding", "protected", "held", "solo", "fenced", "failed", "unprotected"]
 # In the history, and to the hooks.
 Noted = Literal["protected", "held", "lost", "resumed", "fenced", "failed", "changed", "solo", "unprotect"]
@@ -202,7 +202,7 @@ class Report:
 class Answer:
     """What became of an order; None: it is done."""
 
-    order: Order
+    command: Command
     error: RemusError | None
 
 

@@ -187,7 +187,7 @@ class ArbiterSaid:
     claim: Claim
 
 
-# --- events: orders, each answered by `Answer`, or by the end of the session ---
+# --- events: commands, each answered by `Answer`, or by the end of the session ---
 
 
 @dataclass(frozen=True)

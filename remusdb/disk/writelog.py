@@ -65,7 +65,7 @@ class WriteLog:
         self._counter: memoryview | None = None
         self._thread = threading.Thread(target=self._run, name=f"writelog-{disk}", daemon=True)
 
-    # --- figures ---
+    # --- metrics ---
 
     @property
     def failed(self) -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primary host's daemon: answers the control socket; the keeper behind it has one worker a protected VM.
+"""The primary host's daemon: answers the control socket; the supervisor behind it has one worker a protected VM.
 
 Invariant: whatever dies here, no VM is touched and no output is let go; workers go on without the daemon, and the
 next one takes up what it finds.
@@ -39,9 +39,9 @@ from remusdb.hooks import Hooks
 from remusdb.host.evacuation import evacuate
 from remusdb.host.libvirt_view import Inspection, LibvirtInspection
 from remusdb.host.outside import Outside
-from remusdb.host.reconciler import Tender
+from remusdb.host.reconciler import Reconciler
 from remusdb.host.shutdown import mark_stopping, unmark
-from remusdb.host.supervisor import Keeper
+from remusdb.host.supervisor import Supervisor
 from remusdb.reasons import Code, Reason
 from remusdb.wording import words
 
@@ -65,8 +65,8 @@ class HostDaemon:
         self._inspection = inspection or LibvirtInspection(config)
         self._outside = outside = outside or Outside()
         self.history = History(config.host.state_dir, Hooks(config.host.hooks_dir))
-        self.keeper = Keeper(config, self._inspection, self.history, outside)
-        self._tender = Tender(self.keeper, outside)
+        self.supervisor = Supervisor(config, self._inspection, self.history, outside)
+        self._reconciler = Reconciler(self.supervisor, outside)
         self._stop_asked = threading.Event()
         self._server = ControlServer(
             config.host.run_dir / "host.sock",
@@ -100,7 +100,7 @@ class HostDaemon:
         self._server.start()
         unmark(self._run_dir)
         self._install_hook()
-        self._tender.start()
+        self._reconciler.start()
 
     def _install_hook(self) -> None:
         """Have libvirt refuse to start a VM that another host owns. Protection does not depend on it."""
@@ -113,47 +113,47 @@ class HostDaemon:
     def stop(self) -> None:
         """End; workers go on by themselves, and the next daemon adopts them."""
         self._server.close()
-        self._tender.stop()
-        self.keeper.stop()
+        self._reconciler.stop()
+        self.supervisor.stop()
         self.history.flush(FLUSH_S)
 
     # control operations, each in the thread of its connection
 
     def _protect(self, asked: Protect, progress: ProgressFn) -> VmStatus:
-        return self.keeper.protect(asked.vm, asked.to, progress)
+        return self.supervisor.protect(asked.vm, asked.to, progress)
 
     def _reprotect(self, asked: Reprotect, progress: ProgressFn) -> VmStatus:
-        return self.keeper.reprotect(asked.vm, asked.to, progress)
+        return self.supervisor.reprotect(asked.vm, asked.to, progress)
 
     def _switchover(self, asked: Switchover, progress: ProgressFn) -> Switched:
         if asked.to is not None:
-            self.keeper.protect(asked.vm, asked.to, progress)
-        return self.keeper.switchover(asked.vm, progress)
+            self.supervisor.protect(asked.vm, asked.to, progress)
+        return self.supervisor.switchover(asked.vm, progress)
 
     def _evacuate(self, asked: Evacuate, progress: ProgressFn) -> Evacuated:
         if asked.if_host_stops and not self._outside.host_is_stopping():
             return Evacuated(note="this host is not shutting down")
         if asked.if_host_stops:
             mark_stopping(self._run_dir)
-        return evacuate(self.keeper, progress, host_stops=asked.if_host_stops)
+        return evacuate(self.supervisor, progress, host_stops=asked.if_host_stops)
 
     def _fence(self, asked: Fence, _progress: ProgressFn) -> Nothing:
-        record = self.keeper.record(asked.vm)
-        with record.work:
-            if record.state.role != "fenced":
+        managed = self.supervisor.managed(asked.vm)
+        with managed.work:
+            if managed.state.role != "fenced":
                 owner, term = asked.owner, asked.term
-                if term <= record.state.term:
-                    raise RefusedForSafety(f"term {term} of host {owner} is not newer than {record.state.term}")
-                self.keeper.fence(record, owner, term)
-            if not record.state.put_away:
-                self._tender.put_away(record)
+                if term <= managed.state.term:
+                    raise RefusedForSafety(f"term {term} of host {owner} is not newer than {managed.state.term}")
+                self.supervisor.fence(managed, owner, term)
+            if not managed.state.put_away:
+                self._reconciler.put_away(managed)
         return Nothing()
 
     def _unprotect(self, asked: Unprotect, progress: ProgressFn) -> Unprotected:
-        return Unprotected(note=self.keeper.unprotect(asked.vm, asked.peer_is_dead, progress))
+        return Unprotected(note=self.supervisor.unprotect(asked.vm, asked.peer_is_dead, progress))
 
     def _status(self, asked: HostStatus, _progress: ProgressFn) -> HostVms:
-        found, warnings, off = self.keeper.statuses(), [], Reason.of(Code.NOT_RUNNING)
+        found, warnings, off = self.supervisor.statuses(), [], Reason.of(Code.NOT_RUNNING)
         try:
             known = self._inspection.vms()
             for vm, running in known.items():
@@ -169,7 +169,7 @@ class HostDaemon:
 
     def _check(self, asked: CheckVm, _progress: ProgressFn) -> Checked:
         if asked.to is not None:
-            self.keeper.require_peer(asked.to)
+            self.supervisor.require_peer(asked.to)
         return Checked(checks=self._inspection.check(asked.vm, asked.to))
 
     def _prepare(self, asked: Prepare, _progress: ProgressFn) -> Prepared:

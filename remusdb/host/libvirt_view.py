@@ -27,7 +27,7 @@ from remusdb.preflight import peer as preflight_peer
 from remusdb.preflight.checks import Check, advice, required
 from remusdb.preflight.cpus import host_cpu
 from remusdb.preflight.decide import decide
-from remusdb.preflight.gather import Facts, PeerFacts, VmFacts, gather_host, gather_vm
+from remusdb.preflight.gather import Inventory, PeerInventory, VmInventory, gather_host, gather_vm
 from remusdb.preflight.here import gather
 from remusdb.transport.agent_client import Agent
 from remusdb.vm.blocking import BlockingCalls
@@ -90,19 +90,19 @@ class LibvirtInspection:
         protection = self._config.for_vm(vm)
         calls = BlockingCalls(LOOK_TIMEOUT_S, threads=1)  # of its own: a look may take longer than a list
         try:
-            vm_facts, capabilities = calls.call(f"VM {vm}", self._gather_vm, vm)
-            facts = Facts(
-                vm=vm_facts,
+            vm_inventory, capabilities = calls.call(f"VM {vm}", self._gather_vm, vm)
+            inventory = Inventory(
+                vm=vm_inventory,
                 host=gather_host(capabilities, try_plug=protection.gate != "tap"),
                 gate=protection.gate,
                 encoding=protection.encoding,
                 run_dir=self._config.host.run_dir,
-                peer=self._look_at(peer, Probe(vm_facts.xml, host_cpu(capabilities))) if peer else None,
+                peer=self._look_at(peer, Probe(vm_inventory.xml, host_cpu(capabilities))) if peer else None,
             )
-            peers = calls.call(f"VM {vm}", self._compare, facts, facts.peer) if facts.peer else []
+            peers = calls.call(f"VM {vm}", self._compare, inventory, inventory.peer) if inventory.peer else []
         finally:
             calls.close()
-        return [*decide(facts), *peers, self._hook(), *self._arbiter()]
+        return [*decide(inventory), *peers, self._hook(), *self._arbiter()]
 
     def _hook(self) -> Check:
         asked = libvirt_hook.hook_active(self._uri)
@@ -154,15 +154,15 @@ class LibvirtInspection:
         """By a hook of libvirt's."""
         return libvirt_hook.install(state_dir=state_dir)
 
-    def _gather_vm(self, vm: str) -> tuple[VmFacts, str]:
+    def _gather_vm(self, vm: str) -> tuple[VmInventory, str]:
         with self._connected() as connection:
             return gather_vm(connection, vm), connection.getCapabilities()
 
-    def _compare(self, facts: Facts, peer: PeerFacts) -> list[Check]:
+    def _compare(self, inventory: Inventory, peer: PeerInventory) -> list[Check]:
         """What the peer's agent says of this VM, beside what this host has."""
         if peer.error or peer.refused:
             return []
-        tree, heartbeat_ms = safexml.parse(facts.vm.xml), self._config.for_vm(facts.vm.name).heartbeat_ms
+        tree, heartbeat_ms = safexml.parse(inventory.vm.xml), self._config.for_vm(inventory.vm.name).heartbeat_ms
         arbiter = Arbiter(self._config.arbiter) if self._config.arbiter else None
         with self._connected() as connection:
             here = gather(connection, tree, self._config.host.name, heartbeat_ms, arbiter)
@@ -188,28 +188,28 @@ class LibvirtInspection:
         finally:
             connection.close()
 
-    def _look_at(self, peer: str, probe: Probe) -> PeerFacts:
+    def _look_at(self, peer: str, probe: Probe) -> PeerInventory:
         """Whether the peer's agent answers and accepts our certificate, and what it has for this VM."""
         at = self._config.peers[peer]
         try:
-            facts = Agent(peer, at.address, at.port, self._config.tls, self._config.protection).probe(probe)
+            inventory = Agent(peer, at.address, at.port, self._config.tls, self._config.protection).probe(probe)
         except RemusError as exc:
-            return PeerFacts(peer, error=str(exc), hint=exc.hint)
-        if isinstance(facts, Refuse):
-            unwanted = facts.code == "preflight"
-            return PeerFacts(
+            return PeerInventory(peer, error=str(exc), hint=exc.hint)
+        if isinstance(inventory, Refuse):
+            unwanted = inventory.code == "preflight"
+            return PeerInventory(
                 peer,
-                error="" if unwanted else facts.reason,
-                refused=facts.reason if unwanted else "",
-                hint=facts.hint,
+                error="" if unwanted else inventory.reason,
+                refused=inventory.reason if unwanted else "",
+                hint=inventory.hint,
             )
-        return PeerFacts(
+        return PeerInventory(
             peer,
-            version=facts.version,
-            qemu_version=facts.qemu_version,
-            libvirt_version=facts.libvirt_version,
-            machines=tuple(facts.machines),
-            answer=facts.answer,
+            version=inventory.version,
+            qemu_version=inventory.qemu_version,
+            libvirt_version=inventory.libvirt_version,
+            machines=tuple(inventory.machines),
+            answer=inventory.answer,
         )
 
 

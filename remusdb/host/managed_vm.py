@@ -30,7 +30,7 @@ from remusdb.wording import hint, words
 ENDED: Final[tuple[State, ...]] = ("unprotected", "fenced", "failed", "solo")  # a worker may end in these by itself
 
 
-class VmRecord:
+class ManagedVm:
     """One VM, told of its worker's doings by the link (`WorkerEvents`). An earlier worker is not heard any more."""
 
     def __init__(self, vm: str, store: StateStore) -> None:

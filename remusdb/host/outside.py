@@ -18,7 +18,7 @@ from remusdb.host.shutdown import host_is_stopping
 from remusdb.names import require_name
 from remusdb.state import VmState
 from remusdb.vm.domain import pid_of
-from remusdb.worker.spec import Order
+from remusdb.worker.spec import ProtectionSpec
 from remusdb.worker.tapwatch import shut_taps
 
 WORKER_ARGV = (sys.executable, "-P", "-m", "remusdb.worker")  # -P: no module of the folder we are in
@@ -35,9 +35,9 @@ class Timing:
     linger_s: float = 5.0  # a worker that was told to stop, or closed its socket, has this long to exit
 
 
-def ask(order: Order, term: int) -> Standing:
+def ask(spec: ProtectionSpec, term: int) -> Standing:
     """What the other host is to the VM, of which this one knows `term`. PeerUnreachable when it does not say."""
-    return order.agent.ask(Question(require_name(order.vm), order.host, term))
+    return spec.agent.ask(Question(require_name(spec.vm), spec.host, term))
 
 
 def shut_others(vm: str, gated: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ class Outside:
 
     worker_argv: Sequence[str] = WORKER_ARGV
     timing: Timing = Timing()
-    ask: Callable[[Order, int], Standing] = ask
+    ask: Callable[[ProtectionSpec, int], Standing] = ask
     put_away: Callable[[str, VmState, Policy, Path, Path], PutAway] = put_away
     shut_others: Callable[[str, Sequence[str]], None] = shut_others
     arbiter: Callable[[ArbiterConfig], Arbiter] = Arbiter

@@ -114,7 +114,7 @@ class WorkerLink:
         try:
             self.follow()
         except NoThread:
-            self._process.kill()  # nobody would hear it, and it has no order yet
+            self._process.kill()  # nobody would hear it, and it has no command yet
             self._process.wait()
             self._ended.set()
             ours.close()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from remusdb.config import HostConfig
 from remusdb.errors import RemusError
-from remusdb.host.managed_vm import VmRecord
+from remusdb.host.managed_vm import ManagedVm
 from remusdb.host.outside import Outside
 from remusdb.host.worker_process import WorkerLink
 from remusdb.names import socket_stem
-from remusdb.worker.spec import Order, PeerAddress
+from remusdb.worker.spec import PeerAddress, ProtectionSpec
 
 
 class Workers:
@@ -23,32 +23,32 @@ class Workers:
         self._outside = outside
         self.stopping = threading.Event()
 
-    def link(self, record: VmRecord, peer: str, *, leaving: bool = False) -> WorkerLink:
-        """A worker that is this VM's from now on, not yet spawned; refused as `VmRecord.claim` says."""
+    def link(self, managed: ManagedVm, peer: str, *, leaving: bool = False) -> WorkerLink:
+        """A worker that is this VM's from now on, not yet spawned; refused as `ManagedVm.claim` says."""
         if self.stopping.is_set():
             raise RemusError("the host daemon is stopping")
-        old = record.link
-        if old and record.over and not old.waited_for:
+        old = managed.link
+        if old and managed.over and not old.waited_for:
             old.stop()
-            record.drop_link(old)
-        link = WorkerLink(record.vm, self._outside, record, self._lock_file(record.vm))
-        record.claim(link, peer, leaving=leaving)
+            managed.drop_link(old)
+        link = WorkerLink(managed.vm, self._outside, managed, self._lock_file(managed.vm))
+        managed.claim(link, peer, leaving=leaving)
         return link
 
-    def adopt(self, record: VmRecord) -> bool:
+    def adopt(self, managed: ManagedVm) -> bool:
         """Take up the worker of an earlier daemon, if there is one."""
-        link = WorkerLink(record.vm, self._outside, record, self._lock_file(record.vm))
+        link = WorkerLink(managed.vm, self._outside, managed, self._lock_file(managed.vm))
         found = link.adopt()
         if found:
-            record.adopted(link)
+            managed.adopted(link)
             link.follow()
         return found
 
-    def order(self, record: VmRecord, peer: str, asked: bool = True) -> Order:
+    def spec(self, managed: ManagedVm, peer: str, asked: bool = True) -> ProtectionSpec:
         """All that a worker must know of its VM. `asked`: by somebody who waits for the answer."""
         config = self._config
-        return Order(
-            vm=record.vm,
+        return ProtectionSpec(
+            vm=managed.vm,
             host=config.host.name,
             libvirt_uri=config.host.libvirt_uri,
             run_dir=config.host.run_dir,
@@ -56,7 +56,7 @@ class Workers:
             hooks_dir=config.host.hooks_dir,
             peer=PeerAddress(peer, config.peers[peer].address, config.peers[peer].port),
             tls=config.tls,
-            protection=config.for_vm(record.vm),
+            protection=config.for_vm(managed.vm),
             arbiter=config.arbiter,
             asked=asked,
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from remusdb.errors import GateError
-from remusdb.net.gate import Gate, GateFigures
+from remusdb.net.gate import Gate, GateMetrics
 from remusdb.net.links import Links
 from remusdb.net.pluggate import WINDOW, PlugGate
 from remusdb.net.tapgate import TapGate
@@ -104,16 +104,16 @@ class GateGroup:
     def remove(self) -> None:
         self._all(lambda gate: gate.remove())
 
-    def figures(self) -> GateFigures:
+    def metrics(self) -> GateMetrics:
         """The sum over all interfaces."""
         with self.turn:
-            each = [gate.figures() for gate in self.gates]
-        return GateFigures(
-            held_frames=sum(figures.held_frames for figures in each),
-            held_bytes=sum(figures.held_bytes for figures in each),
-            released_frames=sum(figures.released_frames for figures in each),
-            dropped_frames=sum(figures.dropped_frames for figures in each),
-            addresses=tuple(dict.fromkeys(address for figures in each for address in figures.addresses)),
+            each = [gate.metrics() for gate in self.gates]
+        return GateMetrics(
+            held_frames=sum(metrics.held_frames for metrics in each),
+            held_bytes=sum(metrics.held_bytes for metrics in each),
+            released_frames=sum(metrics.released_frames for metrics in each),
+            dropped_frames=sum(metrics.dropped_frames for metrics in each),
+            addresses=tuple(dict.fromkeys(address for metrics in each for address in metrics.addresses)),
         )
 
     def _all(self, call: Callable[[Gate], None]) -> None:

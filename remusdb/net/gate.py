@@ -17,7 +17,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class GateFigures:
+class GateMetrics:
     """What a gate holds and did: frames, bytes, and the guest's own addresses seen in its output."""
 
     held_frames: int = 0
@@ -63,5 +63,5 @@ class Gate(Protocol):
     def remove(self) -> None:
         """Take the wiring out; the interface is left as `install` found it."""
 
-    def figures(self) -> GateFigures:
+    def metrics(self) -> GateMetrics:
         """Counters, for status."""

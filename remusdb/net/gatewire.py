@@ -26,7 +26,7 @@ class Op(enum.IntEnum):
     RELEASE = 3
     OPEN_ALL = 4
     DROP_HELD = 5
-    FIGURES = 6
+    METRICS = 6
     FLUSH = 7  # answered once the tap is drained and everything released has been sent
 
 
@@ -80,7 +80,7 @@ class Reply:
     def unpack(data: bytes) -> Reply:
         """GateError for what is no reply."""
         try:
-            status, sequence, *figures = _REPLY.unpack(data)
-            return Reply(Status(status), sequence, *figures)
+            status, sequence, *metrics = _REPLY.unpack(data)
+            return Reply(Status(status), sequence, *metrics)
         except (struct.error, ValueError) as error:
             raise GateError(f"the gate's process sent what is no reply: {error}") from error

@@ -24,7 +24,7 @@ from remusdb.deadline import Deadline
 from remusdb.errors import GateError
 from remusdb.net.addresses import AddressWatch
 from remusdb.net.bpf import match_all
-from remusdb.net.gate import GateFigures
+from remusdb.net.gate import GateMetrics
 from remusdb.net.links import Link, Links, short_name
 from remusdb.net.tc import Direction, PlugAction, Tc
 from remusdb.net.wiring import add_clsact, refuse_unless_plain, restore
@@ -148,10 +148,10 @@ class PlugGate:
             self._let_go()
             self._delete_ring(links)
 
-    def figures(self) -> GateFigures:
+    def metrics(self) -> GateMetrics:
         tc = self._ready()
         stats = [tc.root_stats(index) for index in (self._open, *self._free, *(at for _epoch, at in self._marked))]
-        return GateFigures(
+        return GateMetrics(
             held_frames=sum(each.held_frames for each in stats),
             held_bytes=sum(each.held_bytes for each in stats),
             released_frames=sum(each.sent_frames for each in stats) + self._released_before,

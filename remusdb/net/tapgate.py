@@ -24,7 +24,7 @@ from remusdb.deadline import Deadline
 from remusdb.errors import GateError
 from remusdb.net.addresses import AddressWatch
 from remusdb.net.bpf import match_all_but_mark, match_mark
-from remusdb.net.gate import GateFigures
+from remusdb.net.gate import GateMetrics
 from remusdb.net.gatechild import GateChild
 from remusdb.net.gatewire import Op
 from remusdb.net.links import Links, short_name
@@ -114,11 +114,11 @@ class TapGate:
             self._stop()
             self._delete_links(links)
 
-    def figures(self) -> GateFigures:
-        reply = self._process().ask(Op.FIGURES)
+    def metrics(self) -> GateMetrics:
+        reply = self._process().ask(Op.METRICS)
         with Links() as links:
             overrun = links.get(self.held_tap).tx_dropped
-        return GateFigures(
+        return GateMetrics(
             held_frames=reply.held_frames,
             held_bytes=reply.held_bytes,
             released_frames=reply.released_frames,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 from remusdb.preflight.checks import Check, advice
-from remusdb.preflight.gather import Facts
+from remusdb.preflight.gather import Inventory
 
 # Each cut loses up to 10 % where the clock is not put right. ntpd and systemd-timesyncd follow 0.05 %, chrony 9 %.
 KVM_HINT = "should it run slow (status: clock_slow), chrony in the guest follows: `refclock PHC /dev/ptp_kvm poll 2`"
@@ -20,11 +20,11 @@ WINDOWS_HINT = (
 )
 
 
-def decide(facts: Facts, tree: ET.Element) -> list[Check]:
+def decide(inventory: Inventory, tree: ET.Element) -> list[Check]:
     """One check: whether the guest's clock is expected to lose nothing."""
     if _hyperv(tree):
         problem, hint = "it is put right for kvmclock; Windows' own, made of it, was never measured", WINDOWS_HINT
-    elif not facts.vm.clock_named:
+    elif not inventory.vm.clock_named:
         problem = "QEMU's program does not say where it keeps the clock: it is searched for when protection begins"
         hint = KVM_HINT if tree.get("type") == "kvm" else TCG_HINT
     else:

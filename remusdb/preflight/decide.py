@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a VM can be protected from this host: decisions over gathered facts, without I/O."""
+"""Whether a VM can be protected from this host: decisions over a gathered inventory, without I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from remusdb.preflight import apparmor
 from remusdb.preflight import clock as preflight_clock
 from remusdb.preflight import devices as preflight_devices
 from remusdb.preflight.checks import Check, advice, required
-from remusdb.preflight.gather import Facts, HostFacts, PeerFacts, VmFacts
+from remusdb.preflight.gather import HostInventory, Inventory, PeerInventory, VmInventory
 from remusdb.vm.prepare import CHARDEV, QEMU_NS
 
 PEER = "peer"  # the check of whether its agent answers at all
@@ -20,19 +20,19 @@ MIN_QEMU = (8, 2, 0)  # the first whose block jobs say `actively-synced`, withou
 MEMORY_UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
-def decide(facts: Facts) -> list[Check]:
+def decide(inventory: Inventory) -> list[Check]:
     """Every check, in the order in which someone would mend them."""
-    tree = safexml.parse(facts.vm.xml)
+    tree = safexml.parse(inventory.vm.xml)
     checks = [
-        *_host(facts.host),
-        *_gate(facts),
-        *_qemu(facts.vm),
-        *preflight_devices.decide(facts, tree),
-        *_figures(facts, tree),
-        *_confinement(tree, facts.host),
-        *preflight_clock.decide(facts, tree),
+        *_host(inventory.host),
+        *_gate(inventory),
+        *_qemu(inventory.vm),
+        *preflight_devices.decide(inventory, tree),
+        *_capacity(inventory, tree),
+        *_confinement(tree, inventory.host),
+        *preflight_clock.decide(inventory, tree),
     ]
-    return checks + (_peer(facts.peer, facts.vm) if facts.peer else [])
+    return checks + (_peer(inventory.peer, inventory.vm) if inventory.peer else [])
 
 
 def require(vm: str, checks: list[Check]) -> None:
@@ -44,7 +44,7 @@ def require(vm: str, checks: list[Check]) -> None:
         raise CannotProtect(f"VM {vm} cannot be protected: {told}", hint=hints)
 
 
-def _host(host: HostFacts) -> list[Check]:
+def _host(host: HostInventory) -> list[Check]:
     x86 = [] if host.machine == "x86_64" else [f"this host is {host.machine}"]
     tracking = [f"Linux {host.kernel}: {host.tracking_error}"] if host.tracking_error else []
     ptrace = ["kernel.yama.ptrace_scope is 3: not even root may trace QEMU"] if host.ptrace_scope >= 3 else []
@@ -68,8 +68,8 @@ def _host(host: HostFacts) -> list[Check]:
     ]
 
 
-def _gate(facts: Facts) -> list[Check]:
-    host, wanted = facts.host, facts.gate
+def _gate(inventory: Inventory) -> list[Check]:
+    host, wanted = inventory.host, inventory.gate
     problems = []
     if wanted == "plug" and not host.plug:
         problems = ["protection.gate is plug, and the kernel has no sch_plug or no IFB"]
@@ -81,7 +81,7 @@ def _gate(facts: Facts) -> list[Check]:
     ]
 
 
-def _qemu(vm: VmFacts) -> list[Check]:
+def _qemu(vm: VmInventory) -> list[Check]:
     version = ".".join(str(part) for part in vm.qemu_version)
     old = [f"QEMU {version} runs the VM"] if vm.running and vm.qemu_version < MIN_QEMU else []
     return [
@@ -106,7 +106,7 @@ def _qemu(vm: VmFacts) -> list[Check]:
     ]
 
 
-def _how_to_run(vm: VmFacts) -> str:
+def _how_to_run(vm: VmInventory) -> str:
     name = shlex.quote(vm.name)
     resume = f"virsh resume {name}"
     if "I/O error" in vm.paused:
@@ -119,9 +119,9 @@ def _how_to_run(vm: VmFacts) -> str:
     }.get(vm.state, f"virsh start {name}")
 
 
-def _figures(facts: Facts, tree: ET.Element) -> list[Check]:
-    need = _memory_bytes(tree) if facts.encoding == "delta" else 0
-    have = facts.host.memory_available_bytes
+def _capacity(inventory: Inventory, tree: ET.Element) -> list[Check]:
+    need = _memory_bytes(tree) if inventory.encoding == "delta" else 0
+    have = inventory.host.memory_available_bytes
     short = f"{have >> 20} MiB are free; the delta encoding keeps a copy of the VM's {need >> 20} MiB"
     mode = (cpu.get("mode") or "custom") if (cpu := tree.find("cpu")) is not None else "custom"
     passed = f"CPU mode is {mode}" if mode in ("host-passthrough", "maximum") and tree.get("type") == "kvm" else ""
@@ -134,8 +134,8 @@ def _figures(facts: Facts, tree: ET.Element) -> list[Check]:
         ),
         advice(
             "cpus",
-            "one CPU: encoding runs where the VM runs" if facts.host.cpus < 2 else "",
-            f"{facts.host.cpus} CPUs",
+            "one CPU: encoding runs where the VM runs" if inventory.host.cpus < 2 else "",
+            f"{inventory.host.cpus} CPUs",
             "give the host a second CPU",
         ),
         advice(
@@ -143,7 +143,7 @@ def _figures(facts: Facts, tree: ET.Element) -> list[Check]:
         ),
         advice(
             "lock manager",
-            f"libvirt uses {facts.host.lock_manager}" if facts.host.lock_manager else "",
+            f"libvirt uses {inventory.host.lock_manager}" if inventory.host.lock_manager else "",
             "none",
             "every epoch lets go of the disks' leases and takes them again: slower, and the standby needs its own",
         ),
@@ -151,18 +151,18 @@ def _figures(facts: Facts, tree: ET.Element) -> list[Check]:
             "monitor",
             "" if _has_private_socket(tree) else "only libvirt's monitor: 2.5 ms a call",
             "a private QMP socket",
-            f"remusdb prepare {shlex.quote(facts.vm.name)}, in effect from the VM's next start",
+            f"remusdb prepare {shlex.quote(inventory.vm.name)}, in effect from the VM's next start",
         ),
         advice(
             "snapshots",
-            f"{facts.vm.snapshots} snapshots" if facts.vm.snapshots else "",
+            f"{inventory.vm.snapshots} snapshots" if inventory.vm.snapshots else "",
             "none",
             "they stay on this host: the replica has the disks' content, not their snapshots",
         ),
     ]
 
 
-def _confinement(tree: ET.Element, host: HostFacts) -> list[Check]:
+def _confinement(tree: ET.Element, host: HostInventory) -> list[Check]:
     labels = [label.get("model", "") for label in tree.iterfind("seclabel") if label.get("type") != "none"]
     confined = [model for model in labels if model in ("apparmor", "selinux")]
     if confined[:1] == ["apparmor"] and host.confinement.channel:
@@ -175,7 +175,7 @@ def _confinement(tree: ET.Element, host: HostFacts) -> list[Check]:
     return [advice("confinement", problem, "QEMU is not confined", hints.get(confined[0], "") if confined else "")]
 
 
-def _peer(peer: PeerFacts, vm: VmFacts) -> list[Check]:
+def _peer(peer: PeerInventory, vm: VmInventory) -> list[Check]:
     problems = [peer.error] if peer.error else []
     good = f"the agent of {peer.name} answers"
     checks = [required(PEER, problems, good, peer.hint or f"is remusdb-agent running on {peer.name}?")]
@@ -186,7 +186,7 @@ def _peer(peer: PeerFacts, vm: VmFacts) -> list[Check]:
     return checks if refused else [*checks, *_peer_versions(peer, vm)]
 
 
-def _peer_versions(peer: PeerFacts, vm: VmFacts) -> list[Check]:
+def _peer_versions(peer: PeerInventory, vm: VmInventory) -> list[Check]:
     """A checkpoint moves to the same machine type, of a QEMU that is not older."""
     here, there = (".".join(map(str, version)) for version in (vm.qemu_version, peer.qemu_version))
     older = (

@@ -16,12 +16,12 @@ from remusdb.allow.judge import judge
 from remusdb.allow.memory import HUGE_BYTES, too_huge
 from remusdb.allow.problem import Problem, Vm, edit, joined, target_of, vm_of
 from remusdb.preflight.checks import Check, advice
-from remusdb.preflight.gather import Facts
+from remusdb.preflight.gather import Inventory
 
 
-def decide(facts: Facts, tree: ET.Element) -> list[Check]:
+def decide(inventory: Inventory, tree: ET.Element) -> list[Check]:
     """The checks over what is in the XML."""
-    problems = [*_judged(facts, tree), *_interfaces(facts, tree), *_block_jobs(facts, tree)]
+    problems = [*_judged(inventory, tree), *_interfaces(inventory, tree), *_block_jobs(inventory, tree)]
     good = {
         "guest memory": "all of it is QEMU's alone",
         "devices": "all can be rebuilt on the backup",
@@ -39,19 +39,19 @@ def decide(facts: Facts, tree: ET.Element) -> list[Check]:
         _check(vm_of(tree), area, told, [found for found in problems if found.area == area])
         for area, told in good.items()
     ]
-    return [*checks, _network(tree), _huge_pages(facts, tree)]
+    return [*checks, _network(tree), _huge_pages(inventory, tree)]
 
 
-def _judged(facts: Facts, tree: ET.Element) -> Iterator[Problem]:
+def _judged(inventory: Inventory, tree: ET.Element) -> Iterator[Problem]:
     """What the XML tells, and what it means on this host: aliases of machine types, the default huge page."""
-    kind, vm, real = _machine_of(tree), vm_of(tree), facts.vm.canonical
+    kind, vm, real = _machine_of(tree), vm_of(tree), inventory.vm.canonical
     alias = bool(real) and real != kind
     yield from (problem for problem in judge(tree) if not (alias and problem.area == "machine"))
     if alias:
         why = f"machine type `{kind}` is an alias, of {real} here: the backup may take it for another one"
         yield Problem("machine", why, edit(vm, f"machine='{real}'"))
-    if _default_pages(tree) and facts.host.huge_page_bytes > HUGE_BYTES:
-        yield too_huge(facts.host.huge_page_bytes, vm)
+    if _default_pages(tree) and inventory.host.huge_page_bytes > HUGE_BYTES:
+        yield too_huge(inventory.host.huge_page_bytes, vm)
 
 
 def _default_pages(tree: ET.Element) -> bool:
@@ -59,7 +59,7 @@ def _default_pages(tree: ET.Element) -> bool:
     return huge is not None and huge.find("page") is None
 
 
-def _huge_pages(facts: Facts, tree: ET.Element) -> Check:
+def _huge_pages(inventory: Inventory, tree: ET.Element) -> Check:
     problem = "in huge pages: each that was written counts as 512 pages, and some 0.2 ms of pause to copy it"
     hint = edit(vm_of(tree), "without <hugepages> pauses are shorter")
     has = tree.find("./memoryBacking/hugepages") is not None
@@ -80,9 +80,9 @@ def _network(tree: ET.Element) -> Check:
     )
 
 
-def _interfaces(facts: Facts, tree: ET.Element) -> Iterator[Problem]:
+def _interfaces(inventory: Inventory, tree: ET.Element) -> Iterator[Problem]:
     """Bridge and tap of each interface, which are there only while the VM runs."""
-    for interface in tree.iterfind("./devices/interface") if facts.vm.running else ():
+    for interface in tree.iterfind("./devices/interface") if inventory.vm.running else ():
         source, target, kind = interface.find("source"), interface.find("target"), interface.get("type", "")
         name, vm = name_of(interface), vm_of(tree)
         if kind in FOREIGN_WRITERS or kind not in ("bridge", "network"):
@@ -94,10 +94,10 @@ def _interfaces(facts: Facts, tree: ET.Element) -> Iterator[Problem]:
             yield Problem("interfaces", f"{name} has no tap", f"virsh shutdown {vm}, then: virsh start {vm}")
 
 
-def _block_jobs(facts: Facts, tree: ET.Element) -> Iterator[Problem]:
-    vm = shlex.quote(facts.vm.name)
-    for target in facts.vm.block_jobs:
-        if not _is_ours(tree, target, f"{facts.run_dir}/"):
+def _block_jobs(inventory: Inventory, tree: ET.Element) -> Iterator[Problem]:
+    vm = shlex.quote(inventory.vm.name)
+    for target in inventory.vm.block_jobs:
+        if not _is_ours(tree, target, f"{inventory.run_dir}/"):
             hint = f"let it end, or: virsh blockjob {vm} {target} --abort"
             yield Problem("block jobs", f"{target} has a block job", hint)
 

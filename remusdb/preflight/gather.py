@@ -35,7 +35,7 @@ NBDKIT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
-class VmFacts:
+class VmInventory:
     """One VM as libvirt and its QEMU describe it. `xml` is the live XML of a running VM."""
 
     name: str
@@ -52,7 +52,7 @@ class VmFacts:
 
 
 @dataclass(frozen=True)
-class HostFacts:
+class HostInventory:
     """This host. An `*_error` is empty where all is well."""
 
     machine: str = "x86_64"
@@ -70,7 +70,7 @@ class HostFacts:
 
 
 @dataclass(frozen=True)
-class PeerFacts:
+class PeerInventory:
     """The backup, where `--to` names one."""
 
     name: str
@@ -85,44 +85,44 @@ class PeerFacts:
 
 
 @dataclass(frozen=True)
-class Facts:
+class Inventory:
     """All of it, with what the configuration wants for this VM."""
 
-    vm: VmFacts
-    host: HostFacts
+    vm: VmInventory
+    host: HostInventory
     gate: str = "auto"
     encoding: str = "delta"
     run_dir: Path = Path("/run/remusdb")
-    peer: PeerFacts | None = None
+    peer: PeerInventory | None = None
 
 
-def gather_vm(connection: libvirt.virConnect, name: str) -> VmFacts:
+def gather_vm(connection: libvirt.virConnect, name: str) -> VmInventory:
     """Ask libvirt and QEMU. Blocks as libvirt does: call under a deadline."""
     try:
         domain = connection.lookupByName(name)
         state, paused = state_of(domain)
         running = bool(domain.isActive())
         xml = domain.XMLDesc(0)
-        facts: dict[str, Any] = {}
+        inventory: dict[str, Any] = {}
         if running:
-            facts["qemu_version"] = _qemu_version(domain)
-            facts["migration_blockers"] = tuple(_ask(domain, "query-migrate").get("blocked-reasons", ()))
-            facts["clock_named"] = clock_named(pid_of(name))
-            facts["block_jobs"] = tuple(target for target in _targets(xml) if domain.blockJobInfo(target))
+            inventory["qemu_version"] = _qemu_version(domain)
+            inventory["migration_blockers"] = tuple(_ask(domain, "query-migrate").get("blocked-reasons", ()))
+            inventory["clock_named"] = clock_named(pid_of(name))
+            inventory["block_jobs"] = tuple(target for target in _targets(xml) if domain.blockJobInfo(target))
         snapshots = domain.snapshotNum()
     except libvirt.libvirtError as exc:
         hint = "see: virsh list --all" if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN else ""
         raise VmError(f"VM {name}: {exc.get_error_message() or exc}", hint=hint) from exc
-    facts["canonical"] = _canonical_machine(connection, safexml.parse(xml))
-    return VmFacts(name, xml, running, state=state, paused=paused, snapshots=snapshots, **facts)
+    inventory["canonical"] = _canonical_machine(connection, safexml.parse(xml))
+    return VmInventory(name, xml, running, state=state, paused=paused, snapshots=snapshots, **inventory)
 
 
-def gather_host(capabilities: str, *, try_plug: bool) -> HostFacts:
+def gather_host(capabilities: str, *, try_plug: bool) -> HostInventory:
     """Look at this host; `capabilities` are its libvirt's. With `try_plug` an IFB device is made and removed again."""
     scope = 0
     with contextlib.suppress(OSError, ValueError):
         scope = int(PTRACE_SCOPE.read_text())
-    return HostFacts(
+    return HostInventory(
         machine=os.uname().machine,
         kernel=os.uname().release,
         tracking_error=try_tracking(),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from remusdb.config import Protection, Tls, check_copy_patience, check_silence
-from remusdb.core.messages import AgentFacts, Hello, Question, Refuse, Standing, Welcome, pack, unpack
+from remusdb.core.messages import Capabilities, Hello, Question, Refuse, Standing, Welcome, pack, unpack
 from remusdb.core.probe import Probe
 from remusdb.core.terms import HELLO_JUMP_MAX, JUMP_MAX
 from remusdb.core.wire import ANSWERS, FROM_AGENT, Frame, FrameType
@@ -111,12 +111,12 @@ class Agent:
             raise BadFrame(f"agent {self.name} was asked of VM {question.vm}, and speaks of another one")
         return standing
 
-    def probe(self, probe: Probe) -> AgentFacts | Refuse:
+    def probe(self, probe: Probe) -> Capabilities | Refuse:
         """What the agent's host can run, and has for this VM; or why it wants neither host nor VM."""
         frame = self._exchange(FrameType.PROBE, 0, probe, FrameType.PROBE, PROBE_S)
         if frame is None:
             raise PeerUnreachable(f"the agent of {self.name} does not say what it can run")
-        kind: type[AgentFacts | Refuse] = Refuse if frame.type is FrameType.REFUSE else AgentFacts
+        kind: type[Capabilities | Refuse] = Refuse if frame.type is FrameType.REFUSE else Capabilities
         return unpack(kind, frame.payload)
 
     def _exchange(

@@ -21,8 +21,8 @@ from remusdb.deadline import Deadline
 from remusdb.errors import LibvirtAway, VmError
 from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.monitor import LibvirtMonitor, Monitor
-from remusdb.vm.private import private_monitor
 from remusdb.vm.process import RUN_FOLDER, domain_folder, qemu_pid
+from remusdb.vm.qmp import private_monitor
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 
 LOOK_S = 0.1  # how often a libvirt that is away is looked after

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's monitor: one command, its return value. Two ways lead there: libvirt's and a socket of its own, private.py."""
+"""QEMU's monitor: one command, its return value. Two ways lead there: libvirt's and a socket of its own, qmp.py."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from remusdb.errors import BadFrame, Fenced, NoStandby, PeerUnreachable, RemusEr
 from remusdb.threads import start
 from remusdb.transport.agent_client import Agent, Greeting, refused
 from remusdb.transport.stream import FrameStream
-from remusdb.worker.spec import Order
+from remusdb.worker.spec import ProtectionSpec
 
 log = logging.getLogger(__name__)
 
@@ -74,21 +74,21 @@ class Listener(Protocol):
         """The agent was asked to take over, and does not."""
 
 
-class Peer:
+class AgentLink:
     """The agent, as the running session sees it: two threads, one that listens and one that beats."""
 
     def __init__(
-        self, order: Order, hello: Callable[[], Hello], listener: Listener, agent: Agent | None = None
+        self, spec: ProtectionSpec, hello: Callable[[], Hello], listener: Listener, agent: Agent | None = None
     ) -> None:
-        """`agent`: another way to it than that of the order."""
-        self._order = order
-        self._agent = agent or order.agent
+        """`agent`: another way to it than that of the spec."""
+        self._spec = spec
+        self._agent = agent or spec.agent
         self._hello = hello
         self._listener = listener
         self._stream: FrameStream | None = None
         self._term = 0
         self._patience_s = 0.0
-        self._copy_patience_s = order.protection.copy_patience_ms / 1000
+        self._copy_patience_s = spec.protection.copy_patience_ms / 1000
         self._ended = threading.Event()
         self._paused = False
         self._bad_answers = 0  # in a row, on connections that did not last
@@ -124,7 +124,7 @@ class Peer:
         self._patience_s = PATIENCE_OF_SILENCE * greeting.welcome.silence_ms / 1000
 
     def _beat(self) -> None:
-        while not self._ended.wait(self._order.protection.heartbeat_ms / 1000):
+        while not self._ended.wait(self._spec.protection.heartbeat_ms / 1000):
             stream = self._stream
             if stream is None or self._paused:
                 continue
@@ -138,7 +138,7 @@ class Peer:
         try:
             self._listen_on()
         except Exception as exc:
-            log.exception("the connection to agent %s failed", self._order.peer.name)
+            log.exception("the connection to agent %s failed", self._spec.peer.name)
             self._listener.on_broken(exc)
 
     def _listen_on(self) -> None:
@@ -170,7 +170,7 @@ class Peer:
                 self._act(frame)
                 looked = time.monotonic()
             elif time.monotonic() - stream.last_heard > (patience_s := self._silence_s()):
-                raise PeerUnreachable(f"agent {self._order.peer.name} is silent for {patience_s:g} s")
+                raise PeerUnreachable(f"agent {self._spec.peer.name} is silent for {patience_s:g} s")
 
     def _silence_s(self) -> float:
         """How long the agent may be silent on a connection before it is made anew."""
@@ -186,7 +186,7 @@ class Peer:
             self._ended.set()
             self._listener.on_renounced(reason)
         elif frame.type is FrameType.REFUSE:
-            refusal = refused(self._order.peer.name, unpack(Refuse, frame.payload), self._term)
+            refusal = refused(self._spec.peer.name, unpack(Refuse, frame.payload), self._term)
             if isinstance(refusal, Fenced):
                 self._fenced(refusal.term, str(refusal))
             elif isinstance(refusal, BadFrame):
@@ -198,7 +198,7 @@ class Peer:
         elif frame.type is FrameType.DECLINE:
             self._listener.on_declined(unpack(Notice, frame.payload).reason)
         elif frame.type is not FrameType.HEARTBEAT:
-            raise BadFrame(f"agent {self._order.peer.name} sends {frame.type.name} in a session")
+            raise BadFrame(f"agent {self._spec.peer.name} sends {frame.type.name} in a session")
 
     def _fenced(self, term: int, reason: str) -> None:
         self._ended.set()
@@ -217,7 +217,7 @@ class Peer:
         hello, try_s = self._hello(), TRY_S
         while not self._ended.wait(min(RECONNECT_MAX_S, RECONNECT_S * 2 ** min(self._bad_answers, 10))):
             if self._too_late():
-                return self._give_up(f"agent {self._order.peer.name} is away for {self._copy_patience_s:g} s")
+                return self._give_up(f"agent {self._spec.peer.name} is away for {self._copy_patience_s:g} s")
             try:
                 greeting = self._agent.hello(hello, try_s)
             except Fenced as exc:
@@ -230,8 +230,8 @@ class Peer:
             except RemusError as exc:
                 # Also a refusal for another reason (a certificate, a stranger on that port): it says nothing of
                 # whether the agent may take over.
-                log.debug("no way back to agent %s yet: %s", self._order.peer.name, exc)
-                try_s = min(1.5 * try_s, self._order.protection.connect_timeout_ms / 1000)
+                log.debug("no way back to agent %s yet: %s", self._spec.peer.name, exc)
+                try_s = min(1.5 * try_s, self._spec.protection.connect_timeout_ms / 1000)
                 continue
             if self._resumes(greeting):
                 return None
@@ -249,5 +249,5 @@ class Peer:
             if not isinstance(exc, RemusError):
                 raise
             self._bad_answers += 1
-            log.warning("the session with agent %s is not resumed: %s", self._order.peer.name, exc)
+            log.warning("the session with agent %s is not resumed: %s", self._spec.peer.name, exc)
             return False

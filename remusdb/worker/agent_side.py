@@ -18,12 +18,12 @@ from remusdb.core.wire import FrameType
 from remusdb.errors import Fenced, PeerUnreachable
 from remusdb.transport.agent_client import Greeting
 from remusdb.transport.stream import FrameStream
-from remusdb.worker.agent_link import Peer
+from remusdb.worker.agent_link import AgentLink
 from remusdb.worker.initial_sync import InitialSync
 from remusdb.worker.mailbox import Mailbox
 from remusdb.worker.outbox import Outbox
 from remusdb.worker.proof import StandbyProof
-from remusdb.worker.spec import Order
+from remusdb.worker.spec import ProtectionSpec
 
 
 class AgentSide:
@@ -31,7 +31,7 @@ class AgentSide:
 
     def __init__(
         self,
-        order: Order,
+        spec: ProtectionSpec,
         hello: Callable[[], Hello],
         mailbox: Mailbox,
         pipeline: Pipeline,
@@ -47,7 +47,7 @@ class AgentSide:
         self._sync = sync
         self._proof = proof
         self._failed = failed
-        self._peer = Peer(order, hello, self)
+        self._peer = AgentLink(spec, hello, self)
         self._lines: dict[int, tuple[FrameStream, Future[None]]] = {}
 
     # --- what the agent says ---

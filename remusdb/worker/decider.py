@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 from remusdb.core.drive import drive
 from remusdb.core.primary import Primary
-from remusdb.core.primary_effects import Answer, Effect, Order, SetTimer
+from remusdb.core.primary_effects import Answer, Command, Effect, SetTimer
 from remusdb.core.primary_events import Event
 from remusdb.errors import RemusError
 from remusdb.threads import vital
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 
 class Decider:
-    """Of one session. `perform` whatever is not the decider's own: timers and the answers to orders."""
+    """Of one session. `perform` whatever is not the decider's own: timers and the answers to commands."""
 
     def __init__(self, primary: Primary, mailbox: Mailbox, perform: Callable[[Effect], None]) -> None:
         self.lock = threading.Condition()
         self._primary = primary
         self._mailbox = mailbox
         self._perform = perform
-        self._orders: dict[Order, list[Future[None]]] = {"unprotect": [], "switchover": []}
+        self._commands: dict[Command, list[Future[None]]] = {"unprotect": [], "switchover": []}
 
     def start(self) -> None:
         """Decide for as long as this process lives. NoThread."""
@@ -43,15 +43,15 @@ class Decider:
         """Returns when the event was worked off; raises what that raised. Not from the session's own thread."""
         self._mailbox.send(event).result()
 
-    def carry_out(self, order: Order, event: Event) -> None:
-        """`tell`, and wait until the order is answered; raises its error."""
+    def carry_out(self, command: Command, event: Event) -> None:
+        """`tell`, and wait until the command is answered; raises its error."""
         answer: Future[None] = Future()
-        self._orders[order].append(answer)
+        self._commands[command].append(answer)
         try:
             self.tell(event)
             answer.result()
         finally:
-            self._orders[order].remove(answer)
+            self._commands[command].remove(answer)
 
     def _decide(self) -> None:
         hurry()  # what the agent acknowledged goes out at once, also on a busy host
@@ -76,8 +76,8 @@ class Decider:
         match effect:
             case SetTimer(timer, seconds):
                 self._mailbox.set_timer(timer, seconds)
-            case Answer(order, error):
-                for waiting in self._orders[order].copy():
+            case Answer(command, error):
+                for waiting in self._commands[command].copy():
                     settle(waiting, error)
             case _:
                 self._perform(effect)

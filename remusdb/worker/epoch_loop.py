@@ -25,9 +25,9 @@ from remusdb.threads import spawn
 from remusdb.vm.monitor import objects_in
 from remusdb.worker.encoder import EpochFrames
 from remusdb.worker.hurry import hurry
-from remusdb.worker.metrics import Figures
+from remusdb.worker.metrics import Metrics
 from remusdb.worker.outbox import Outbox
-from remusdb.worker.resources import Parts
+from remusdb.worker.resources import Resources
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,9 @@ class _Turn:
         while not self._held:
             self._held = self._turn.acquire(timeout=LEND_S)
             if not self._held and self._over.is_set():
-                raise VmError("the cut was called off")  # whoever takes the parts down has it, and waits for the cut
+                raise VmError(
+                    "the cut was called off"
+                )  # whoever takes the resources down has it, and waits for the cut
 
     def lend(self) -> None:
         """Let others have it, if it is held."""
@@ -74,14 +76,14 @@ class EpochLoop:
         self,
         pipeline: Pipeline,
         outbox: Outbox,
-        figures: Figures,
+        metrics: Metrics,
         lock: threading.Condition,
         failed: Callable[[Exception], None],
     ) -> None:
         """`lock` guards the pipeline and is notified when it moves."""
         self._pipeline = pipeline
         self._outbox = outbox
-        self._figures = figures
+        self._metrics = metrics
         self._lock = lock
         self._failed = failed
         self._cuts: queue.Queue[CutEpoch | None] = queue.Queue()
@@ -91,9 +93,9 @@ class EpochLoop:
         self.stays = False  # the VM stands still, and is to do so after a takeover
         self.addresses: tuple[str, ...] = ()  # the guest's, for the agent's announcement
 
-    def start(self, parts: Parts) -> None:
+    def start(self, resources: Resources) -> None:
         """Begin with the next epoch at once."""
-        self._parts = parts
+        self._resources = resources
         self._cutting = spawn(self._guarded, self._cut_all, name="cut")
         spawn(self._guarded, self._ship_all, name="ship")
 
@@ -126,11 +128,11 @@ class EpochLoop:
         except Exception as exc:
             if not self._over.is_set():
                 log.exception("%s failed", work.__name__)
-                devices = self._parts.devices
+                devices = self._resources.devices
                 self._failed(devices.explained(exc) if devices and isinstance(exc, GateError) else exc)
 
     def _cut_all(self) -> None:
-        interval = self._parts.order.protection.epoch_ms / 1000
+        interval = self._resources.spec.protection.epoch_ms / 1000
         hurry()
         due = time.monotonic()
         while not self._over.is_set():
@@ -147,7 +149,7 @@ class EpochLoop:
         """The epoch to cut now: when it is due, or sooner when a disk log is full, and the window has room."""
         while not self._over.is_set():
             left = due - time.monotonic()
-            if left <= 0 or self._last is not None or any(writes.pressed for writes in self._parts.logs):
+            if left <= 0 or self._last is not None or any(writes.pressed for writes in self._resources.logs):
                 break
             self._over.wait(min(left, PRESSED_LOOK_S))
         with self._lock:
@@ -158,8 +160,8 @@ class EpochLoop:
         """The last epoch before a switchover; then nothing more is cut until it is called off."""
         stays = self.stays  # as it was before it is stopped for this
         try:
-            with self._parts.clock.halting():
-                self._parts.domain.qmp("stop")
+            with self._resources.clock.halting():
+                self._resources.domain.qmp("stop")
             self._cut(epoch, stays)
         except Exception as exc:
             last.set_exception(exc)
@@ -167,55 +169,55 @@ class EpochLoop:
         last.set_result(epoch)
         while self._last is last and not self._over.wait(PRESSED_LOOK_S / 4):
             pass
-        self._parts.clock.held_until_now()
+        self._resources.clock.held_until_now()
 
     def _cut(self, epoch: int, stays: bool) -> None:
-        parts = self._parts
+        resources = self._resources
         positions: list[int] = []
         with ExitStack() as stack:
             # Before the VM stops, so that it does not stand still for whoever has the lock.
-            gates = stack.enter_context(_Turn(parts.gates.turn, self._over))
-            for writes in parts.logs:
+            gates = stack.enter_context(_Turn(resources.gates.turn, self._over))
+            for writes in resources.logs:
                 stack.enter_context(writes.cutting())
 
             def at_stop() -> None:
                 gates.take()
-                parts.gates.mark_begin(epoch)
-                positions.extend(writes.position() for writes in parts.logs)
+                resources.gates.mark_begin(epoch)
+                positions.extend(writes.position() for writes in resources.logs)
 
             def waiting(seconds: float) -> None:
                 gates.lend()  # what was committed before must still go out
-                who = "libvirt" if parts.domain.monitor == "libvirt" else "QEMU"
-                self._figures.wait(Reason.of(Code.CUT_WAITS, who=who, seconds=f"{seconds:.1f}"))
+                who = "libvirt" if resources.domain.monitor == "libvirt" else "QEMU"
+                self._metrics.wait(Reason.of(Code.CUT_WAITS, who=who, seconds=f"{seconds:.1f}"))
 
-            cut = parts.capture.cut(at_stop, parts.gates.mark_wait, waiting)
-        self._figures.wait(None)
+            cut = resources.capture.cut(at_stop, resources.gates.mark_wait, waiting)
+        self._metrics.wait(None)
         with self._lock:
             self._pipeline.cut(epoch)
-        self._figures.cut(epoch, cut.pages)
+        self._metrics.cut(epoch, cut.pages)
         self._cuts.put((epoch, cut, positions, stays))
 
     def _ship_all(self) -> None:
         while (item := self._cuts.get()) is not None and not self._over.is_set():
             frames = self._encode(*item)
-            self._figures.shipped(frames.payload_bytes)
+            self._metrics.shipped(frames.payload_bytes)
             self._outbox.ship(frames)
 
     def _encode(self, epoch: int, cut: Cut, positions: list[int], stays: bool) -> EpochFrames:
-        logs = self._parts.logs
+        logs = self._resources.logs
         writes = [log.take(upto, WRITES_S) for log, upto in zip(logs, positions, strict=True)]
         self._require_mirrors()
-        if self._parts.devices is not None:
-            self._parts.devices.require_same(cut.devices)
-        return self._parts.encoder.epoch(epoch, cut, writes, list(self.addresses), stays)
+        if self._resources.devices is not None:
+            self._resources.devices.require_same(cut.devices)
+        return self._resources.encoder.epoch(epoch, cut, writes, list(self.addresses), stays)
 
     def _require_mirrors(self) -> None:
         """A mirror that works after the cut worked at the cut: its job does not come back once it failed."""
-        mirrors = self._parts.mirrors
+        mirrors = self._resources.mirrors
         if not mirrors:
             return
-        jobs = self._parts.domain.qmp_patiently("query-block-jobs", self._parts.patience_s, self._over.is_set)
+        jobs = self._resources.domain.qmp_patiently("query-block-jobs", self._resources.patience_s, self._over.is_set)
         gone = unsynced(objects_in("query-block-jobs", jobs), [mirror.target for mirror in mirrors])
         if gone:
-            log_file = f"/var/log/libvirt/qemu/{self._parts.domain.name}.log"
+            log_file = f"/var/log/libvirt/qemu/{self._resources.domain.name}.log"
             raise DiskError(f"the mirror of disk {', '.join(gone)} ended", hint=f"see what QEMU said: {log_file}")

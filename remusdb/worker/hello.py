@@ -11,24 +11,24 @@ from remusdb.core.messages import Hello, RamBlock
 from remusdb.core.pipeline import Pipeline
 from remusdb.names import require_name
 from remusdb.state import VmState
-from remusdb.worker.resources import Parts
-from remusdb.worker.spec import Order
+from remusdb.worker.resources import Resources
+from remusdb.worker.spec import ProtectionSpec
 
 
 class HelloWriter:
     """Of one session."""
 
-    def __init__(self, order: Order, pipeline: Pipeline, arbiter: Arbiter | None) -> None:
-        self._order = order
+    def __init__(self, spec: ProtectionSpec, pipeline: Pipeline, arbiter: Arbiter | None) -> None:
+        self._spec = spec
         self._pipeline = pipeline
         self._arbiter = arbiter
 
-    def write(self, parts: Parts, state: VmState, *, resume: bool, told: Sequence[int] = ()) -> Hello:
+    def write(self, resources: Resources, state: VmState, *, resume: bool, told: Sequence[int] = ()) -> Hello:
         """To begin a session, or to `resume` this one, in whose initial copy the agent `told` so many hashes a disk."""
-        domain = parts.domain
+        domain = resources.domain
         return Hello(
             version=__version__,
-            primary=self._order.host,
+            primary=self._spec.host,
             vm=require_name(domain.name),
             uuid=domain.uuid,
             term=self._pipeline.term,
@@ -36,11 +36,11 @@ class HelloWriter:
             epoch=self._pipeline.captured,
             machine=domain.machine,
             domain_xml=domain.xml,
-            blocks=[RamBlock(block.name, block.size) for block in parts.blocks],
-            disks=parts.replicas,
-            heartbeat_ms=self._order.protection.heartbeat_ms,
-            qemu_version=parts.qemu_version,
+            blocks=[RamBlock(block.name, block.size) for block in resources.blocks],
+            disks=resources.replicas,
+            heartbeat_ms=self._spec.protection.heartbeat_ms,
+            qemu_version=resources.qemu_version,
             arbiter=self._arbiter.cluster() if self._arbiter and not resume else "",
             told=list(told),
-            autostart=state.autostart or parts.autostart,
+            autostart=state.autostart or resources.autostart,
         )

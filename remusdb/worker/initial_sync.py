@@ -2,7 +2,7 @@
 """The initial copy: disks through their mirrors, memory in rounds (memory_copy.py), both while the VM runs.
 
 What is sent here is epoch 0: the agent applies it as it comes, and can promote nothing before epoch 1 made the
-replica consistent. Of the disks, only what differs from the images that the agent has goes out (remusdb/disk/base.py).
+replica consistent. Of the disks, only what differs from the images that the agent has goes out (disk/resync_filter.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from remusdb.capture.cut import DirtyBlock
 from remusdb.core.messages import Base, Disk, Welcome
 from remusdb.core.wire import FrameType
 from remusdb.core.writes import encode_writes
-from remusdb.disk.base import Bases
 from remusdb.disk.mirror import Mirror
+from remusdb.disk.resync_filter import ResyncFilters
 from remusdb.disk.writelog import WriteLog
 from remusdb.errors import BadFrame, DiskError
 from remusdb.threads import start
@@ -24,9 +24,9 @@ from remusdb.vm.domain import Domain
 from remusdb.worker.brake import Brake, BrakeThread
 from remusdb.worker.encoder import Encoder
 from remusdb.worker.memory_copy import MemoryCopy, Progress
-from remusdb.worker.metrics import Figures
+from remusdb.worker.metrics import Metrics
 from remusdb.worker.outbox import Outbox
-from remusdb.worker.resources import Parts
+from remusdb.worker.resources import Resources
 
 PUMP_S = 0.02
 
@@ -35,14 +35,14 @@ class InitialSync:
     """Of one session. The peer's thread brings what the agent has already, protect() does the rest."""
 
     def __init__(
-        self, outbox: Outbox, figures: Figures, progress: Progress, failed: Callable[[Exception], None]
+        self, outbox: Outbox, metrics: Metrics, progress: Progress, failed: Callable[[Exception], None]
     ) -> None:
         """`failed` is told, from any thread, why it cannot go on."""
         self._outbox = outbox
-        self._figures = figures
+        self._metrics = metrics
         self._progress = progress
         self._failed = failed
-        self._bases: Bases | None = None  # while it runs
+        self._bases: ResyncFilters | None = None  # while it runs
 
     @property
     def told(self) -> list[int]:
@@ -51,7 +51,7 @@ class InitialSync:
 
     def expect(self, welcome: Welcome, disks: list[Disk]) -> None:
         """The agent tells what it has of these disks."""
-        self._bases = Bases(welcome, [disk.size for disk in disks])
+        self._bases = ResyncFilters(welcome, [disk.size for disk in disks])
 
     def take(self, base: Base) -> None:
         """Hashes of an older image that the agent has. BadFrame when nobody asked."""
@@ -60,33 +60,33 @@ class InitialSync:
             raise BadFrame("hashes of disks came when nobody asked")
         bases.take(base)
 
-    def run(self, parts: Parts, over: threading.Event, silence_ms: Callable[[], float | None]) -> None:
+    def run(self, resources: Resources, over: threading.Event, silence_ms: Callable[[], float | None]) -> None:
         """Copy everything but for little that goes into epoch 1; the agent has all of it then."""
         bases = self._bases
         assert bases is not None
         bases.wait(over, self._progress)
-        parts.build()
-        parts.watch_devices(self._failed)
-        pump = DiskPump(parts.logs, self._outbox, bases)
-        brake = BrakeThread(Brake(parts.logs, parts.copy_speed), silence_ms, self._failed)
-        start_mirrors(parts.domain, parts.logs, parts.mirrors)
+        resources.build()
+        resources.watch_devices(self._failed)
+        pump = DiskPump(resources.logs, self._outbox, bases)
+        brake = BrakeThread(Brake(resources.logs, resources.copy_speed), silence_ms, self._failed)
+        start_mirrors(resources.domain, resources.logs, resources.mirrors)
         start(pump)
         start(brake)
         try:
-            wait_for_disks(parts.domain, parts.mirrors, pump, self._progress)
-            copy_memory(parts, self._outbox, self._progress)
+            wait_for_disks(resources.domain, resources.mirrors, pump, self._progress)
+            copy_memory(resources, self._outbox, self._progress)
         finally:
             brake.finish()
             pump.finish()
         self._outbox.await_seeded()  # before output is held for the first epoch: the agent is there, and has the rest
         self._bases = None  # its tables may take some memory
-        self._figures.disks(pump.sent_bytes, bases.same_bytes)
+        self._metrics.disks(pump.sent_bytes, bases.same_bytes)
 
 
 class DiskPump(threading.Thread):
     """Sends the disks' write logs as epoch 0 until it is stopped; the rest then belongs to epoch 1."""
 
-    def __init__(self, logs: list[WriteLog], outbox: Outbox, bases: Bases) -> None:
+    def __init__(self, logs: list[WriteLog], outbox: Outbox, bases: ResyncFilters) -> None:
         super().__init__(name="disk-pump", daemon=True)
         self._logs = logs
         self._outbox = outbox
@@ -136,9 +136,9 @@ def wait_for_disks(domain: Domain, mirrors: list[Mirror], pump: DiskPump, progre
         time.sleep(0.1 if waiting else 0)
 
 
-def copy_memory(parts: Parts, outbox: Outbox, progress: Progress) -> None:
+def copy_memory(resources: Resources, outbox: Outbox, progress: Progress) -> None:
     """All of memory, but for little that goes into epoch 1."""
-    MemoryCopy(parts.capture, parts.logs, lambda dirty: _send(dirty, parts.encoder, outbox), progress).run()
+    MemoryCopy(resources.capture, resources.logs, lambda dirty: _send(dirty, resources.encoder, outbox), progress).run()
 
 
 def _send(dirty: DirtyBlock, encoder: Encoder, outbox: Outbox) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from remusdb.arbiter.arbiter import Arbiter
 from remusdb.arbiter.health import Health
 from remusdb.errors import RemusError
-from remusdb.net.gate import GateFigures
+from remusdb.net.gate import GateMetrics
 from remusdb.reasons import Code, Reason
 from remusdb.threads import spawn
 from remusdb.troubles import RunTrouble, Troubles
@@ -46,7 +46,7 @@ class Lookout:
         self,
         over: threading.Event,
         run_state: Callable[[], RunState | None],
-        figures: Callable[[], GateFigures],
+        metrics: Callable[[], GateMetrics],
         arbiter: Arbiter | None,
     ) -> None:
         """Look until `over`. `run_state`: None while it cannot be asked."""
@@ -55,7 +55,7 @@ class Lookout:
             while not over.wait(LOOK_S):
                 try:
                     self.see_run_state(run_state(), time.monotonic())
-                    self.see_gate(figures(), time.monotonic())
+                    self.see_gate(metrics(), time.monotonic())
                 except RemusError as exc:  # what is away is told elsewhere
                     log.debug("not seen: %s", exc)
 
@@ -83,19 +83,19 @@ class Lookout:
         if state.why is not None:
             self._troubles.say(state.what, state.why)
 
-    def see_gate(self, figures: GateFigures, now: float) -> None:
+    def see_gate(self, metrics: GateMetrics, now: float) -> None:
         """Tell of frames that were dropped, once an episode."""
-        last, self._dropped = self._dropped, figures.dropped_frames
-        if last is None or figures.dropped_frames < last:  # the first look, or another gate
-            self._before = figures.dropped_frames
-        elif figures.dropped_frames > last:
+        last, self._dropped = self._dropped, metrics.dropped_frames
+        if last is None or metrics.dropped_frames < last:  # the first look, or another gate
+            self._before = metrics.dropped_frames
+        elif metrics.dropped_frames > last:
             self._calm_at = now + CALM_S
-            count = figures.dropped_frames - self._before
+            count = metrics.dropped_frames - self._before
             why = Reason.of(Code.OUTPUT_DROPPED, frames=count, mib=self._held_max_bytes >> 20)
             self._troubles.say("output-dropped", why)
-        elif now > self._calm_at and figures.held_bytes < self._held_max_bytes / 2:
+        elif now > self._calm_at and metrics.held_bytes < self._held_max_bytes / 2:
             self._troubles.clear("output-dropped", Reason.of(Code.OUTPUT_FITS))
-            self._before = figures.dropped_frames
+            self._before = metrics.dropped_frames
 
     def see_arbiter(self, health: Health) -> None:
         """Tell of an arbiter that could not decide now, and of one that can again."""

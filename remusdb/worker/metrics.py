@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of one protection session, and the status that is made of them."""
+"""The metrics of one protection session, and the status that is made of them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from msgspec.structs import replace
 
-from remusdb.capture.clock import ClockFigures
+from remusdb.capture.clock import ClockMetrics
 from remusdb.control.status import State, VmStatus
 from remusdb.core.messages import Proof
 from remusdb.core.pipeline import Pipeline
-from remusdb.net.gate import GateFigures
+from remusdb.net.gate import GateMetrics
 from remusdb.reasons import Code, Reason
 from remusdb.troubles import Troubles
 from remusdb.wording import hint, words
-from remusdb.worker.resources import Parts
-from remusdb.worker.spec import Order
+from remusdb.worker.resources import Resources
+from remusdb.worker.spec import ProtectionSpec
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ KEPT_EPOCHS = 2000  # the window of the percentiles: 100 s at 50 ms
 
 
 @dataclass
-class Figures:
+class Metrics:
     """What the session's threads note; read by status. Times in ms, sizes in bytes."""
 
     troubles: Troubles
@@ -94,7 +94,7 @@ class Figures:
                 self.committed_cut_at = self.cut_at.pop(number)
 
     def status(self, rest: VmStatus) -> VmStatus:
-        """A status of these figures, and of the rest."""
+        """A status of these metrics, and of the rest."""
         with self.lock:
             live = self.state in LIVE
             age = None if self.committed_cut_at is None else 1000 * (time.monotonic() - self.committed_cut_at)
@@ -123,30 +123,32 @@ class Figures:
             )
 
 
-def status_of(order: Order, pipeline: Pipeline, parts: Parts | None, figures: Figures, held: GateFigures) -> VmStatus:
+def status_of(
+    spec: ProtectionSpec, pipeline: Pipeline, resources: Resources | None, metrics: Metrics, held: GateMetrics
+) -> VmStatus:
     """What the worker knows of its VM."""
-    clock = parts.clock.figures() if parts else ClockFigures()
-    return figures.status(
+    clock = resources.clock.metrics() if resources else ClockMetrics()
+    return metrics.status(
         VmStatus(
-            vm=order.vm,
-            peer=order.peer.name,
+            vm=spec.vm,
+            peer=spec.peer.name,
             term=pipeline.term,
             epoch=pipeline.captured,
             committed=pipeline.committed,
-            epoch_ms=order.protection.epoch_ms,
-            window=order.protection.window,
+            epoch_ms=spec.protection.epoch_ms,
+            window=spec.protection.window,
             in_flight=pipeline.in_flight,
             held_frames=held.held_frames,
             held_bytes=held.held_bytes,
             dropped_frames=held.dropped_frames,
-            monitor=parts.domain.monitor if parts else None,
-            gate=parts.gate_kind if parts else order.protection.gate,
-            encoding=order.protection.encoding,
-            accel=parts.domain.accel if parts else None,
+            monitor=resources.domain.monitor if resources else None,
+            gate=resources.gate_kind if resources else spec.protection.gate,
+            encoding=spec.protection.encoding,
+            accel=resources.domain.accel if resources else None,
             clock_lag_ms=clock.lag_ms,
             clock_lost_ppm=clock.lost_ppm,
             clock_slow=clock.slow,
-            page_kib=parts.domain.page_kib if parts else None,
+            page_kib=resources.domain.page_kib if resources else None,
         )
     )
 

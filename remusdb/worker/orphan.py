@@ -11,20 +11,20 @@ from remusdb.core.wire import FrameType
 from remusdb.deadline import Deadline
 from remusdb.errors import NoStandby, PeerUnreachable
 from remusdb.transport.stream import FrameStream
-from remusdb.worker.spec import Order
+from remusdb.worker.spec import ProtectionSpec
 
 log = logging.getLogger(__name__)
 
 
-def ask_for_word(order: Order, hello: Hello) -> tuple[int, str]:
+def ask_for_word(spec: ProtectionSpec, hello: Hello) -> tuple[int, str]:
     """Have the agent give up the standby of the session of `hello`: its term, and why there is no word; empty if there
     is. Fenced where another host runs the VM."""
     try:
-        greeting = order.agent.hello(hello)
+        greeting = spec.agent.hello(hello)
         term = greeting.welcome.term
         notice = pack(Notice("unprotect was asked", forget=True))
         greeting.stream.send(FrameType.BYE, term, 0, notice)
-        _await_renounce(greeting.stream, order.peer.name)
+        _await_renounce(greeting.stream, spec.peer.name)
     except NoStandby:
         log.info("the agent has no standby of that session")
     except PeerUnreachable as exc:

@@ -32,7 +32,7 @@ class Outbox:
         self._seed_due = 0.0
         self._over = over or threading.Event()
         self._lock = threading.Lock()  # the order on the wire
-        self._kept: dict[int, EpochFrames] = {}
+        self._unacked: dict[int, EpochFrames] = {}
         self._copy = CopyLog(COPY_MAX_BYTES)
         self._copy_moved = threading.Condition()  # taken after `_lock`; never held in a send
         self._stream: FrameStream | None = None
@@ -45,13 +45,13 @@ class Outbox:
         `committed`: the last epoch it holds; `taken`: how many frames of the initial copy.
         """
         with self._lock:
-            self._kept = {number: frames for number, frames in self._kept.items() if number > committed}
+            self._unacked = {number: frames for number, frames in self._unacked.items() if number > committed}
             again = [] if committed else self._copy_since(taken)
             self._stream, self.term = stream, term
             for frame in again:
                 self._send_frames(0, [frame])
-            for number in sorted(self._kept):
-                self._send_frames(number, self._kept[number].outgoing())
+            for number in sorted(self._unacked):
+                self._send_frames(number, self._unacked[number].outgoing())
 
     def attach_apart(self, stream: FrameStream, term: int, committed: int, taken: int) -> None:
         """`attach` in a thread of its own, after an earlier one: whoever listens on `stream` must not wait for what is
@@ -76,13 +76,13 @@ class Outbox:
     def ship(self, frames: EpochFrames) -> None:
         """Send an epoch, or keep it for the next connection."""
         with self._lock:
-            self._kept[frames.epoch] = frames
+            self._unacked[frames.epoch] = frames
             self._send_frames(frames.epoch, frames.outgoing())
 
     def acked(self, epoch: int) -> None:
         """The agent holds everything up to `epoch`: forget it."""
-        for number in [number for number in list(self._kept) if number <= epoch]:
-            self._kept.pop(number, None)
+        for number in [number for number in list(self._unacked) if number <= epoch]:
+            self._unacked.pop(number, None)
 
     def seed(self, frames: list[CopyFrame]) -> None:
         """Send parts of the initial copy (epoch 0), waiting for room. PeerUnreachable once the session is over."""

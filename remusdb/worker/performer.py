@@ -19,7 +19,7 @@ from remusdb.worker.epoch_loop import EpochLoop
 from remusdb.worker.journal import Journal
 from remusdb.worker.mailbox import Mailbox
 from remusdb.worker.outbox import Outbox
-from remusdb.worker.spec import Order
+from remusdb.worker.spec import ProtectionSpec
 from remusdb.worker.vm_side import VmSide
 
 SWITCHING_S = 2.0  # for a VM that is being stopped for a switchover when the session ends: it is started only then
@@ -29,7 +29,7 @@ SWITCHING_S = 2.0  # for a VM that is being stopped for a switchover when the se
 class Performer:
     """The hands of one session. Called by its thread alone."""
 
-    order: Order
+    spec: ProtectionSpec
     agent: AgentSide
     outbox: Outbox
     epochs: EpochLoop
@@ -126,9 +126,9 @@ class Performer:
             except GateError as exc:
                 self.failed(exc)
         self.outbox.acked(epoch)
-        self.journal.figures.committed(epoch)
+        self.journal.metrics.committed(epoch)
 
     def _ask_arbiter(self, question: effects.AskArbiter) -> None:
         assert self.arbiter is not None
-        claim = claim_alone(self.arbiter, self.order.vm, self.order.host, question)
+        claim = claim_alone(self.arbiter, self.spec.vm, self.spec.host, question)
         self.mailbox.post(events.ArbiterSaid(claim))

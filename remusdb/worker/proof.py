@@ -19,7 +19,7 @@ from remusdb.reasons import Code, Reason
 from remusdb.wording import words
 from remusdb.worker.journal import Journal
 from remusdb.worker.memory_copy import Progress
-from remusdb.worker.spec import Order
+from remusdb.worker.spec import ProtectionSpec
 
 PROOF_S = 60.0  # starting a QEMU on the agent's host, and a load: each of it is bounded there, too
 ENDING_S = 10.0
@@ -30,8 +30,8 @@ MOST_CHARACTERS = 1000  # of what the agent says; QEMU's words are fewer
 class StandbyProof:
     """The last proof of one session's standby."""
 
-    def __init__(self, order: Order, journal: Journal, is_protected: Callable[[], bool]) -> None:
-        self._asked, self._peer = order.asked, order.peer.name
+    def __init__(self, spec: ProtectionSpec, journal: Journal, is_protected: Callable[[], bool]) -> None:
+        self._asked, self._peer = spec.asked, spec.peer.name
         self._journal = journal
         self._is_protected = is_protected
         self._last: Proof | None = None
@@ -55,7 +55,7 @@ class StandbyProof:
             return
         last = self._last
         if last is not None and last.verdict == "refused" and self._asked:
-            self._journal.tell("unproven", self._journal.figures.state, refused(last, self._peer))
+            self._journal.tell("unproven", self._journal.metrics.state, refused(last, self._peer))
             raise CannotProtect(
                 f"agent {self._peer}: QEMU there refuses to resume this VM: {last.reason}", hint=last.hint
             )
@@ -73,7 +73,7 @@ class StandbyProof:
 
     def _show(self) -> Reason | None:
         why = unproven(self._last, self._peer)
-        self._journal.figures.proof(self._last, why)
+        self._journal.metrics.proof(self._last, why)
         return why
 
     def _note(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a protected VM on its primary host, built in order and taken down in the opposite one."""
+"""What a protected VM needs on its primary host, built in order and taken down in the opposite one."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from remusdb.vm.endwatch import EndWatch
 from remusdb.vm.libvirt_link import LibvirtLink
 from remusdb.worker.devicewatch import DeviceWatch
 from remusdb.worker.encoder import Encoder
-from remusdb.worker.spec import Order
+from remusdb.worker.spec import ProtectionSpec
 from remusdb.worker.tapwatch import open_taps
 
 log = logging.getLogger(__name__)
 
 
-class Parts:
+class Resources:
     """What protection adds to a VM. `close` leaves the VM as it was found, whatever was built so far."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
+    def __init__(self, spec: ProtectionSpec) -> None:
+        self.spec = spec
         self._undo = contextlib.ExitStack()
         self.devices: DeviceWatch | None = None
         self.end: EndWatch | None = None
-        self.calls = BlockingCalls(order.protection.vm_call_timeout_ms / 1000)
+        self.calls = BlockingCalls(spec.protection.vm_call_timeout_ms / 1000)
         self._undo.callback(self.calls.close)
         start_event_loop()
         try:
-            self.link = LibvirtLink(order.libvirt_uri, self.calls)
+            self.link = LibvirtLink(spec.libvirt_uri, self.calls)
             self._undo.callback(self.link.close)
-            self.domain = Domain(self.link.connection, order.vm, self.calls)
+            self.domain = Domain(self.link.connection, spec.vm, self.calls)
             self._undo.callback(self.domain.close)
             self.link.on_renewed(self.domain.reconnect)
             self.qemu_version = str(self.calls.call("QEMU's version", self.link.connection.getVersion))
@@ -56,11 +56,11 @@ class Parts:
             self.blocks = self.domain.blocks()
             self.clock = GuestClock(self.domain.pid, self.blocks, kvm=self.domain.accel == "kvm")
             nics = self.domain.nics
-            held = order.protection.held_max_bytes
-            self.gate_kind = order.protection.gate
+            held = spec.protection.held_max_bytes
+            self.gate_kind = spec.protection.gate
             if self.gate_kind == "auto":
                 self.gate_kind = "plug" if plug_works() else "tap"
-            window = order.protection.window
+            window = spec.protection.window
             self.gates = GateGroup(
                 [make_gate(self.gate_kind, nic.tap, held, guest_mac=nic.mac, window=window) for nic in nics]
             )
@@ -75,7 +75,7 @@ class Parts:
 
     def build(self) -> None:
         """Start capture and the disks' write logs. Gates come later, once the copy is nearly done."""
-        folder = self.order.folder
+        folder = self.spec.folder
         make_folder(folder)  # QEMU connects to sockets in it
         owner = Path(f"/proc/{self.domain.pid}").stat()
         self.end = EndWatch(self.link.connection, self.domain)
@@ -85,11 +85,11 @@ class Parts:
         self._undo.callback(self.tracker.close)
         fifo = StateFifo(self.domain.state_folder(), owner.st_uid, owner.st_gid)
         self._undo.callback(fifo.close)
-        self.patience_s = self.order.protection.libvirt_patience_ms / 1000
+        self.patience_s = self.spec.protection.libvirt_patience_ms / 1000
         self.capture = Capture(self.domain, self.tracker, fifo, self.link, self.clock, self.patience_s)
         self._undo.callback(self.capture.close)
         self.clock.learn(self.capture.device_state)
-        self.encoder = Encoder(self.blocks, self.order.protection.encoding)
+        self.encoder = Encoder(self.blocks, self.spec.protection.encoding)
         self.logs: list[WriteLog] = []
         self.mirrors: list[Mirror] = []
         for index, disk in enumerate(d for d in self.disks if d.mirrored):

@@ -28,7 +28,7 @@ class PeerAddress(msgspec.Struct, frozen=True):
     port: int
 
 
-class Order(msgspec.Struct, frozen=True):
+class ProtectionSpec(msgspec.Struct, frozen=True):
     """Protect one VM. What an earlier session left is in the VM's state file (remusdb/state.py)."""
 
     vm: str
@@ -60,16 +60,16 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Start(Request[VmStatus], frozen=True, kw_only=True):
-    """Protect the VM of this order; answered once it is, or cannot be."""
+    """Protect the VM of this spec; answered once it is, or cannot be."""
 
-    order: Order
+    spec: ProtectionSpec
 
 
 class End(Request[Nothing], frozen=True, kw_only=True, tag="unprotect"):
-    """End protection. `order`: of a worker that began none, to take out what an earlier one left."""
+    """End protection. `spec`: of a worker that began none, to take out what an earlier one left."""
 
     peer_is_dead: bool
-    order: Order | None = None
+    spec: ProtectionSpec | None = None
 
 
 class Move(Request[Switched], frozen=True, kw_only=True, tag="switchover"):
@@ -80,7 +80,7 @@ class Stop(Request[Nothing], frozen=True, kw_only=True):
     """End this process, and leave the VM as it is. It has no answer."""
 
 
-ORDERS = Requests((Start, End, Move, Stop))
+COMMANDS = Requests((Start, End, Move, Stop))
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", tag="status"):
@@ -98,16 +98,16 @@ def read_report(line: bytes) -> Report:
     return report
 
 
-def known(order: Order, state: VmState) -> Known:
-    """What the decisions need of the order, and of what is known of the VM."""
+def known(spec: ProtectionSpec, state: VmState) -> Known:
+    """What the decisions need of the spec, and of what is known of the VM."""
     return Known(
-        vm=order.vm,
-        host=order.host,
-        peer=order.peer.name,
+        vm=spec.vm,
+        host=spec.host,
+        peer=spec.peer.name,
         term=state.term,
         armed=state.armed,
-        wanted=state.wanted or (state.role in PROMOTED and order.protection.auto_reprotect),
+        wanted=state.wanted or (state.role in PROMOTED and spec.protection.auto_reprotect),
         paused=state.paused,
-        solo_after_s=order.protection.solo_after_ms / 1000 if order.goes_solo else None,
-        ends_with_host=order.protection.on_host_shutdown == "nothing",
+        solo_after_s=spec.protection.solo_after_ms / 1000 if spec.goes_solo else None,
+        ends_with_host=spec.protection.on_host_shutdown == "nothing",
     )

@@ -11,7 +11,7 @@ from remusdb.host.shutdown import is_marked
 from remusdb.reasons import Code, Reason
 from remusdb.vm.endwatch import LIBVIRT_S, QEMU_END_S, WORD_S
 from remusdb.wording import words
-from remusdb.worker.resources import Parts
+from remusdb.worker.resources import Resources
 
 SHUTDOWN_S = 10.0  # and one that said that it shuts down, whose disks are flushed
 # For libvirt's word on a QEMU that init has reaped, so that nothing else tells how it ended. systemd reaps at once, and
@@ -19,53 +19,53 @@ SHUTDOWN_S = 10.0  # and one that said that it shuts down, whose disks are flush
 REAPED_S = 2.0
 
 
-def look(parts: Parts) -> VmLives | VmEnds:
+def look(resources: Resources) -> VmLives | VmEnds:
     """Whether QEMU has ended, or ends now; one that said so is given more time."""
-    if not _ends(parts):
+    if not _ends(resources):
         return VmLives()
-    asked_to = parts.end is not None and parts.end.by_signal
-    return VmEnds(crashed=not asked_to and parts.domain.exited_well() is False)
+    asked_to = resources.end is not None and resources.end.by_signal
+    return VmEnds(crashed=not asked_to and resources.domain.exited_well() is False)
 
 
-def who_ended_it(parts: Parts, run_dir: Path) -> VmEnded:
+def who_ended_it(resources: Resources, run_dir: Path) -> VmEnded:
     """Of a VM that is gone: whether somebody wanted that."""
-    if not _wanted_off(parts):
+    if not _wanted_off(resources):
         return VmEnded(wanted=False, with_host=False, why=Reason.of(Code.ENDED))
     if is_marked(run_dir):
         return VmEnded(wanted=True, with_host=True, why=Reason.of(Code.HOST_STOPS))
-    return VmEnded(wanted=True, with_host=False, why=Reason.of(parts.end.why if parts.end else Code.ENDED))
+    return VmEnded(wanted=True, with_host=False, why=Reason.of(resources.end.why if resources.end else Code.ENDED))
 
 
-def why(parts: Parts | None, exc: BaseException) -> BaseException:
+def why(resources: Resources | None, exc: BaseException) -> BaseException:
     """Why the initial copy failed: that its VM was shut down in it is the reason, not what broke first."""
-    if parts is None or parts.end is None or not _ends(parts) or not _wanted_off(parts):
+    if resources is None or resources.end is None or not _ends(resources) or not _wanted_off(resources):
         return exc
-    return VmError(f"{words(Reason.of(parts.end.why))}, during the initial copy")
+    return VmError(f"{words(Reason.of(resources.end.why))}, during the initial copy")
 
 
-def _ends(parts: Parts) -> bool:
+def _ends(resources: Resources) -> bool:
     """A QEMU that ends closes its disks before its process is gone, and answers nobody then; seen to take longer than
     `QEMU_END_S` on a busy host, without a word before where libvirt ends it (`virsh destroy`)."""
-    if parts.domain.ends_within(QEMU_END_S):
+    if resources.domain.ends_within(QEMU_END_S):
         return True
-    if parts.end is None or not parts.end.coming:
+    if resources.end is None or not resources.end.coming:
         try:
-            parts.domain.qmp("query-status")
+            resources.domain.qmp("query-status")
         except LibvirtAway:  # that says nothing of QEMU
-            return parts.domain.ends_within(0.0)
+            return resources.domain.ends_within(0.0)
         except VmError:
-            return parts.domain.ends_within(SHUTDOWN_S)
+            return resources.domain.ends_within(SHUTDOWN_S)
         return False
-    return parts.domain.ends_within(SHUTDOWN_S)
+    return resources.domain.ends_within(SHUTDOWN_S)
 
 
-def _wanted_off(parts: Parts) -> bool:
+def _wanted_off(resources: Resources) -> bool:
     """Whether somebody wanted the VM off, by QEMU's own last word, or by what is seen of its end."""
-    ended_well = parts.domain.exited_well()
-    if ended_well is None and parts.end is not None:
-        parts.end.await_word(REAPED_S)
-    wanted = (parts.end is not None and parts.end.coming) or parts.domain.was_shut_down()
-    if not wanted or parts.end is None:
+    ended_well = resources.domain.exited_well()
+    if ended_well is None and resources.end is not None:
+        resources.end.await_word(REAPED_S)
+    wanted = (resources.end is not None and resources.end.coming) or resources.domain.was_shut_down()
+    if not wanted or resources.end is None:
         return wanted
-    parts.end.await_word(LIBVIRT_S if ended_well else WORD_S)
-    return parts.end.was_destroyed() if parts.end.by_signal else True
+    resources.end.await_word(LIBVIRT_S if ended_well else WORD_S)
+    return resources.end.was_destroyed() if resources.end.by_signal else True

@@ -61,7 +61,7 @@ from remusdb.vm.inventory import inventory
 from remusdb.vm.monitor import field_of, objects_in, reply_in, returned
 from remusdb.vm.process import is_qemu_of, socket_of
 from remusdb.vm.ramblocks import parse_ramblocks
-from remusdb.worker.spec import ORDERS, End, Move, Order, PeerAddress, Start, Stop, Told, read_report
+from remusdb.worker.spec import COMMANDS, End, Move, PeerAddress, ProtectionSpec, Start, Stop, Told, read_report
 from remusdb_agents.backup.standby.qemu_log import complaints
 from remusdb_agents.backup.standby.xml import standby_xml
 from tests.fuzz.samples import DOMAIN
@@ -190,7 +190,7 @@ def request(data: bytes) -> None:
 
 def order(data: bytes) -> None:
     """What a daemon says to a worker, and a worker to its daemon."""
-    for kind in (ORDERS.read, read_report):
+    for kind in (COMMANDS.read, read_report):
         try:
             kind(data)
         except RemusError:
@@ -223,8 +223,8 @@ def replies() -> list[bytes]:
 def orders() -> list[bytes]:
     here = Path("/run/remusdb")
     peer = PeerAddress("beta", "192.0.2.2", 7473)
-    what = Order("db1", "alpha", "qemu:///system", here, here, here, peer, Tls(), Protection())
-    told = [Start(order=what), End(peer_is_dead=True, order=what), Move(), Stop(), Told(status=VmStatus(vm="db1")),
+    what = ProtectionSpec("db1", "alpha", "qemu:///system", here, here, here, peer, Tls(), Protection())
+    told = [Start(spec=what), End(peer_is_dead=True, spec=what), Move(), Stop(), Told(status=VmStatus(vm="db1")),
             Done.by(VmStatus(vm="db1"), "start")]  # fmt: skip
     return [encoded(one) for one in told]
 

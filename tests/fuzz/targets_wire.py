@@ -42,7 +42,7 @@ SAMPLES: list[msgspec.Struct] = [
     messages.Proof("proven", 1_790_000_000_000_000_000, 3, 2.5, "", ""),
     messages.Question(VmName("db1"), "alpha", 7),
     messages.Standing(VmName("db1"), 7, "alpha", "standby", "because"),
-    messages.AgentFacts("0.1.0", (10, 0, 0), (11, 3, 0), ["pc-q35-8.2"], GOOD),
+    messages.Capabilities("0.1.0", (10, 0, 0), (11, 3, 0), ["pc-q35-8.2"], GOOD),
 ]  # fmt: skip
 KINDS = [type(sample) for sample in SAMPLES]
 
@@ -178,8 +178,8 @@ def answer(data: bytes) -> None:
     from remusdb import safexml
     from remusdb.preflight.peer import decide
 
-    facts = messages.unpack(messages.AgentFacts, data)
-    decide("beta", facts.answer, HERE, safexml.parse(DOMAIN))
+    capabilities = messages.unpack(messages.Capabilities, data)
+    decide("beta", capabilities.answer, HERE, safexml.parse(DOMAIN))
 
 
 TARGETS = {

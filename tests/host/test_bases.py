@@ -18,7 +18,7 @@ from remusdb.core.wire import FrameType
 from remusdb.core.writes import RECORD, Kind
 from remusdb.errors import DiskError, PeerUnreachable
 from remusdb_agents.backup.disks import block_hashes as bases_module
-from remusdb_agents.backup.disks.base_copy import Kept, fill, fits
+from remusdb_agents.backup.disks.base_copy import QuarantinedDisk, fill, fits
 from remusdb_agents.backup.disks.block_hashes import FRAME_BLOCKS, Bases
 from remusdb_agents.backup.disks.images import ReplicaImages
 
@@ -69,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "vm"
 
 
-def told(images: ReplicaImages, kept: dict[int, Kept], wire: Any) -> Bases:
+def told(images: ReplicaImages, kept: dict[int, QuarantinedDisk], wire: Any) -> Bases:
     """Everything was told, and nothing went wrong."""
     broken: list[Exception] = []
     bases = Bases(images, kept, broken.append)
@@ -107,7 +107,7 @@ def test_a_kept_disk_is_copied_and_left_alone(folder: Path, tmp_path: Path, kind
     before = kept.read_bytes()
     images = ReplicaImages(folder, [SIZE], ["vda"])
     wire = Wire()
-    bases = told(images, {0: Kept(kept, "raw" if kind == "raw" else "qcow2")}, wire)
+    bases = told(images, {0: QuarantinedDisk(kept, "raw" if kind == "raw" else "qcow2")}, wire)
     assert images.paths[0].read_bytes() == data and kept.read_bytes() == before
     assert wire.table(0) == hash_table(data, bases.seed)
     assert images.paths[0].stat().st_blocks * 512 < 1 << 20, "holes were filled"
@@ -118,7 +118,7 @@ def test_a_kept_disk_is_copied_and_left_alone(folder: Path, tmp_path: Path, kind
 def test_an_image_that_is_there_goes_before_a_kept_disk(folder: Path, tmp_path: Path) -> None:
     data = written(folder / "vda.raw")
     written(tmp_path / "aside")
-    told(ReplicaImages(folder, [SIZE], ["vda"]), {0: Kept(tmp_path / "aside", "raw")}, Wire())
+    told(ReplicaImages(folder, [SIZE], ["vda"]), {0: QuarantinedDisk(tmp_path / "aside", "raw")}, Wire())
     assert (folder / "vda.raw").read_bytes() == data
 
 
@@ -127,8 +127,8 @@ def test_what_does_not_stand_on_its_own_is_no_base(tmp_path: Path) -> None:
     raw = tmp_path / "disk.raw"
     written(raw)
     qcow2 = as_qcow2(raw)
-    assert fits(Kept(raw, "raw"), SIZE) and fits(Kept(qcow2, "qcow2"), SIZE)
-    assert not fits(Kept(raw, "raw"), SIZE + 512) and not fits(Kept(qcow2, "qcow2"), SIZE + 512)
+    assert fits(QuarantinedDisk(raw, "raw"), SIZE) and fits(QuarantinedDisk(qcow2, "qcow2"), SIZE)
+    assert not fits(QuarantinedDisk(raw, "raw"), SIZE + 512) and not fits(QuarantinedDisk(qcow2, "qcow2"), SIZE + 512)
     over = tmp_path / "over.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", over], check=True)
     apart = tmp_path / "apart.qcow2"
@@ -138,7 +138,7 @@ def test_what_does_not_stand_on_its_own_is_no_base(tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", vmdk, str(SIZE)], check=True)
     for path in (over, apart, vmdk, tmp_path, tmp_path / "nothing", Path("/dev/zero")):
         for kind in ("raw", "qcow2", "vmdk", ""):
-            assert not fits(Kept(path, kind), SIZE), (path, kind)
+            assert not fits(QuarantinedDisk(path, kind), SIZE), (path, kind)
 
 
 def test_a_raw_disk_is_not_what_its_guest_wrote_into_it(folder: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_raw_disk_is_not_what_its_guest_wrote_into_it(folder: Path, tmp_path: 
     with aside.open("r+b") as file:
         file.write(inner.read_bytes())
     images = ReplicaImages(folder, [SIZE], ["vda"])
-    told(images, {0: Kept(aside, "raw")}, Wire())
+    told(images, {0: QuarantinedDisk(aside, "raw")}, Wire())
     assert images.paths[0].read_bytes() == aside.read_bytes()
 
 
@@ -161,7 +161,7 @@ def test_a_copy_without_room_starts_empty(folder: Path, tmp_path: Path, kind: st
     if kind == "qcow2":
         kept = as_qcow2(kept)
     images = ReplicaImages(folder, [SIZE], ["vda"])
-    fill(images.paths[0], SIZE, Kept(kept, kind), 4096, threading.Event())
+    fill(images.paths[0], SIZE, QuarantinedDisk(kept, kind), 4096, threading.Event())
     assert images.paths[0].read_bytes() == bytes(SIZE) and images.paths[0].stat().st_blocks == 0
 
 
@@ -170,7 +170,7 @@ def test_a_damaged_disk_starts_empty(folder: Path, tmp_path: Path) -> None:
     kept = as_qcow2(tmp_path / "aside")
     os.truncate(kept, kept.stat().st_size // 2)
     images = ReplicaImages(folder, [SIZE], ["vda"])
-    fill(images.paths[0], SIZE, Kept(kept, "qcow2"), PLENTY, threading.Event())
+    fill(images.paths[0], SIZE, QuarantinedDisk(kept, "qcow2"), PLENTY, threading.Event())
     assert images.paths[0].read_bytes() == bytes(SIZE)
     images.keep()
     assert not folder.exists(), "an empty image is kept"
@@ -268,8 +268,8 @@ def test_what_a_kept_disks_header_names_is_not_opened(
 
     monkeypatch.setattr(subprocess, "Popen", started)
     for path in (*made, disk):
-        assert not fits(Kept(path, "qcow2"), SIZE)
-    assert fits(Kept(tmp_path / "secret.qcow2", "qcow2"), SIZE)
+        assert not fits(QuarantinedDisk(path, "qcow2"), SIZE)
+    assert fits(QuarantinedDisk(tmp_path / "secret.qcow2", "qcow2"), SIZE)
 
 
 @pytest.mark.parametrize("version", ["0.10", "1.1"])
@@ -282,7 +282,7 @@ def test_a_header_that_is_changed_after_the_look_leads_nowhere(
     subprocess.run([*create, "-b", secret, "-F", "raw", disk], check=True)
     monkeypatch.setattr(bases_module, "fits", lambda *_args: True)
     images = ReplicaImages(folder, [SIZE], ["vda"])
-    told(images, {0: Kept(disk, "qcow2")}, Wire())
+    told(images, {0: QuarantinedDisk(disk, "qcow2")}, Wire())
     assert images.paths[0].read_bytes() == bytes(SIZE) != data
 
 
@@ -294,7 +294,7 @@ def test_a_kept_disk_is_reached_by_no_link_of_anybody_else(tmp_path: Path) -> No
     (theirs / "way").symlink_to(ours)
     (theirs / "disk").symlink_to(ours / "disk")
     (tmp_path / "way").symlink_to(ours)
-    assert fits(Kept(tmp_path / "way" / "disk", "raw"), SIZE)
+    assert fits(QuarantinedDisk(tmp_path / "way" / "disk", "raw"), SIZE)
     os.chown(theirs, 65534, 65534)
     for path in (theirs / "way" / "disk", theirs / "disk"):
-        assert not fits(Kept(path, "raw"), SIZE), "QEMU's user chose what root copies"
+        assert not fits(QuarantinedDisk(path, "raw"), SIZE), "QEMU's user chose what root copies"

@@ -22,7 +22,7 @@ import pytest
 from remusdb.core.blocks import BLOCK_BYTES, hash_table
 from remusdb.core.messages import Base
 from remusdb.core.writes import Kind, iter_records
-from remusdb.disk.base import BaseFilter
+from remusdb.disk.resync_filter import ResyncFilter
 from remusdb.disk.writelog import WriteLog
 
 SIZE = (64 << 20) + 4096
@@ -127,7 +127,7 @@ def test_a_copy_names_every_byte_and_onto_a_base_only_what_differs_is_sent(
     image = bytearray(content)  # the base: the disk, but for a few blocks with something else
     for at in (0, 7 << 20, 30 << 20, SIZE - 100):
         image[at : at + 100] = os.urandom(100)
-    sieve = BaseFilter(0, SIZE, 99)
+    sieve = ResyncFilter(0, SIZE, 99)
     sieve.take(Base(0, 0, hash_table(image, 99)))
     sent = sieve.reduce(raw)
     sent += sieve.rest()

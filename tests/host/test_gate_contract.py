@@ -198,15 +198,15 @@ def test_held_bytes_are_bounded_and_drops_counted(net: Lab, gate: Gate) -> None:
     for number in range(count):
         net.vm.send(frame(number, size=1500))
     gate.mark(1)
-    figures = gate.figures()
-    assert 0 < figures.held_bytes <= HELD_MAX_BYTES
-    assert figures.held_frames > 0
-    assert figures.held_frames + figures.dropped_frames == count
+    metrics = gate.metrics()
+    assert 0 < metrics.held_bytes <= HELD_MAX_BYTES
+    assert metrics.held_frames > 0
+    assert metrics.held_frames + metrics.dropped_frames == count
     gate.release(1)
-    got = numbers(net, figures.held_frames)
-    assert got == list(range(figures.held_frames))  # the newest were dropped
+    got = numbers(net, metrics.held_frames)
+    assert got == list(range(metrics.held_frames))  # the newest were dropped
     assert net.wire.silent()
-    assert gate.figures().released_frames == figures.held_frames
+    assert gate.metrics().released_frames == metrics.held_frames
 
 
 def test_open_all_lets_go_and_passes_on(net: Lab, gate: Gate) -> None:
@@ -237,7 +237,7 @@ def test_drop_held_forgets_and_stays_closed(net: Lab, gate: Gate) -> None:
     gate.release(1)
     send(net, range(10, 15))
     assert net.wire.silent()
-    assert gate.figures().dropped_frames == 10
+    assert gate.metrics().dropped_frames == 10
     gate.mark(2)
     gate.release(2)
     assert numbers(net, 15, 0.3) == list(range(10, 15))
@@ -333,7 +333,7 @@ def test_addresses_are_learned(net: Lab, gate: Gate) -> None:
     net.vm.send(arp_frame("10.0.0.2", "10.0.0.1"))
     net.vm.send(arp_frame("0.0.0.0", "10.0.0.3"))  # a probe is nobody's address yet
     net.vm.send(arp_frame("10.0.0.9", "10.0.0.1", source="52:54:00:99:99:99"))  # someone nested in the guest
-    assert gate.figures().addresses == ("10.0.0.2",)
+    assert gate.metrics().addresses == ("10.0.0.2",)
 
 
 WORKER = """
@@ -432,7 +432,7 @@ def test_group_holds_every_interface(net: Lab, kind: Literal["tap", "plug"]) -> 
         group.mark(1)
         group.release(1)
         assert sorted(numbers(net, 4)) == [0, 1, 2, 3]
-        assert group.figures().released_frames == 4
+        assert group.metrics().released_frames == 4
     finally:
         group.remove()
         second.close()
@@ -466,7 +466,7 @@ def test_a_live_vm_loses_nothing_from_install_to_remove(net: Lab, new_gate: Make
             gate.mark(epoch)
             gate.release(epoch)
             time.sleep(0.002)
-        assert gate.figures().dropped_frames == 0
+        assert gate.metrics().dropped_frames == 0
         gate.open_all()
         gate.remove()
     finally:

@@ -30,7 +30,7 @@ def test_threads_do_not_take_each_others_answers(net: Lab) -> None:
     def ask() -> None:
         try:
             while not over.is_set():
-                group.figures()
+                group.metrics()
         except GateError as error:
             failed.append(error)
 

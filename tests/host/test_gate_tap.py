@@ -57,7 +57,7 @@ def test_killed_process_lets_nothing_out_and_inbound_flows(net: Lab, gate: TapGa
     assert net.wire.silent(0.5)
     net.wire.send(inbound_frame(1))
     assert len(net.vm.receive(1)) == 1
-    for call in (gate.hold, gate.open_all, gate.drop_held, gate.figures, gate.mark_wait):
+    for call in (gate.hold, gate.open_all, gate.drop_held, gate.metrics, gate.mark_wait):
         with pytest.raises(GateError):
             call()
     for numbered in (gate.mark, gate.mark_begin, gate.release):
@@ -99,7 +99,7 @@ def test_our_devices_never_speak(net: Lab, gate: TapGate) -> None:
     gate.release(1)
     assert net.wire.silent()
     assert net.vm.silent()
-    assert gate.figures().released_frames == 0
+    assert gate.metrics().released_frames == 0
 
 
 def test_a_frame_sent_by_the_host_on_our_devices_does_not_leave(net: Lab, gate: TapGate) -> None:
@@ -142,7 +142,7 @@ def test_a_release_does_not_starve_reading_or_marks(net: Lab, gate: TapGate) -> 
     gate.mark(5)
     gate.release(5)
     got = [number_of(each) for each in net.wire.receive(15000, 20)]
-    assert gate.figures().dropped_frames == 0
+    assert gate.metrics().dropped_frames == 0
     assert got == list(range(15000))
 
 
@@ -231,10 +231,10 @@ def test_bulk_tcp_with_offloads_arrives_intact(net: Lab, gate: TapGate) -> None:
             assert length == BULK_BYTES
             assert sender.stdout.readline().strip() == received
     os.close(host)
-    figures = gate.figures()
-    assert figures.dropped_frames == 0
+    metrics = gate.metrics()
+    assert metrics.dropped_frames == 0
     # Unsegmented: far fewer frames than the 23000 full-size segments that this many bytes take.
-    assert figures.released_frames < BULK_BYTES // 1448 // 2
+    assert metrics.released_frames < BULK_BYTES // 1448 // 2
 
 
 def _epochs(gate: TapGate, stop: threading.Event) -> None:

@@ -20,18 +20,18 @@ def test_what_a_gate_drops_is_told_once() -> None:
         gate.install()
         try:
             gate.hold()
-            lookout.see_gate(gate.figures(), 0.0)
+            lookout.see_gate(gate.metrics(), 0.0)
             for number in range(2 * HELD_MAX_BYTES // 1500):
                 net.vm.send(frame(number, size=1500))
             gate.mark(1)
-            figures = gate.figures()
+            metrics = gate.metrics()
             for now in (1.0, 1.0 + 2 * CALM_S):
-                lookout.see_gate(figures, now)
+                lookout.see_gate(metrics, now)
             assert [what[:2] for what in told] == [("trouble", "output-dropped")]
-            assert told[0][2] == Reason.of(Code.OUTPUT_DROPPED, frames=figures.dropped_frames, mib=1)
+            assert told[0][2] == Reason.of(Code.OUTPUT_DROPPED, frames=metrics.dropped_frames, mib=1)
             gate.release(1)
-            net.wire.receive(figures.held_frames, 2.0)
-            lookout.see_gate(gate.figures(), 2.0 + 2 * CALM_S)
+            net.wire.receive(metrics.held_frames, 2.0)
+            lookout.see_gate(gate.metrics(), 2.0 + 2 * CALM_S)
             assert [what[:2] for what in told[1:]] == [("cleared", "output-dropped")]
         finally:
             gate.remove()

@@ -15,7 +15,7 @@ from remusdb.allow.judge import judge
 from remusdb.allow.problem import Vm, edit, joined
 from remusdb.preflight import gather as facts_module
 from remusdb.preflight.decide import decide
-from remusdb.preflight.gather import Facts, HostFacts, VmFacts
+from remusdb.preflight.gather import HostInventory, Inventory, VmInventory
 from remusdb.vm.states import state_of
 
 NAMES = ("db1", "it's odd & old", 'a "b" <c>', "x;y $HOME `z` \\")
@@ -87,8 +87,8 @@ MEND = "names the disk; mend what is behind it (is it full?), then"
 
 def shown_hint(**vm: object) -> str:
     xml = BAD.format(name="a &amp; b", event="", drive="floppy", target="fda", bus="fdc", readonly="")
-    facts = VmFacts(**{"name": "a & b", "xml": xml, "running": True, "qemu_version": (10, 0, 2), **vm})  # type: ignore[arg-type]
-    [check] = [one for one in decide(Facts(vm=facts, host=HostFacts())) if one.name == "running"]
+    inventory = VmInventory(**{"name": "a & b", "xml": xml, "running": True, "qemu_version": (10, 0, 2), **vm})  # type: ignore[arg-type]
+    [check] = [one for one in decide(Inventory(vm=inventory, host=HostInventory())) if one.name == "running"]
     return f"{check.detail} | {check.hint}"
 
 
@@ -159,8 +159,8 @@ def test_another_architecture_is_told_that_there_is_no_way() -> None:
 )  # fmt: skip
 def test_an_alias_is_what_the_capabilities_say_it_is(machine: str, canonical: str, hint: str) -> None:
     xml = f"<domain type='kvm'><name>v</name><os><type arch='x86_64' machine='{machine}'>hvm</type></os></domain>"
-    facts = Facts(vm=VmFacts("v", xml, True, canonical=canonical), host=HostFacts())
-    [check] = [one for one in decide(facts) if one.name == "machine"]
+    inventory = Inventory(vm=VmInventory("v", xml, True, canonical=canonical), host=HostInventory())
+    [check] = [one for one in decide(inventory) if one.name == "machine"]
     assert check.ok is (hint == "") and hint in check.hint
 
 
@@ -198,8 +198,8 @@ def test_the_default_huge_page_of_this_host(tmp_path: Path) -> None:
 def test_huge_pages_are_refused_or_come_with_advice(huge: str, default: int, fine: bool) -> None:
     backing = f"<memoryBacking><hugepages>{huge}</hugepages></memoryBacking>"
     xml = f"<domain type='kvm'><name>v</name>{backing}</domain>"
-    facts = Facts(vm=VmFacts("v", xml, True), host=HostFacts(huge_page_bytes=default))
-    checks = {check.name: check for check in decide(facts)}
+    inventory = Inventory(vm=VmInventory("v", xml, True), host=HostInventory(huge_page_bytes=default))
+    checks = {check.name: check for check in decide(inventory)}
     assert checks["guest memory"].ok is fine
     assert not checks["memory pages"].ok and checks["memory pages"].level == "advice"
     assert fine or "1024 MiB" in checks["guest memory"].detail

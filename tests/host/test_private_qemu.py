@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from remusdb.errors import VmError
-from remusdb.vm.private import PrivateMonitor
+from remusdb.vm.qmp import PrivateMonitor
 
 LIMIT_S = 60.0
 SOCKET = "qmp.sock"

@@ -25,7 +25,7 @@ from remusdb.names import file_stem
 from remusdb_agents.backup.applier import Applier
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.daemon import AgentDaemon
-from remusdb_agents.backup.disks.base_copy import Kept
+from remusdb_agents.backup.disks.base_copy import QuarantinedDisk
 from remusdb_agents.backup.disks.block_hashes import Bases
 from remusdb_agents.backup.disks.images import ReplicaImages
 from remusdb_agents.backup.inbox import WholeEpoch
@@ -50,7 +50,7 @@ class MadeUpProver:
 
 
 class MadeUpMachine:
-    """As `remusdb_agents.backup.standby.machine.Machine`, without a QEMU."""
+    """As `remusdb_agents.backup.standby.machine.StandbyMachine`, without a QEMU."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class MadeUpMachine:
         hello: Hello,
         moved: Callable[[WholeEpoch], None],
         broken: Callable[[Exception], None],
-        kept: Mapping[str, Kept],
+        kept: Mapping[str, QuarantinedDisk],
     ) -> None:
         names = [disk.target for disk in hello.disks]
         folder = context.config.agent.image_dir / file_stem(hello.vm)

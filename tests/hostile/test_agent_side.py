@@ -22,7 +22,7 @@ from remusdb.core.messages import Hello, Question
 from remusdb.core.wire import HEADER_BYTES, FrameType
 from remusdb.errors import RemusError
 from remusdb.names import VmName
-from remusdb.worker.spec import Order, PeerAddress
+from remusdb.worker.spec import PeerAddress, ProtectionSpec
 from tests.hostile.rig import AGENT, eventually
 from tests.hostile.sayings import frame, hello, packed
 
@@ -86,11 +86,11 @@ def liar(network: None, certs: Path) -> Iterator[LyingAgent]:
 
 
 @pytest.fixture
-def order(liar: LyingAgent, certs: Path, tmp_path: Path) -> Order:
+def spec(liar: LyingAgent, certs: Path, tmp_path: Path) -> ProtectionSpec:
     """gamma protects `pg` to the lying agent."""
     mine = certs / "gamma"
     tls = Tls(ca=mine / "ca.pem", cert=mine / "cert.pem", key=mine / "key.pem")
-    return Order(
+    return ProtectionSpec(
         vm="pg",
         host="gamma",
         libvirt_uri="test:///default",
@@ -133,14 +133,14 @@ def answers_to_hello() -> dict[str, bytes]:
     return made
 
 
-def test_answers_to_hello(liar: LyingAgent, order: Order) -> None:
+def test_answers_to_hello(liar: LyingAgent, spec: ProtectionSpec) -> None:
     said = msgspec.convert(hello("pg", "gamma", resume=True), Hello)
     wrong: dict[str, str] = {}
     with nothing_left():
         for name, answer in answers_to_hello().items():
             liar.answer = answer
             try:
-                taken = order.agent.hello(said, 5.0)
+                taken = spec.agent.hello(said, 5.0)
             except RemusError:
                 continue
             except Exception as exc:
@@ -151,7 +151,7 @@ def test_answers_to_hello(liar: LyingAgent, order: Order) -> None:
     assert not wrong, wrong
 
 
-def test_what_an_agent_calls_itself_and_its_term_are_not_just_believed(liar: LyingAgent, order: Order) -> None:
+def test_what_an_agent_calls_itself_and_its_term_are_not_just_believed(liar: LyingAgent, spec: ProtectionSpec) -> None:
     """A new session's term is newer than the one that was told; a resumed one's is the same."""
     wrong = {}
     with nothing_left():
@@ -159,12 +159,12 @@ def test_what_an_agent_calls_itself_and_its_term_are_not_just_believed(liar: Lyi
             said = msgspec.convert(hello("pg", "gamma", resume=resume, term=told), Hello)
             liar.answer = frame(FrameType.WELCOME, term, 0, packed({**WELCOME, "term": term, "resumed": resume}))
             with contextlib.suppress(RemusError):
-                order.agent.hello(said, 5.0).stream.close()
+                spec.agent.hello(said, 5.0).stream.close()
                 wrong[resume, told, term] = "believed"
     assert not wrong
 
 
-def test_answers_to_a_question(liar: LyingAgent, order: Order) -> None:
+def test_answers_to_a_question(liar: LyingAgent, spec: ProtectionSpec) -> None:
     answers = {f"{payload[:8]!r}": frame(FrameType.STANDING, 1, 0, payload) for payload in GARBAGE}
     answers |= {f"term={number}": packed({**STANDING, "term": number}) for number in NUMBERS}
     answers |= {"another VM": packed({**STANDING, "vm": "pg2"}), "another kind": frame(FrameType.ACK, 1, 1)}
@@ -173,7 +173,7 @@ def test_answers_to_a_question(liar: LyingAgent, order: Order) -> None:
         for name, answer in answers.items():
             liar.answer = answer if answer[:4] == b"RMDB" else frame(FrameType.STANDING, 1, 0, answer)
             try:
-                wrong[name] = f"believed: {order.agent.ask(QUESTION)}"
+                wrong[name] = f"believed: {spec.agent.ask(QUESTION)}"
             except RemusError:
                 continue
             except Exception as exc:
@@ -181,11 +181,11 @@ def test_answers_to_a_question(liar: LyingAgent, order: Order) -> None:
     assert not wrong
 
 
-def test_an_honest_answer(liar: LyingAgent, order: Order) -> None:
+def test_an_honest_answer(liar: LyingAgent, spec: ProtectionSpec) -> None:
     """What the others are compared with."""
     liar.answer = frame(FrameType.WELCOME, 1, 0, packed(WELCOME))
-    taken = order.agent.hello(msgspec.convert(hello("pg", "gamma"), Hello), 5.0)
+    taken = spec.agent.hello(msgspec.convert(hello("pg", "gamma"), Hello), 5.0)
     assert taken.welcome.term == 1
     taken.stream.close()
     liar.answer = frame(FrameType.STANDING, 3, 0, packed(STANDING))
-    assert order.agent.ask(QUESTION).owner == "beta"
+    assert spec.agent.ask(QUESTION).owner == "beta"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker without a VM, for the daemon's tests: `python fake_worker.py SCRIPTS FD SOCKET`.
 
-What it does with an order is in SCRIPTS/VM.json (`Script`), read when the order comes, so that a test can change it.
+What it does with a command is in SCRIPTS/VM.json (`Script`), read when the command comes, so that a test can change it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from remusdb.control.codec import Done, Failed, Nothing, plain
 from remusdb.control.status import State, VmStatus
 from remusdb.errors import RefusedForSafety, RemusError
 from remusdb.state import StateStore
-from remusdb.worker.spec import ORDERS, End, Move, Order, Start, Stop, Told
+from remusdb.worker.spec import COMMANDS, End, Move, ProtectionSpec, Start, Stop, Told
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a worker does with its orders. That of no script protects the VM, and ends when it is told to."""
+    """What a worker does with its commands. That of no script protects the VM, and ends when it is told to."""
 
     saves: dict[str, Any] | None = None  # fields of the VM's state that become durable in the copy
     dies: bool = False  # then, in the copy
-    refusal: Failed | None = None  # else the answer to the order to protect
+    refusal: Failed | None = None  # else the answer to the command to protect
     answers: bool = True  # False: nothing comes of the copy, for as long as it is let
     ends_up: State = "protected"  # the state that the answer tells
     over: str = ""  # a reason: the session ends by itself as soon as it has begun
@@ -44,12 +44,12 @@ def script_of(folder: Path, vm: str) -> Script:
     return msgspec.json.decode(path.read_bytes(), type=Script) if path.exists() else Script()
 
 
-def protect(channel: LineChannel, order: Order, script: Script) -> None:
+def protect(channel: LineChannel, spec: ProtectionSpec, script: Script) -> None:
     """Answer `start` by the script."""
-    vm, peer = order.vm, order.peer.name
-    store = StateStore(order.state_dir)
+    vm, peer = spec.vm, spec.peer.name
+    store = StateStore(spec.state_dir)
     before = store.load(vm)
-    (order.state_dir / f"{vm}.order").write_text(f"{before.role} {before.term}")
+    (spec.state_dir / f"{vm}.spec").write_text(f"{before.role} {before.term}")
     channel.send(Progress(step="memory", done=1, total=2, unit="MiB"))
     seeding = VmStatus(vm=vm, peer=peer, state="seeding", reason="copying memory")
     channel.send({**plain(Told(status=seeding)), "unknown": 1})  # by a worker that is newer than its daemon
@@ -74,24 +74,24 @@ def serve(channel: LineChannel, folder: Path, vm: str) -> bool:
     """Speak the worker's protocol until the daemon hangs up; False when it said stop."""
     unanswered = False
     while (line := channel.line()) is not None:
-        match ORDERS.read(line):
-            case Start(order=order):
-                vm = order.vm
+        match COMMANDS.read(line):
+            case Start(spec=spec):
+                vm = spec.vm
                 script = script_of(folder, vm)
                 unanswered = not script.answers
-                protect(channel, order, script)
+                protect(channel, spec, script)
             case End() if unanswered:
                 channel.send(Done.by(Nothing(), "unprotect"))
                 channel.send(Failed.by(RemusError("given up"), "start"))
-            case End(peer_is_dead=False, order=None) if not script_of(folder, vm).lets_go:
+            case End(peer_is_dead=False, spec=None) if not script_of(folder, vm).lets_go:
                 channel.send(Failed.by(RefusedForSafety("beta does not answer")))
-            case End(order=order):
-                if order is not None:
-                    vm = order.vm
+            case End(spec=spec):
+                if spec is not None:
+                    vm = spec.vm
                     if script_of(folder, vm).breaks_wiring:
                         os._exit(3)
-                    before = StateStore(order.state_dir).load(vm)
-                    (order.state_dir / f"{vm}.taken-out").write_text(f"{before.role} {before.term}")
+                    before = StateStore(spec.state_dir).load(vm)
+                    (spec.state_dir / f"{vm}.taken-out").write_text(f"{before.role} {before.term}")
                 channel.send(Done.by(Nothing()))
             case Move() if script_of(folder, vm).moves:
                 channel.send(Done.by(Switched(to="beta", term=8, took_ms=80.0)))

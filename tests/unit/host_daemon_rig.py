@@ -25,7 +25,7 @@ from remusdb.host.quarantine.retire import PutAway
 from remusdb.names import VmName
 from remusdb.preflight.checks import Check
 from remusdb.state import StateStore, VmState
-from remusdb.worker.spec import Order
+from remusdb.worker.spec import ProtectionSpec
 from tests.unit import fake_worker
 
 FAST = Timing(look_s=0.02, ask_s=(0.05,), retry_s=(0.05,))
@@ -75,14 +75,14 @@ class OtherHosts:
     def say(self, host: str, role: str, *, owner: str | None = None, ahead: int = 0, uuid: str = "") -> None:
         self._said[host] = role, owner, ahead, uuid
 
-    def ask(self, order: Order, term: int) -> Standing:
-        host = order.peer.name
+    def ask(self, spec: ProtectionSpec, term: int) -> Standing:
+        host = spec.peer.name
         self.asked.append(host)
         if host in self.silent:
             raise PeerUnreachable("no route")
         role, owner, ahead, uuid = self._said.get(host, ("standby", None, 0, ""))
-        owner = order.host if owner is None else owner
-        return Standing(VmName(order.vm), term + ahead, owner, role, "because", uuid)
+        owner = spec.host if owner is None else owner
+        return Standing(VmName(spec.vm), term + ahead, owner, role, "because", uuid)
 
 
 class PutAways:
@@ -154,7 +154,7 @@ class Running:
         return self.ask(HostStatus(vm=vm)).vms[0]
 
     def worker_pid(self, vm: str) -> int:
-        link = self.daemon.keeper.record(vm).link
+        link = self.daemon.supervisor.managed(vm).link
         assert link is not None
         return link.pid
 
@@ -173,7 +173,7 @@ def worker_argv(config: HostConfig) -> tuple[str, ...]:
 
 
 def script(config: HostConfig, vm: str, **does: Any) -> None:
-    """What this VM's workers do from their next order on, see `Script`."""
+    """What this VM's workers do from their next command on, see `Script`."""
     scripts(config).mkdir(exist_ok=True)
     write_file(scripts(config) / f"{vm}.json", msgspec.json.encode(fake_worker.Script(**does)))
 

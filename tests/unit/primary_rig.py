@@ -93,7 +93,7 @@ class Rig:
                 return place
         raise AssertionError(f"{wanted} was not done: {self.done}")
 
-    def answer(self, order: str) -> RemusError | None:
-        """What the order was answered."""
-        [answer] = [effect for effect in self.done if isinstance(effect, effects.Answer) and effect.order == order]
+    def answer(self, command: str) -> RemusError | None:
+        """What the command was answered."""
+        [answer] = [effect for effect in self.done if isinstance(effect, effects.Answer) and effect.command == command]
         return answer.error

@@ -14,18 +14,18 @@ import msgspec
 import pytest
 
 from remusdb.config import Protection, Tls
-from remusdb.core.messages import AgentFacts, Hello, Notice, Question, Refuse, Standing, Welcome, pack
+from remusdb.core.messages import Capabilities, Hello, Notice, Question, Refuse, Standing, Welcome, pack
 from remusdb.core.probe import Probe
 from remusdb.core.wire import ANSWERS, FROM_AGENT, Frame, FrameType
 from remusdb.errors import BadFrame, CannotProtect, ConfigError, Fenced, NoStandby, PeerRefused, PeerUnreachable
 from remusdb.names import VmName
 from remusdb.transport.agent_client import Agent, AgentBehind, Greeting
-from remusdb.worker.agent_link import Peer
-from remusdb.worker.spec import Order, PeerAddress
+from remusdb.worker.agent_link import AgentLink
+from remusdb.worker.spec import PeerAddress, ProtectionSpec
 
 UUID = "0f3c1a52-8f0e-4d0a-9b60-3f1c2d4e5a6b"
 HERE = Path()
-ORDER = Order("pg", "alpha", "", HERE, HERE, HERE, PeerAddress("beta", "192.0.2.2", 1), Tls(), Protection())
+SPEC = ProtectionSpec("pg", "alpha", "", HERE, HERE, HERE, PeerAddress("beta", "192.0.2.2", 1), Tls(), Protection())
 FRESH = Hello("0", "alpha", VmName("pg"), UUID, 7, False, 0, "q35", "<domain/>", [], [], 100, "10")
 QUESTION = Question(VmName("pg"), "alpha", 7)
 RESUME = msgspec.structs.replace(FRESH, resume=True)
@@ -72,7 +72,7 @@ class Stream:
 def saying(*says: Said) -> tuple[Agent, Stream]:
     """An agent, and the connection that one gets with it, on which this is said."""
     stream: Any = Stream(*says)
-    return replace(ORDER.agent, dial=lambda _agent, _within_s: stream), stream
+    return replace(SPEC.agent, dial=lambda _agent, _within_s: stream), stream
 
 
 def test_a_good_answer_is_taken_after_heartbeats() -> None:
@@ -159,9 +159,9 @@ def test_the_standing_of_another_vm_is_not_believed() -> None:
 
 
 def test_an_agent_says_what_it_can_run_or_why_it_wants_nobody() -> None:
-    facts = AgentFacts("1", (9, 0, 0), (9, 0, 0), ["pc-q35-8.2"])
-    agent, stream = saying(frame(FrameType.PROBE, facts))
-    assert agent.probe(Probe("<domain/>")) == facts
+    capabilities = Capabilities("1", (9, 0, 0), (9, 0, 0), ["pc-q35-8.2"])
+    agent, stream = saying(frame(FrameType.PROBE, capabilities))
+    assert agent.probe(Probe("<domain/>")) == capabilities
     assert stream.closed.is_set() and stream.allowed == (FrameType.PROBE, FrameType.REFUSE)
     refuse = Refuse("you are not listed", "list it", code="preflight")
     agent, _ = saying(frame(FrameType.REFUSE, refuse))
@@ -246,7 +246,7 @@ def run() -> Iterator[Run]:
                 return Greeting(stream, RESUMED)
 
         untyped: Any = listening
-        peers.append(Peer(ORDER, lambda: RESUME, untyped, Again("beta", "192.0.2.2", 1, Tls(), Protection())))
+        peers.append(AgentLink(SPEC, lambda: RESUME, untyped, Again("beta", "192.0.2.2", 1, Tls(), Protection())))
         stream: Any = first
         peers[-1].start(Greeting(stream, WELCOME))
 

@@ -16,12 +16,12 @@ from remusdb.capture.clock_fields import Fields
 from remusdb.core.clock_stream import Clocks
 from remusdb.errors import VmError
 from remusdb.preflight import clock as preflight_clock
-from remusdb.preflight.gather import Facts, HostFacts, VmFacts
+from remusdb.preflight.gather import HostInventory, Inventory, VmInventory
 
 
 def told(xml: str, *, named: bool = True) -> tuple[bool, str, str]:
     [check] = preflight_clock.decide(
-        Facts(VmFacts("db1", xml, True, clock_named=named), HostFacts()), ET.fromstring(xml)
+        Inventory(VmInventory("db1", xml, True, clock_named=named), HostInventory()), ET.fromstring(xml)
     )
     assert check.level == "advice"
     return check.ok, check.detail, check.hint

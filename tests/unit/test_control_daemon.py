@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host daemon answers to orders and questions, with workers that have no VM."""
+"""What the host daemon answers to commands and questions, with workers that have no VM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from remusdb.host.worker_process import WorkerLink
 from remusdb.names import VmName
 from remusdb.preflight.checks import Check
 from remusdb.state import StateStore
-from remusdb.worker.spec import ORDERS, PeerAddress, Start
+from remusdb.worker.spec import COMMANDS, PeerAddress, Start
 from tests.unit.host_daemon_rig import DeadLibvirt, NoLibvirt, Running, gone, put, script
 from tests.waiting import LIMIT_S, eventually
 
@@ -47,10 +47,10 @@ def test_protect_tells_progress_and_keeps_state(daemon: Running, config: HostCon
 
 
 def test_the_order_carries_the_vms_own_settings(daemon: Running) -> None:
-    order = daemon.daemon.keeper.workers.order(daemon.daemon.keeper.record("db1"), "beta")
-    assert order.protection.epoch_ms == 25
-    assert order.peer == PeerAddress("beta", "192.0.2.2", 7473)
-    assert ORDERS.read(encoded(Start(order=order))) == Start(order=order)
+    spec = daemon.daemon.supervisor.workers.spec(daemon.daemon.supervisor.managed("db1"), "beta")
+    assert spec.protection.epoch_ms == 25
+    assert spec.peer == PeerAddress("beta", "192.0.2.2", 7473)
+    assert COMMANDS.read(encoded(Start(spec=spec))) == Start(spec=spec)
 
 
 def test_status_lists_what_libvirt_knows(daemon: Running) -> None:
@@ -183,7 +183,7 @@ def test_the_preflight_refuses_before_a_worker_is_started(config: HostConfig) ->
     with pytest.raises(CannotProtect, match="VM db1 cannot be protected: devices: a TPM"):
         running.protect("db1")
     assert running.status("db1").state == "failed"
-    assert not (config.host.state_dir / "db1.order").exists()
+    assert not (config.host.state_dir / "db1.spec").exists()
     running.daemon.stop()
 
 
@@ -214,7 +214,7 @@ def test_unprotect_while_seeding(daemon: Running, config: HostConfig) -> None:
 
     thread = threading.Thread(target=protect)
     thread.start()
-    eventually(lambda: "copying memory" in [one.reason for one in daemon.daemon.keeper.statuses().values()])
+    eventually(lambda: "copying memory" in [one.reason for one in daemon.daemon.supervisor.statuses().values()])
     daemon.unprotect("db1")
     thread.join(10)
     assert str(failed[0]) == "given up"
@@ -391,6 +391,6 @@ def test_wiring_that_cannot_be_taken_out_stays_and_so_does_what_is_held(daemon: 
 
 
 def test_a_daemon_that_is_ending_begins_nothing(daemon: Running) -> None:
-    daemon.daemon.keeper.stop()
+    daemon.daemon.supervisor.stop()
     with pytest.raises(RemusError, match="the host daemon is stopping"):
         daemon.protect("db1")

@@ -479,14 +479,14 @@ def test_an_orphan_is_freed_by_the_agents_word_or_the_operators(
     rig.tell(events.Opened())
     if armed:
         rig.tell(events.Adopted())
-    order = events.UnprotectOrphan(7, word, dead, "" if word else "it is away")
+    command = events.UnprotectOrphan(7, word, dead, "" if word else "it is away")
     if opens:
-        rig.tell(order)
+        rig.tell(command)
         assert rig.saved[-1]["role"] == "none" and rig.answer("unprotect") is None
         assert rig.opened is armed
     else:
         with pytest.raises(RefusedForSafety, match="may have taken over"):
-            rig.tell(order)
+            rig.tell(command)
         assert not rig.opened and rig.saved == []
     assert effects.End() in rig.done
 

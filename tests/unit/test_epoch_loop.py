@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Epochs are cut on time and shipped in order, each of one instant; whatever breaks is told once, and ends it.
 
-The parts that touch a VM are fakes that write down what is done to them, and do what the test hands them.
+What touches a VM are fakes that write down what is done to them, and do what the test hands them.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class FakeVm:
     def note(self, what: str) -> None:
         self.done.append(what)
 
-    def parts(self) -> Any:
+    def resources(self) -> Any:
         """In the place of the worker's resources."""
         return SimpleNamespace(
-            order=SimpleNamespace(protection=SimpleNamespace(epoch_ms=self._epoch_ms)),
+            spec=SimpleNamespace(protection=SimpleNamespace(epoch_ms=self._epoch_ms)),
             gates=SimpleNamespace(turn=self.turn, mark_begin=self._mark_begin, mark_wait=lambda: self.note("marked")),
             capture=SimpleNamespace(cut=self._cut),
             clock=SimpleNamespace(halting=self._halting, held_until_now=lambda: self.note("clock goes on")),
@@ -135,11 +135,11 @@ class Running:
         self.may_ship = threading.Event()
         self.may_ship.set()
         outbox: Any = SimpleNamespace(ship=self._ship)
-        figures: Any = SimpleNamespace(wait=self.waits.append, cut=lambda *_: None, shipped=lambda _size: None)
-        self.loop = EpochLoop(self.pipeline, outbox, figures, self.lock, self.failed.append)
+        metrics: Any = SimpleNamespace(wait=self.waits.append, cut=lambda *_: None, shipped=lambda _size: None)
+        self.loop = EpochLoop(self.pipeline, outbox, metrics, self.lock, self.failed.append)
 
     def __enter__(self) -> Running:
-        self.loop.start(self.vm.parts())
+        self.loop.start(self.vm.resources())
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -19,11 +19,11 @@ from remusdb.control.status import State, VmStatus
 from remusdb.errors import NotProtected, RefusedForSafety, UsageError, VmError
 from remusdb.host.evacuation import evacuate
 from remusdb.host.shutdown import host_is_stopping, is_marked
-from remusdb.host.supervisor import Keeper
+from remusdb.host.supervisor import Supervisor
 from tests.unit.host_daemon_rig import Running
 
 
-class FakeKeeper:
+class FakeSupervisor:
     """VMs by name: their state, and how their switchover goes."""
 
     def __init__(
@@ -52,8 +52,8 @@ class FakeKeeper:
         return Switched(to="beta", term=4, took_ms=80.0)
 
 
-def run(keeper: FakeKeeper, *, host_stops: bool) -> Evacuated:
-    return evacuate(cast(Keeper, keeper), lambda _step: None, host_stops=host_stops)
+def run(supervisor: FakeSupervisor, *, host_stops: bool) -> Evacuated:
+    return evacuate(cast(Supervisor, supervisor), lambda _step: None, host_stops=host_stops)
 
 
 def test_one_that_cannot_be_moved_keeps_no_other_here() -> None:
@@ -68,7 +68,7 @@ def test_one_that_cannot_be_moved_keeps_no_other_here() -> None:
         "db1": RefusedForSafety("beta does not answer"),
         "lone": NotProtected("VM lone is not protected: there is nowhere to move it to"),
     }
-    found = run(FakeKeeper(states, errors), host_stops=False)
+    found = run(FakeSupervisor(states, errors), host_stops=False)
     assert found.moved == [Moved(vm="db2", to="beta", term=4, took_ms=80.0)]
     assert found.stayed == [
         Stayed(vm="db1", reason="beta does not answer"),
@@ -78,17 +78,17 @@ def test_one_that_cannot_be_moved_keeps_no_other_here() -> None:
 
 def test_what_does_not_run_has_nothing_to_be_moved() -> None:
     """And without libvirt's word, what is protected surely runs."""
-    keeper = FakeKeeper({"db1": "protected", "died": "failed"}, {}, off="died")
+    supervisor = FakeSupervisor({"db1": "protected", "died": "failed"}, {}, off="died")
     for _ in range(2):
-        found = run(keeper, host_stops=False)
+        found = run(supervisor, host_stops=False)
         assert [one.vm for one in found.moved] == ["db1"] and found.stayed == []
-        keeper.lose_libvirt()
+        supervisor.lose_libvirt()
 
 
 @pytest.mark.parametrize(("host_stops", "moved"), [(True, ["db2"]), (False, ["db1", "db2"])])
 def test_a_vm_may_be_left_to_go_down_with_its_host(host_stops: bool, moved: list[str]) -> None:
     """`on_host_shutdown` is about the host's end; an operator who asks has them all moved."""
-    found = run(FakeKeeper({"db1": "protected", "db2": "protected"}, {}, nothing=("db1",)), host_stops=host_stops)
+    found = run(FakeSupervisor({"db1": "protected", "db2": "protected"}, {}, nothing=("db1",)), host_stops=host_stops)
     assert sorted(one.vm for one in found.moved) == moved
     assert [one.exempt for one in found.stayed] == [True] * (2 - len(moved))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from remusdb.errors import DiskError
-from remusdb.host.quarantine.files import Papers, remove_older, set_aside
+from remusdb.host.quarantine.files import SavedDefinition, remove_older, set_aside
 from remusdb.host.quarantine.retire import put_away
 from remusdb.state import VmState
 from remusdb.vm.process import is_qemu_of
@@ -77,9 +77,9 @@ def test_only_older_folders_of_ours_go(tmp_path: Path) -> None:
 
 
 def test_the_definition_follows_the_disks(tmp_path: Path) -> None:
-    papers = Papers(tmp_path, "pg", 7)
-    papers.definition.parent.mkdir()
-    papers.definition.write_text(
+    saved = SavedDefinition(tmp_path, "pg", 7)
+    saved.definition.parent.mkdir()
+    saved.definition.write_text(
         "<domain><devices>"
         "<disk device='disk'><source file='/i/vda.raw'/><target dev='vda'/></disk>"
         "<disk><source dev='/dev/vg/pg'/><target dev='vdb'/></disk>"
@@ -88,27 +88,27 @@ def test_the_definition_follows_the_disks(tmp_path: Path) -> None:
         "<disk type='network'><source protocol='rbd' name='p/i'/><target dev='vdd'/></disk>"
         "</devices></domain>"
     )
-    assert papers.disks() == {"vda": "/i/vda.raw", "vdb": "/dev/vg/pg"}
-    papers.rename_disks({"/i/vda.raw": "/i/kept/vda.raw"})
-    assert papers.disks() == {"vda": "/i/kept/vda.raw", "vdb": "/dev/vg/pg"}
-    papers.live.write_text(
+    assert saved.disks() == {"vda": "/i/vda.raw", "vdb": "/dev/vg/pg"}
+    saved.rename_disks({"/i/vda.raw": "/i/kept/vda.raw"})
+    assert saved.disks() == {"vda": "/i/kept/vda.raw", "vdb": "/dev/vg/pg"}
+    saved.live.write_text(
         "<domain><devices><disk><source file='/hot.raw'/><target dev='vdb'/></disk></devices></domain>"
     )
-    assert papers.disks() == {"vda": "/i/kept/vda.raw", "vdb": "/hot.raw"}, "as it ran goes first"
-    papers.live.write_text(
+    assert saved.disks() == {"vda": "/i/kept/vda.raw", "vdb": "/hot.raw"}, "as it ran goes first"
+    saved.live.write_text(
         "<domain><devices><disk><driver type='qcow2'/><source file='/v'/><target dev='vda'/></disk></devices></domain>"
     )
-    assert papers.formats() == {"vda": "qcow2", "vdb": "raw"}, "by the definition, whatever the content looks like"
+    assert saved.formats() == {"vda": "qcow2", "vdb": "raw"}, "by the definition, whatever the content looks like"
 
 
 @pytest.mark.parametrize(
     "nvram", ["<nvram template='/t'>/i/nvram.fd</nvram>", "<nvram><source file='/i/nvram.fd'/></nvram>"]
 )
 def test_variables_go_with_the_disks(tmp_path: Path, nvram: str) -> None:
-    papers = Papers(tmp_path, "pg", 7)
-    papers.definition.parent.mkdir()
-    papers.definition.write_text(f"<domain><os>{nvram}</os></domain>")
-    assert papers.disks() == {"nvram": "/i/nvram.fd"} and papers.formats() == {"nvram": ""}
-    papers.rename_disks({"/i/nvram.fd": "/i/kept/nvram.fd"})
-    assert papers.disks() == {"nvram": "/i/kept/nvram.fd"}
-    assert papers.definition.read_text().count("/i/") == 1
+    saved = SavedDefinition(tmp_path, "pg", 7)
+    saved.definition.parent.mkdir()
+    saved.definition.write_text(f"<domain><os>{nvram}</os></domain>")
+    assert saved.disks() == {"nvram": "/i/nvram.fd"} and saved.formats() == {"nvram": ""}
+    saved.rename_disks({"/i/nvram.fd": "/i/kept/nvram.fd"})
+    assert saved.disks() == {"nvram": "/i/kept/nvram.fd"}
+    assert saved.definition.read_text().count("/i/") == 1

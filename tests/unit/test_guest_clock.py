@@ -118,7 +118,7 @@ def test_cuts_lose_nothing(qemu: Qemu) -> None:
     for _ in range(20):
         time.sleep(0.01)
         assert qemu.cut(0.01) is not None
-    told = qemu.clock.figures()
+    told = qemu.clock.metrics()
     assert told.slow == "" and told.lag_ms is not None
     assert qemu.late_ms(since) < 30, "it lost 200 ms and more"
     assert qemu.fields[0] / qemu.fields[1] == pytest.approx(RATE, rel=0.001)
@@ -130,7 +130,7 @@ def test_without_the_fields_it_tells_what_is_lost(qemu: Qemu, monkeypatch: pytes
     for _ in range(20):
         time.sleep(0.005)
         qemu.cut(0.01)
-    told = qemu.clock.figures()
+    told = qemu.clock.metrics()
     assert told.slow == "no place holds it; it runs slow"
     assert isinstance(told.lag_ms, float) and told.lag_ms > 80
     assert isinstance(told.lost_ppm, float) and told.lost_ppm > 100_000
@@ -158,7 +158,7 @@ def test_a_vm_that_stands_still_is_not_touched(qemu: Qemu) -> None:
         qemu.clock.begin()
         qemu.clock.repair(time.monotonic_ns())
         assert qemu.clock.done(qemu.saved()) is None
-    assert list(qemu.fields) == before and qemu.clock.figures().slow == ""
+    assert list(qemu.fields) == before and qemu.clock.metrics().slow == ""
 
 
 @pytest.mark.parametrize("field", [0, 1])
@@ -171,7 +171,7 @@ def test_after_one_value_that_cannot_be_nothing_is_written_any_more(qemu: Qemu, 
     spoilt: list[int] = []
     qemu.cut(before_repair=lambda: spoilt.extend(qemu.fields))
     assert list(qemu.fields) == spoilt
-    assert len(heard) == 1 and "moved by" in heard[0] and qemu.clock.figures().slow == heard[0]
+    assert len(heard) == 1 and "moved by" in heard[0] and qemu.clock.metrics().slow == heard[0]
     for _ in range(5):
         time.sleep(0.01)
         at_stop: list[int] = []
@@ -197,7 +197,7 @@ def test_memory_that_cannot_be_reached_ends_nothing(qemu: Qemu, monkeypatch: pyt
 
     monkeypatch.setattr(Fields, "read", gone)
     qemu.cut()
-    assert "no such process" in str(qemu.clock.figures().slow)
+    assert "no such process" in str(qemu.clock.metrics().slow)
 
 
 def test_a_stop_by_our_side_is_given_back_and_dates_the_epoch(qemu: Qemu) -> None:

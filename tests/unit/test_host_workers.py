@@ -24,7 +24,7 @@ from remusdb.control.status import VmStatus
 from remusdb.durable import take_lock
 from remusdb.errors import BadFrame, RemusError
 from remusdb.host.daemon import HostDaemon
-from remusdb.host.managed_vm import VmRecord
+from remusdb.host.managed_vm import ManagedVm
 from remusdb.host.outside import Outside
 from remusdb.host.worker_process import WorkerLink
 from remusdb.names import VmName
@@ -62,45 +62,45 @@ def test_a_worker_that_is_killed_is_followed_by_another(daemon: Running, config:
 
 
 def test_an_earlier_worker_is_not_heard(tmp_path: Path) -> None:
-    record = VmRecord("db1", StateStore(tmp_path))
-    old, new = (WorkerLink("db1", Outside(), record, tmp_path / "lock") for _ in range(2))
-    record.claim(old, "beta")
-    record.drop_link(old)
-    record.claim(new, "beta")
-    record.on_status(old, VmStatus(vm="db1", state="protected"))
-    record.on_end(old, "ended")
-    assert record.link is new and record.status().state == "seeding"
+    managed = ManagedVm("db1", StateStore(tmp_path))
+    old, new = (WorkerLink("db1", Outside(), managed, tmp_path / "lock") for _ in range(2))
+    managed.claim(old, "beta")
+    managed.drop_link(old)
+    managed.claim(new, "beta")
+    managed.on_status(old, VmStatus(vm="db1", state="protected"))
+    managed.on_end(old, "ended")
+    assert managed.link is new and managed.status().state == "seeding"
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> VmRecord:
+def managed(tmp_path: Path) -> ManagedVm:
     """A VM of which nothing is known, without a daemon."""
-    return VmRecord("db1", StateStore(tmp_path))
+    return ManagedVm("db1", StateStore(tmp_path))
 
 
-def link_of(record: VmRecord, tmp_path: Path) -> WorkerLink:
-    return WorkerLink("db1", Outside(), record, tmp_path / "lock")
+def link_of(managed: ManagedVm, tmp_path: Path) -> WorkerLink:
+    return WorkerLink("db1", Outside(), managed, tmp_path / "lock")
 
 
-def test_a_vm_that_has_a_worker_gets_no_other(record: VmRecord, tmp_path: Path) -> None:
-    first, second = link_of(record, tmp_path), link_of(record, tmp_path)
-    record.claim(first, "beta")
+def test_a_vm_that_has_a_worker_gets_no_other(managed: ManagedVm, tmp_path: Path) -> None:
+    first, second = link_of(managed, tmp_path), link_of(managed, tmp_path)
+    managed.claim(first, "beta")
     with pytest.raises(RemusError, match="is being protected"):
-        record.claim(second, "beta")
-    record.drop_link(second)
-    assert record.link is first, "only its own worker is let go"
+        managed.claim(second, "beta")
+    managed.drop_link(second)
+    assert managed.link is first, "only its own worker is let go"
 
 
-def test_while_it_is_unprotected_a_vm_gets_no_worker_but_for_that(record: VmRecord, tmp_path: Path) -> None:
-    link = link_of(record, tmp_path)
-    with record.leaving():
-        assert record.taken
+def test_while_it_is_unprotected_a_vm_gets_no_worker_but_for_that(managed: ManagedVm, tmp_path: Path) -> None:
+    link = link_of(managed, tmp_path)
+    with managed.leaving():
+        assert managed.taken
         with pytest.raises(RemusError, match="is being unprotected"):
-            record.claim(link, "beta")
-        record.claim(link, "beta", leaving=True)
-        record.drop_link(link)
-    assert not record.taken
-    record.claim(link, "beta")
+            managed.claim(link, "beta")
+        managed.claim(link, "beta", leaving=True)
+        managed.drop_link(link)
+    assert not managed.taken
+    managed.claim(link, "beta")
 
 
 @pytest.mark.parametrize(
@@ -113,17 +113,17 @@ def test_while_it_is_unprotected_a_vm_gets_no_worker_but_for_that(record: VmReco
     ],
 )
 def test_what_a_worker_that_died_leaves_is_what_its_file_says(
-    record: VmRecord, tmp_path: Path, left: dict[str, Any] | None, state: str
+    managed: ManagedVm, tmp_path: Path, left: dict[str, Any] | None, state: str
 ) -> None:
     """Where the peer may hold epochs, output is held: it is never called anything else."""
-    link = link_of(record, tmp_path)
-    record.claim(link, "beta")
-    record.on_status(link, VmStatus(vm="db1", state="protected", term=7))
+    link = link_of(managed, tmp_path)
+    managed.claim(link, "beta")
+    managed.on_status(link, VmStatus(vm="db1", state="protected", term=7))
     if left is not None:
         StateStore(tmp_path).update("db1", term=7, peer="beta", **left)
-    assert record.status().state == "protected"
-    record.on_end(link, "was killed by SIGKILL")
-    assert record.status().state == state and record.link is None
+    assert managed.status().state == "protected"
+    managed.on_end(link, "was killed by SIGKILL")
+    assert managed.status().state == state and managed.link is None
 
 
 def test_a_restarted_daemon_adopts_the_worker(config: HostConfig) -> None:

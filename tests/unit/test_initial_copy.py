@@ -15,15 +15,15 @@ from remusdb.config import Protection, Tls
 from remusdb.core.copylog import CopyLog
 from remusdb.core.messages import Commit, Hello, Welcome
 from remusdb.core.wire import Frame, FrameType
-from remusdb.disk.base import Bases
+from remusdb.disk.resync_filter import ResyncFilters
 from remusdb.disk.stream import LogStream
 from remusdb.errors import BadFrame, DiskError, NoStandby, PeerUnreachable, RemusError
 from remusdb.transport.agent_client import Agent, Greeting
-from remusdb.worker.agent_link import Peer
+from remusdb.worker.agent_link import AgentLink
 from remusdb.worker.brake import FULL_SPEED, GUEST_WAITS_S, SLOW_BYTES_S, Brake, BrakeThread
 from remusdb.worker.encoder import EpochFrames
 from remusdb.worker.outbox import COPY_MAX_BYTES, Outbox
-from remusdb.worker.spec import Order, PeerAddress
+from remusdb.worker.spec import PeerAddress, ProtectionSpec
 from remusdb_agents.backup.seeding import Seeding, TornCopy
 from tests.waiting import eventually
 
@@ -228,7 +228,7 @@ def test_a_log_that_nobody_will_take_holds_nobody_up() -> None:
 
 def test_the_agent_is_told_which_hashes_are_here() -> None:
     welcome = Welcome("0", "b", 1, 0, False, 500, [0, 16, 0])
-    bases = Bases(welcome, [1 << 20, 1 << 20, 1 << 20])
+    bases = ResyncFilters(welcome, [1 << 20, 1 << 20, 1 << 20])
     assert bases.told == [0, 0, 0]
 
 
@@ -266,10 +266,10 @@ def test_the_primary_gives_the_copy_up_when_the_agent_stays_away_or_lost_it(answ
     listening: Any = Listening()
     protection = Protection(copy_patience_ms=1000, connect_timeout_ms=900)
     here = Path()
-    order = Order("vm", "a", "", here, here, here, PeerAddress("b", "192.0.2.2", 1), Tls(), protection)
+    spec = ProtectionSpec("vm", "a", "", here, here, here, PeerAddress("b", "192.0.2.2", 1), Tls(), protection)
     stream: Any = Dead()
     hello: Any = None
-    found = Peer(order, lambda: hello, listening, Away("b", "192.0.2.2", 1, Tls(), protection))
+    found = AgentLink(spec, lambda: hello, listening, Away("b", "192.0.2.2", 1, Tls(), protection))
     began = time.monotonic()
     found.start(Greeting(stream, Welcome("0", "b", 1, 0, False, 500)))
     assert listening.done.wait(5)

@@ -128,8 +128,8 @@ def test_what_an_agent_answers(context: Context, run_dir: Path) -> None:
 
 def test_what_history_prints(daemon: Running, config: HostConfig) -> None:
     daemon.protect("db1")
-    record = daemon.daemon.keeper.record("db1")
-    daemon.daemon.keeper.tell(record, "adopted", "protected", Reason.of(Code.ADOPTED))
+    record = daemon.daemon.supervisor.managed("db1")
+    daemon.daemon.supervisor.tell(record, "adopted", "protected", Reason.of(Code.ADOPTED))
     assert daemon.daemon.history.flush(20)
     told = CliRunner().invoke(cli, ["history", "db1", "--state-dir", str(config.host.state_dir), "--json"])
     events = json.loads(told.stdout)["events"]

@@ -11,7 +11,7 @@ import pytest
 
 from remusdb.arbiter.health import Health
 from remusdb.errors import VmError
-from remusdb.net.gate import GateFigures
+from remusdb.net.gate import GateMetrics
 from remusdb.reasons import Code, Reason
 from remusdb.troubles import Troubles
 from remusdb.vm.endwatch import CAUSES, EndWatch
@@ -65,8 +65,8 @@ def test_a_guest_that_shuts_down_is_no_trouble_unless_it_stays_so() -> None:
     assert seen.told == [("trouble", "stopped")]
 
 
-def gate(dropped: int, held_mib: int) -> GateFigures:
-    return GateFigures(held_bytes=held_mib * MIB, dropped_frames=dropped)
+def gate(dropped: int, held_mib: int) -> GateMetrics:
+    return GateMetrics(held_bytes=held_mib * MIB, dropped_frames=dropped)
 
 
 def test_dropped_output_is_told_once_an_episode() -> None:

@@ -18,8 +18,8 @@ from remusdb.core.messages import (
     ADDRESSES_MAX,
     BLOCKS_MAX,
     DISKS_MAX,
-    AgentFacts,
     Base,
+    Capabilities,
     Commit,
     Disk,
     Hello,
@@ -74,7 +74,7 @@ SAMPLES: list[msgspec.Struct] = [
     Question(VmName("pg"), "alpha", 7),
     Standing(VmName("pg"), 8, "beta", "promoted", "it took over"),
     Probe(XML, "<cpu/>"),
-    AgentFacts("0.1", (10, 0, 2), (11, 3, 0), ["pc-q35-10.0"], ANSWER),
+    Capabilities("0.1", (10, 0, 2), (11, 3, 0), ["pc-q35-10.0"], ANSWER),
 ]
 each = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: type(sample).__name__)
 
@@ -240,13 +240,13 @@ ADVISED: dict[tuple[str | int, ...], list[Any]] = {
 
 @pytest.mark.parametrize("place", ADVISED, ids=str)
 def test_what_becomes_part_of_an_advised_command_holds_nothing_that_a_shell_obeys(place: tuple[Any, ...]) -> None:
-    facts = msgspec.structs.replace(SAMPLES[-1], answer=msgspec.structs.replace(ANSWER, nodes="0"))
+    capabilities = msgspec.structs.replace(SAMPLES[-1], answer=msgspec.structs.replace(ANSWER, nodes="0"))
     evil: list[Any] = [*ADVISED[place]]
     if place[-1] not in ("name", "errors") or "namesakes" not in place:  # a VM's name is quoted
         evil += ["; rm -rf /", "$(reboot)", "`reboot`", "a|b", "a&b", "a\nb", "a>b", "a'b", 'a"b', "a\\b", "*"]
     for bad in evil:
         with pytest.raises(BadFrame):
-            unpack(AgentFacts, altered(facts, ("answer", *place), bad))
+            unpack(Capabilities, altered(capabilities, ("answer", *place), bad))
 
 
 def test_what_a_primary_cannot_send_it_says_itself() -> None:

@@ -20,9 +20,9 @@ from remusdb.control.api import HostStatus, HostVms
 from remusdb.errors import BadFrame, ConfigError, NoThread, UsageError
 from remusdb.history import Event, History, append, read
 from remusdb.tomlstruct import read_toml
-from remusdb.worker.orders import Channel, Worker
-from remusdb.worker.spec import ORDERS, Stop
-from remusdb_agents.backup.disks.base_copy import Kept, fits
+from remusdb.worker.commands import Channel, Worker
+from remusdb.worker.spec import COMMANDS, Stop
+from remusdb_agents.backup.disks.base_copy import QuarantinedDisk, fits
 from tests.unit.odd_bytes import DEEP, LINES
 
 # --- control lines ---
@@ -68,9 +68,9 @@ def test_a_worker_answers_what_it_does_not_understand_and_hears_on(tmp_path: Pat
     with daemon:
         daemon.sendall(line + b'\n{"op": "stop"}\n')
 
-        def takes(order: Request[Any]) -> bool:
-            heard.append(order)
-            return order != Stop()
+        def takes(command: Request[Any]) -> bool:
+            heard.append(command)
+            return command != Stop()
 
         channel.read(takes)
         assert heard == [Stop()]
@@ -98,8 +98,8 @@ def test_a_worker_hangs_up_on_a_line_without_end_and_hears_the_next_daemon(tmp_p
         assert channel.next_daemon(20)
         second.sendall(b'{"op": "stop"}\n')
 
-        def takes(order: Request[Any]) -> bool:
-            heard.append(order)
+        def takes(command: Request[Any]) -> bool:
+            heard.append(command)
             return False
 
         channel.read(takes)
@@ -118,7 +118,7 @@ def test_an_order_for_which_there_is_no_thread_is_answered(tmp_path: Path, monke
         daemon.shutdown(socket.SHUT_WR)
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", no_thread)
-            channel.read(Worker(channel)._order)
+            channel.read(Worker(channel)._command)
         told = daemon.makefile("rb")
         answers = [json.loads(told.readline()) for _ in range(2)]
     assert [answer["id"] for answer in answers] == [NoThread.id, UsageError.id]
@@ -205,10 +205,10 @@ def test_a_line_without_end_costs_no_older_event(tmp_path: Path) -> None:
     assert (folder / "vm.jsonl").stat().st_size < 4 << 20
 
 
-@pytest.mark.parametrize("order", [{}, {"vm": 7}, {"vm": "db1", "protection": []}, {"vm": "x", "run_dir": 7}, "x"])
-def test_an_order_that_is_none_is_refused(order: object) -> None:
+@pytest.mark.parametrize("spec", [{}, {"vm": 7}, {"vm": "db1", "protection": []}, {"vm": "x", "run_dir": 7}, "x"])
+def test_a_spec_that_is_none_is_refused(spec: object) -> None:
     with pytest.raises(UsageError, match="`start`: "):
-        ORDERS.read(json.dumps({"op": "start", "order": order}).encode())
+        COMMANDS.read(json.dumps({"op": "start", "spec": spec}).encode())
 
 
 @pytest.mark.parametrize(
@@ -216,4 +216,4 @@ def test_an_order_that_is_none_is_refused(order: object) -> None:
 )
 def test_a_kept_disk_whose_header_is_nonsense_is_not_used(tmp_path: Path, head: bytes) -> None:
     (tmp_path / "vda.qcow2").write_bytes(head)
-    assert not fits(Kept(tmp_path / "vda.qcow2", "qcow2"), 1 << 20)
+    assert not fits(QuarantinedDisk(tmp_path / "vda.qcow2", "qcow2"), 1 << 20)

@@ -13,10 +13,10 @@ import pytest
 
 from remusdb.capture import kernel, trying
 from remusdb.errors import CannotProtect
-from remusdb.preflight import gather as facts_module
+from remusdb.preflight import gather as gather_module
 from remusdb.preflight.checks import Check
 from remusdb.preflight.decide import decide, require
-from remusdb.preflight.gather import Facts, HostFacts, PeerFacts, VmFacts
+from remusdb.preflight.gather import HostInventory, Inventory, PeerInventory, VmInventory
 from remusdb.vm.prepare import QEMU_NS, prepare, qmp_socket
 
 DISK = """<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/images/db1.qcow2'/>
@@ -30,10 +30,10 @@ XML = f"""<domain type='kvm' id='3'><name>db1</name><memory unit='KiB'>1048576</
 </domain>"""
 
 
-def look(xml: str = XML, *, host: HostFacts | None = None, gate: str = "auto", **vm: Any) -> dict[str, Check]:
+def look(xml: str = XML, *, host: HostInventory | None = None, gate: str = "auto", **vm: Any) -> dict[str, Check]:
     """The checks by name, of a VM and host that are good but for what is given."""
-    vm_facts = VmFacts(**{"name": "db1", "xml": xml, "running": True, "qemu_version": (10, 0, 2), **vm})
-    checks = decide(Facts(vm=vm_facts, host=host or HostFacts(kernel="6.12"), gate=gate))
+    vm_inventory = VmInventory(**{"name": "db1", "xml": xml, "running": True, "qemu_version": (10, 0, 2), **vm})
+    checks = decide(Inventory(vm=vm_inventory, host=host or HostInventory(kernel="6.12"), gate=gate))
     assert len({check.name for check in checks}) == len(checks)
     return {check.name: check for check in checks}
 
@@ -110,7 +110,7 @@ def test_a_vm_that_is_refused(xml: str, name: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "name", "why"),
+    ("inventory", "name", "why"),
     [
         ({"state": "paused"}, "running", "paused"),
         ({"running": False, "state": "not running", "qemu_version": (0, 0, 0)}, "running", "not running"),
@@ -119,8 +119,8 @@ def test_a_vm_that_is_refused(xml: str, name: str, why: str) -> None:
         ({"block_jobs": ("vda",)}, "block jobs", "vda"),
     ],
 )
-def test_a_vm_in_a_state_that_is_refused(facts: dict[str, Any], name: str, why: str) -> None:
-    checks = look(**facts)
+def test_a_vm_in_a_state_that_is_refused(inventory: dict[str, Any], name: str, why: str) -> None:
+    checks = look(**inventory)
     assert failed(checks) == [name]
     assert why in checks[name].detail
 
@@ -153,14 +153,14 @@ def test_a_mirror_that_a_dead_worker_left_is_ours() -> None:
 @pytest.mark.parametrize(
     ("host", "name"),
     [
-        (HostFacts(tracking_error="PAGEMAP_SCAN: no such ioctl"), "kernel"),
-        (HostFacts(ptrace_scope=3), "ptrace"),
-        (HostFacts(machine="aarch64"), "architecture"),
-        (HostFacts(nbdkit_error="nbdkit is not installed"), "nbdkit"),
-        (HostFacts(tun=False), "gate"),
+        (HostInventory(tracking_error="PAGEMAP_SCAN: no such ioctl"), "kernel"),
+        (HostInventory(ptrace_scope=3), "ptrace"),
+        (HostInventory(machine="aarch64"), "architecture"),
+        (HostInventory(nbdkit_error="nbdkit is not installed"), "nbdkit"),
+        (HostInventory(tun=False), "gate"),
     ],
 )
-def test_a_host_that_cannot(host: HostFacts, name: str) -> None:
+def test_a_host_that_cannot(host: HostInventory, name: str) -> None:
     checks = look(host=host)
     assert failed(checks) == [name]
     assert checks[name].hint
@@ -177,23 +177,23 @@ def test_a_host_that_cannot(host: HostFacts, name: str) -> None:
     ],
 )
 def test_the_gate_that_is_wanted_must_be_there(gate: str, plug: bool, tun: bool, fine: bool) -> None:
-    assert look(host=HostFacts(plug=plug, tun=tun), gate=gate)["gate"].ok is fine
+    assert look(host=HostInventory(plug=plug, tun=tun), gate=gate)["gate"].ok is fine
 
 
 @pytest.mark.parametrize(
     ("xml", "host", "vm", "name"),
     [
         (XML.replace("mode='custom'", "mode='host-passthrough'"), None, {}, "cpu model"),
-        (XML, HostFacts(lock_manager="lockd"), {}, "lock manager"),
-        (XML, HostFacts(memory_available_bytes=1 << 29), {}, "host memory"),
-        (XML, HostFacts(cpus=1), {}, "cpus"),
+        (XML, HostInventory(lock_manager="lockd"), {}, "lock manager"),
+        (XML, HostInventory(memory_available_bytes=1 << 29), {}, "host memory"),
+        (XML, HostInventory(cpus=1), {}, "cpus"),
         (XML, None, {"snapshots": 2}, "snapshots"),
         (XML.replace(NIC, ""), None, {}, "network"),
         (XML.replace("<devices>", "<seclabel type='dynamic' model='apparmor'/><devices>"), None, {}, "confinement"),
         (XML.replace("<devices>", "<seclabel type='dynamic' model='selinux'/><devices>"), None, {}, "confinement"),
     ],
 )
-def test_advice_does_not_refuse(xml: str, host: HostFacts | None, vm: dict[str, Any], name: str) -> None:
+def test_advice_does_not_refuse(xml: str, host: HostInventory | None, vm: dict[str, Any], name: str) -> None:
     checks = look(xml, host=host, **vm)
     assert failed(checks) == []
     assert failed(checks, "advice") == sorted({name, "monitor"}, key=list(checks).index)
@@ -201,12 +201,12 @@ def test_advice_does_not_refuse(xml: str, host: HostFacts | None, vm: dict[str, 
 
 
 def test_the_peer_is_a_check_where_one_is_named() -> None:
-    vm = VmFacts("db1", XML, True, qemu_version=(10, 0, 2))
-    peer = PeerFacts("beta", qemu_version=(10, 0, 13), libvirt_version=(11, 3, 0), machines=("pc-q35-8.2",))
-    facts = Facts(vm=vm, host=HostFacts(), peer=peer)
+    vm = VmInventory("db1", XML, True, qemu_version=(10, 0, 2))
+    peer = PeerInventory("beta", qemu_version=(10, 0, 13), libvirt_version=(11, 3, 0), machines=("pc-q35-8.2",))
+    inventory = Inventory(vm=vm, host=HostInventory(), peer=peer)
 
     def peer_checks(**change: Any) -> dict[str, Check]:
-        found = decide(dataclasses.replace(facts, peer=dataclasses.replace(peer, **change)))
+        found = decide(dataclasses.replace(inventory, peer=dataclasses.replace(peer, **change)))
         return {check.name: check for check in found if check.name.startswith("peer")}
 
     assert [check.ok for check in peer_checks().values()] == [True, True, True, True]
@@ -249,16 +249,16 @@ def test_a_kernel_that_cannot_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_lock_manager_in_qemu_conf(tmp_path: Path, text: str, manager: str) -> None:
     (tmp_path / "qemu.conf").write_text(f"a = 1\n  {text}\n")
-    assert facts_module._lock_manager(tmp_path / "qemu.conf") == manager
-    assert facts_module._lock_manager(tmp_path / "absent") == ""
+    assert gather_module._lock_manager(tmp_path / "qemu.conf") == manager
+    assert gather_module._lock_manager(tmp_path / "absent") == ""
 
 
 def test_nbdkit_without_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert facts_module._nbdkit_error() == "nbdkit is not installed"
+    assert gather_module._nbdkit_error() == "nbdkit is not installed"
     (tmp_path / "nbdkit").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "nbdkit").chmod(0o755)
-    assert facts_module._nbdkit_error() == "nbdkit has no Python plugin"
+    assert gather_module._nbdkit_error() == "nbdkit has no Python plugin"
 
 
 UUID = "2c1f1d0e-6d8f-4c7a-9b63-0f5b6a1f9e11"

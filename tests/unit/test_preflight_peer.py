@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from remusdb.core.messages import AgentFacts, pack, unpack
+from remusdb.core.messages import Capabilities, pack, unpack
 from remusdb.core.probe import (
     Answer,
     Arbitration,
@@ -79,9 +79,9 @@ def test_an_older_agent_says_nothing_and_refuses_nothing() -> None:
     old = msgspec.msgpack.encode(
         {"version": "1", "qemu_version": (9, 0, 0), "libvirt_version": (9, 0, 0), "machines": []}
     )
-    assert unpack(AgentFacts, old).answer is None
-    new = AgentFacts("1", (9, 0, 0), (9, 0, 0), [], GOOD)
-    assert unpack(AgentFacts, pack(new)) == new
+    assert unpack(Capabilities, old).answer is None
+    new = Capabilities("1", (9, 0, 0), (9, 0, 0), [], GOOD)
+    assert unpack(Capabilities, pack(new)) == new
 
 
 def test_one_question_that_fails_spoils_no_other() -> None:
@@ -109,8 +109,8 @@ def filtering(pvid: int, **vlans: bool) -> dict[str, Bridge]:
     return {"br0": Bridge("br0", True, True, 1500, True, pvid, [Uplink("eth0", 1500, 0, found)])}
 
 
-def same(name: str = "db1", uuid: str = "u-1", **facts: Any) -> list[Namesake]:
-    return [Namesake(name, uuid, **{"active": False, "persistent": True, "autostart": False, **facts})]
+def same(name: str = "db1", uuid: str = "u-1", **inventory: Any) -> list[Namesake]:
+    return [Namesake(name, uuid, **{"active": False, "persistent": True, "autostart": False, **inventory})]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 from remusdb.control import lines
 from remusdb.errors import VmError
 from remusdb.vm.monitor import LibvirtMonitor
-from remusdb.vm.private import PrivateMonitor
+from remusdb.vm.qmp import PrivateMonitor
 
 LIMIT_S = 20.0
 GREETING = b'{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}}, "capabilities": ["oob"]}}\r\n'

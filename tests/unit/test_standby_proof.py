@@ -16,7 +16,7 @@ from remusdb.errors import CannotProtect, RefusedForSafety
 from remusdb.reasons import Code, Reason
 from remusdb.troubles import Troubles
 from remusdb.worker import proof as module
-from remusdb.worker.metrics import Figures
+from remusdb.worker.metrics import Metrics
 from remusdb.worker.proof import StandbyProof
 
 PROVEN = Proof("proven", 5, 3, 80.0)
@@ -28,12 +28,12 @@ class FakeSession:
     """As much of a session as a proof sees of it."""
 
     def __init__(self, asked: bool = True) -> None:
-        order: Any = SimpleNamespace(asked=asked, peer=SimpleNamespace(name="b"))
-        self.figures = Figures(Troubles(lambda *_: None))
+        spec: Any = SimpleNamespace(asked=asked, peer=SimpleNamespace(name="b"))
+        self.metrics = Metrics(Troubles(lambda *_: None))
         self.over, self.ended = threading.Event(), threading.Event()
         self.events: list[tuple[str, Code]] = []
-        journal: Any = SimpleNamespace(tell=self.tell, figures=self.figures)
-        self.proof = StandbyProof(order, journal, lambda: True)
+        journal: Any = SimpleNamespace(tell=self.tell, metrics=self.metrics)
+        self.proof = StandbyProof(spec, journal, lambda: True)
 
     def tell(self, event: str, _was: str, why: Reason) -> None:
         self.events.append((event, why.code))
@@ -41,12 +41,12 @@ class FakeSession:
     def protect(self) -> None:
         """The end of `Session.protect`."""
         self.proof.wait(lambda *_: None, self.over, self.ended)
-        self.figures.set("protected", Reason.of(Code.FOLLOWING, peer="b"))
+        self.metrics.set("protected", Reason.of(Code.FOLLOWING, peer="b"))
         self.proof.told()
 
     @property
     def status(self) -> VmStatus:
-        return self.figures.status(VmStatus(vm="vm"))
+        return self.metrics.status(VmStatus(vm="vm"))
 
 
 def test_protect_waits_for_the_proof() -> None:

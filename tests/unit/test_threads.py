@@ -35,8 +35,8 @@ from remusdb.hooks import Hooks
 from remusdb.host import reconciler as tender_module
 from remusdb.names import VmName
 from remusdb.vm.blocking import BlockingCalls
+from remusdb.worker.commands import Channel, Worker
 from remusdb.worker.mailbox import Mailbox
-from remusdb.worker.orders import Channel, Worker
 from remusdb.worker.performer import Performer
 from remusdb.worker.spec import End
 from remusdb_agents.backup.standby.definition import Definition
@@ -133,7 +133,7 @@ def test_a_worker_answers_the_order_and_goes_on(tmp_path: Path, no_threads: NoTh
     channel = Channel(theirs, tmp_path / "worker.sock")
     worker = Worker(channel)
     with no_threads():
-        assert worker._order(End(peer_is_dead=True))
+        assert worker._command(End(peer_is_dead=True))
     ours.settimeout(WITHIN_S)
     told = json.loads(ours.recv(65536))
     assert (told["is"], told["of"], told["id"]) == ("failed", "unprotect", "E-THREADS")
@@ -156,7 +156,7 @@ def test_a_vm_is_tended_again_later(config: HostConfig, no_threads: NoThreads, m
     put(config, "db1", role="protected", term=7, peer="beta", armed=True, wanted=True)
     running = Running(config)
     eventually(lambda: running.status("db1").state == "protected")
-    assert refused == ["tend-db1"] * 2
+    assert refused == ["reconcile-db1"] * 2
     running.daemon.stop()
 
 
@@ -223,11 +223,11 @@ def test_whether_to_go_on_alone_needs_no_thread_at_the_time(no_threads: NoThread
         return Claim(Verdict.UNREACHED, None)
 
     arbiter: Any = SimpleNamespace(claim=claim)
-    order: Any = SimpleNamespace(vm="pg", host="alpha")
+    spec: Any = SimpleNamespace(vm="pg", host="alpha")
     nothing: Any = None
     mailbox = Mailbox()
     over, ended = threading.Event(), threading.Event()
-    performer = Performer(order, nothing, nothing, nothing, nothing, mailbox, arbiter, over, ended, nothing)
+    performer = Performer(spec, nothing, nothing, nothing, nothing, mailbox, arbiter, over, ended, nothing)
     with no_threads():
         performer.perform(AskArbiter(5))
     assert asked.is_set() and mailbox.take().event == ArbiterSaid(Claim(Verdict.UNREACHED, None))

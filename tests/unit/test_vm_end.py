@@ -17,7 +17,7 @@ from remusdb.worker import vm_end
 SOON_S, LATE_S = 0.1, 2.0
 
 
-def parts(ends_after_s: float, answer: Exception | None, *, coming: bool = False) -> Any:
+def resources(ends_after_s: float, answer: Exception | None, *, coming: bool = False) -> Any:
     """A VM whose QEMU ends so long after it was first looked at, and says this on its monitor."""
 
     def qmp(_command: str) -> None:
@@ -43,20 +43,20 @@ NEVER_S = 1000.0
     ],
 )
 def test_whether_a_vm_ends(ends_after_s: float, answer: Exception | None, coming: bool, ends: bool) -> None:
-    found = vm_end.look(parts(ends_after_s, answer, coming=coming))
+    found = vm_end.look(resources(ends_after_s, answer, coming=coming))
     assert found == (VmEnds(crashed=False) if ends else VmLives())
 
 
 @pytest.mark.parametrize(("exited_well", "crashed"), [(True, False), (False, True), (None, False)])
 def test_a_qemu_that_init_has_reaped_is_not_called_crashed(exited_well: bool | None, crashed: bool) -> None:
     """systemd reaps at once: the backup does not begin to count before libvirt has said who ended the VM."""
-    gone = parts(SOON_S, None)
+    gone = resources(SOON_S, None)
     gone.domain.exited_well = lambda: exited_well
     assert vm_end.look(gone) == VmEnds(crashed=crashed)
 
 
 def test_libvirts_word_is_waited_for_where_nothing_else_tells(tmp_path: Path) -> None:
-    gone = parts(SOON_S, None)
+    gone = resources(SOON_S, None)
     gone.end.words, gone.end.why, gone.told = "", Code.ENDED_BY_DESTROY, False
 
     def await_word(timeout_s: float) -> None:

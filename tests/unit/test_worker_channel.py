@@ -9,7 +9,7 @@ from pathlib import Path
 
 from remusdb.control.codec import Done, Nothing, plain
 from remusdb.control.status import VmStatus
-from remusdb.worker.orders import Channel
+from remusdb.worker.commands import Channel
 from remusdb.worker.spec import Told
 
 

@@ -25,7 +25,7 @@ from remusdb.threads import start
 from remusdb_agents.backup.catch_up import CatchUp
 from remusdb_agents.backup.disks.images import ReplicaImages
 from remusdb_agents.backup.inbox import WholeEpoch
-from remusdb_agents.backup.standby.qemu import StandbyVm
+from remusdb_agents.backup.standby.qemu import StandbyQemu
 
 MOST_BYTES = 2 << 30  # limits.epoch_max_bytes, where it is not given
 BACKLOG_EPOCHS = 4  # so many epochs may wait to be applied before acknowledgements wait too
@@ -72,7 +72,7 @@ class Applier:
 
     def __init__(
         self,
-        standby: StandbyVm,
+        standby: StandbyQemu,
         images: ReplicaImages,
         moved: Callable[[WholeEpoch], None],
         broken: Callable[[Exception], None],

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import libvirt
 
 from remusdb import __version__, safexml
-from remusdb.core.messages import AgentFacts, unpack
+from remusdb.core.messages import Capabilities, unpack
 from remusdb.core.probe import XML_MAX_BYTES, Answer, Arbitration, Probe, Refusal
 from remusdb.core.roles import OWNING
 from remusdb.errors import BadFrame, CannotProtect, RemusError
@@ -56,7 +56,7 @@ class Asked:
         return self.tree.findtext("name") or ""
 
 
-def gather(context: Context, asked: Asked | None, asker: str, known: Known) -> AgentFacts:
+def gather(context: Context, asked: Asked | None, asker: str, known: Known) -> Capabilities:
     """Ask this host's libvirt and kernel. VmError when libvirt does not answer.
 
     `asked`: None from a primary that asks about no VM. `asker`: the name in the certificate of whoever asks.
@@ -68,7 +68,7 @@ def gather(context: Context, asked: Asked | None, asker: str, known: Known) -> A
         try:
             capabilities = calls.call("capabilities", connection.getCapabilities)
             host = Host(context, connection, capabilities)
-            return AgentFacts(
+            return Capabilities(
                 version=__version__,
                 qemu_version=_triple(calls.call("QEMU's version", connection.getVersion)),
                 libvirt_version=_triple(calls.call("libvirt's version", connection.getLibVersion)),

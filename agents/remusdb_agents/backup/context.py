@@ -24,13 +24,14 @@ FENCE_S = 60.0  # destroying a VM and moving its disks aside
 
 
 if TYPE_CHECKING:
-    from remusdb_agents.backup.disks.base_copy import Kept
+    from remusdb_agents.backup.disks.base_copy import QuarantinedDisk
     from remusdb_agents.backup.inbox import WholeEpoch
-    from remusdb_agents.backup.standby.machine import Machine
+    from remusdb_agents.backup.standby.machine import StandbyMachine
 
-    # `Machine`, which needs the context in its turn; tests hand in another.
+    # `StandbyMachine`, which needs the context in its turn; tests hand in another.
     MakeMachine = Callable[
-        ["Context", Hello, Callable[[WholeEpoch], None], Callable[[Exception], None], Mapping[str, Kept]], Machine
+        ["Context", Hello, Callable[[WholeEpoch], None], Callable[[Exception], None], Mapping[str, QuarantinedDisk]],
+        StandbyMachine,
     ]
 
 

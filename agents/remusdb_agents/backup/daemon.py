@@ -35,7 +35,7 @@ from remusdb_agents.backup.guests import Guests
 from remusdb_agents.backup.registry import Registry
 from remusdb_agents.backup.rehearsal.copy import sweep
 from remusdb_agents.backup.sessions import Sessions
-from remusdb_agents.backup.standby.machine import Machine
+from remusdb_agents.backup.standby.machine import StandbyMachine
 from remusdb_agents.backup.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ FLUSH_S = 2.0
 class AgentDaemon:
     """All replicas of this host."""
 
-    def __init__(self, config: AgentConfig, machine: MakeMachine = Machine) -> None:
+    def __init__(self, config: AgentConfig, machine: MakeMachine = StandbyMachine) -> None:
         """`machine`: what makes a standby."""
         self._config = config
         agent = config.agent

@@ -20,7 +20,7 @@ from remusdb.quietly import NOISY
 from remusdb.reasons import Reason
 from remusdb_agents.backup import takeover
 from remusdb_agents.backup.desk import Desk
-from remusdb_agents.backup.disks.base_copy import Kept
+from remusdb_agents.backup.disks.base_copy import QuarantinedDisk
 from remusdb_agents.backup.forgetting import is_there
 from remusdb_agents.backup.hello_checks import look_up, put_away, refusal
 from remusdb_agents.backup.holding import Holding
@@ -122,10 +122,14 @@ class Errands:
         here, term = self._here, effect.term
         here.seeding.begin()
         formats = here.state.kept_formats
-        kept = {target: Kept(Path(path), formats.get(target, "")) for target, path in here.state.kept.items()}
+        quarantined = {
+            target: QuarantinedDisk(Path(path), formats.get(target, "")) for target, path in here.state.kept.items()
+        }
         try:
             make = here.context.machine
-            here.machine = make(here.context, effect.hello, self._moved, lambda exc: self._broken(exc, term), kept)
+            here.machine = make(
+                here.context, effect.hello, self._moved, lambda exc: self._broken(exc, term), quarantined
+            )
         except Exception as exc:  # task boundary: whatever it was, it is answered
             return event.NotStarted(effect.line, str(exc), refusal(exc, here.vm, here.context.name))
         return event.Started(effect.line)

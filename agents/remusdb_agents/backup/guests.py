@@ -27,7 +27,7 @@ from remusdb_agents.backup.replica import Replica
 
 log = logging.getLogger(__name__)
 
-SPARE = 16  # a `check`, the questions of a tender, and some VMs whose sessions begin
+SPARE = 16  # a `check`, the questions of a reconciler, and some VMs whose sessions begin
 MOST = 512  # of all peers together, which are as many as there are certificates
 REFUSED_S = 0.5  # so long a peer that is refused for this may take to read why
 LASTED_S = 1.0  # a question takes little memory, and less time

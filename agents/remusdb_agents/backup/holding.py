@@ -27,7 +27,7 @@ from remusdb_agents.backup.hearing import Hearing
 from remusdb_agents.backup.inbox import Inbox
 from remusdb_agents.backup.lines import Lines
 from remusdb_agents.backup.seeding import Seeding
-from remusdb_agents.backup.standby.machine import Machine
+from remusdb_agents.backup.standby.machine import StandbyMachine
 
 
 class Holding:
@@ -39,7 +39,7 @@ class Holding:
         self.state = context.store.load(vm)
         prefix = context.config.arbiter.prefix if context.config.arbiter else ""
         self.core = Backup(vm, context.name, _durable(self.state), prefix)
-        self.machine: Machine | None = None  # the standby of the core's session
+        self.machine: StandbyMachine | None = None  # the standby of the core's session
         self.inbox = Inbox(context.config.limits.epoch_max_bytes)
         self.seeding = Seeding()
         self.lines = Lines()

@@ -103,7 +103,7 @@ class Replica:
 
     @property
     def idle(self) -> bool:
-        """Whether all that there is of it is in the state file. A promoted VM's figures are not."""
+        """Whether all that there is of it is in the state file. A promoted VM's metrics are not."""
         return not self._core.busy and self._desk.idle and not self._lookout.trying and self.stream is None
 
     def standing(self) -> Standing:

@@ -47,7 +47,7 @@ class Sessions:
         answers: dict[FrameType, Callable[[FrameStream, Frame], None]] = {
             FrameType.HELLO: self._hello,
             FrameType.ASK: self._tell_standing,
-            FrameType.PROBE: self._tell_facts,
+            FrameType.PROBE: self._tell_capabilities,
         }
         answer = answers.get(frame.type) if frame is not None else None
         if frame is None or answer is None:
@@ -84,19 +84,21 @@ class Sessions:
         stream.send(FrameType.STANDING, standing.term, 0, pack(standing))
         stream.close(drain_s=DRAIN_S)
 
-    def _tell_facts(self, stream: FrameStream, frame: Frame) -> None:
+    def _tell_capabilities(self, stream: FrameStream, frame: Frame) -> None:
         """What can this host run, and what would this VM lack here?"""
         try:
             asked = question(frame.payload)
             vm = "" if asked is None else asked.vm
             refused = not_for_vm(self._context.config, stream.peer_name, vm) if vm else None
-            facts = gather(self._context, asked, stream.peer_name, self._registry.find) if refused is None else None
+            capabilities = (
+                gather(self._context, asked, stream.peer_name, self._registry.find) if refused is None else None
+            )
         except Exception as exc:
-            refused, facts = self._failed(stream, exc), None
-        if facts is None:
+            refused, capabilities = self._failed(stream, exc), None
+        if capabilities is None:
             assert refused is not None
             return self._refuse(stream, refused)
-        stream.send(FrameType.PROBE, 0, 0, pack(facts))
+        stream.send(FrameType.PROBE, 0, 0, pack(capabilities))
         stream.close(drain_s=DRAIN_S)
 
     def _failed(self, stream: FrameStream, exc: Exception) -> Refuse:

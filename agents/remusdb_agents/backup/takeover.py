@@ -16,7 +16,7 @@ from remusdb.log import VmLog
 from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 from remusdb_agents.backup.context import Context
-from remusdb_agents.backup.standby.machine import Machine
+from remusdb_agents.backup.standby.machine import StandbyMachine
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +58,13 @@ def _problem(context: Context) -> str:
         return f"it does not answer, and its health cannot be told: {type(exc).__name__}: {exc}"
 
 
-def drain(machine: Machine, vm: str) -> None:
+def drain(machine: StandbyMachine, vm: str) -> None:
     """Until every committed epoch is in the replica, or applying failed."""
     while not machine.wait_applied(APPLY_S):
         VmLog(log, vm).warning("epochs are still being applied")
 
 
-def resume(machine: Machine, vm: str, stays: bool) -> Runs | NotResumed:
+def resume(machine: StandbyMachine, vm: str, stays: bool) -> Runs | NotResumed:
     """Let the standby run: from here on it is the VM."""
     try:
         machine.resume(stays)
@@ -74,7 +74,7 @@ def resume(machine: Machine, vm: str, stays: bool) -> Runs | NotResumed:
     return Runs(time.time_ns())
 
 
-def cold_start(machine: Machine, stays: bool, cold: str) -> Runs:
+def cold_start(machine: StandbyMachine, stays: bool, cold: str) -> Runs:
     """Boot its disks. RemusError when the VM cannot be run here at all."""
     machine.cold_start(stays)
     return Runs(time.time_ns(), cold)

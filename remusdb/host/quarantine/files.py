@@ -31,7 +31,7 @@ CONFIG_FOLDER = Path("/etc/libvirt/qemu")  # NAME.xml: its definition
 ET.register_namespace("qemu", QEMU_NS)
 
 
-class Papers:
+class SavedDefinition:
     """The definition of one VM as it was when it was fenced in `term`. OSErrors come as RemusError."""
 
     def __init__(self, state_dir: Path, vm: str, term: int) -> None:

@@ -20,7 +20,7 @@ import libvirt
 
 from remusdb.deadline import Deadline
 from remusdb.errors import RemusError, VmError
-from remusdb.host.quarantine.files import Papers, remove_older, set_aside
+from remusdb.host.quarantine.files import SavedDefinition, remove_older, set_aside
 from remusdb.names import file_stem
 from remusdb.net.factory import make_gate
 from remusdb.net.links import Links
@@ -71,25 +71,25 @@ def put_away(libvirt_uri: str, state: VmState, policy: Policy, image_dir: Path, 
     """
     if state.role != "fenced":
         raise ValueError(f"VM {state.vm} is {state.role} here, not fenced")
-    papers = Papers(state_dir, state.vm, state.term)
-    _end(libvirt_uri, state.vm, papers)
+    saved = SavedDefinition(state_dir, state.vm, state.term)
+    _end(libvirt_uri, state.vm, saved)
     _remove_gates(state.gates)
-    definition = papers.definition if papers.definition.exists() else None
+    definition = saved.definition if saved.definition.exists() else None
     folder = image_dir / file_stem(state.vm)
     if definition is None:  # put away long ago, or never defined here
         disks = {target: path for target, path in state.kept.items() if Path(path).exists()}
         return PutAway(disks, state.kept_formats, None, _note(state, None, disks, [], policy))
-    disks = papers.disks()
+    disks = saved.disks()
     if policy == "discard":
         disks = {target: path for target, path in disks.items() if Path(path).parent.resolve() != folder.resolve()}
         return PutAway({}, {}, definition, _note(state, definition, disks, [], policy))
     now = {target: set_aside(path, folder, state.term) for target, path in disks.items()}
-    papers.rename_disks({old: now[target] for target, old in disks.items()})
+    saved.rename_disks({old: now[target] for target, old in disks.items()})
     removed = remove_older(folder, state.term)
-    return PutAway(now, papers.formats(), definition, _note(state, definition, now, removed, policy))
+    return PutAway(now, saved.formats(), definition, _note(state, definition, now, removed, policy))
 
 
-def _end(libvirt_uri: str, vm: str, papers: Papers) -> None:
+def _end(libvirt_uri: str, vm: str, saved: SavedDefinition) -> None:
     """No QEMU of this VM, and no definition."""
     calls = BlockingCalls(CALL_S)
     connection: libvirt.virConnect | None = None
@@ -97,13 +97,13 @@ def _end(libvirt_uri: str, vm: str, papers: Papers) -> None:
         connection = connect(libvirt_uri, calls)
         handle = calls.call(f"VM {vm}", _find, connection, vm)
         if handle is not None:
-            calls.call(f"definition of VM {vm}", _if_there, papers.save, handle)
+            calls.call(f"definition of VM {vm}", _if_there, saved.save, handle)
             calls.call(f"autostart of VM {vm}", _if_there, autostart_off, handle)
             _destroy(calls, handle, vm)
             calls.call(f"undefine VM {vm}", _if_there, _undefine, handle)
         kill_qemu(vm, END_S)  # one that libvirt has lost sight of
     except VmError as exc:
-        papers.save_without_libvirt()
+        saved.save_without_libvirt()
         kill_qemu(vm, END_S)
         raise VmError(f"{exc}; its QEMU is dead, its definition is still there", hint=exc.hint) from exc
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk of the VM that this host keeps aside, copied as the start of a replica's image. It is only read."""
+"""A quarantined disk of the VM, copied as the start of a replica's image. It is only read."""
 
 from __future__ import annotations
 
@@ -29,55 +29,55 @@ _FICLONE = 0x40049409  # linux/fs.h
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A disk that was kept aside, and its format as the VM's definition had it: its content may be the guest's word."""
+class QuarantinedDisk:
+    """A quarantined disk, and its format as the VM's definition had it: its content may be the guest's word."""
 
     path: Path
     format: str
 
 
-def fits(kept: Kept, size: int) -> bool:
+def fits(disk: QuarantinedDisk, size: int) -> bool:
     """Whether it is a disk of exactly `size` bytes that stands on its own; if not, that is logged."""
     try:
-        wide = _look(kept)
+        wide = _look(disk)
     except (OSError, ValueError) as exc:
-        log.warning("the disk kept as %s is not used: %s", kept.path, exc)
+        log.warning("the quarantined disk %s is not used: %s", disk.path, exc)
         return False
     if wide != size:
-        log.warning("the disk kept as %s does not fit the VM's of %d bytes: %d bytes", kept.path, size, wide)
+        log.warning("the quarantined disk %s does not fit the VM's of %d bytes: %d bytes", disk.path, size, wide)
     return wide == size
 
 
-def _look(kept: Kept) -> int:
+def _look(disk: QuarantinedDisk) -> int:
     """Its size as the guest saw it."""
-    if kept.format not in FORMATS:
-        raise ValueError(f"its format is {kept.format or 'not known'}")
-    with opened_kept(kept.path) as file:
-        if kept.format == "raw":
+    if disk.format not in FORMATS:
+        raise ValueError(f"its format is {disk.format or 'not known'}")
+    with opened_disk(disk.path) as file:
+        if disk.format == "raw":
             return os.lseek(file, 0, os.SEEK_END)
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise ValueError("it is not a file")
         return size_if_alone(file)
 
 
-def fill(image: Path, size: int, kept: Kept, room: int, stop: threading.Event) -> None:
-    """Make the empty `image` of `size` bytes a copy of `kept`. Where that fails it is empty again; that is logged.
+def fill(image: Path, size: int, disk: QuarantinedDisk, room: int, stop: threading.Event) -> None:
+    """Make the empty `image` of `size` bytes a copy of `disk`. Where that fails it is empty again; that is logged.
 
     `room`: bytes that may be taken; blocks that the file system shares take none.
     """
-    source = kept.path
+    source = disk.path
     log.info("%s: starts as a copy of %s", image, source)
     try:
-        if kept.format == "raw" and _share(source, image):
+        if disk.format == "raw" and _share(source, image):
             return
-        with opened_kept(source) as file:
+        with opened_disk(source) as file:
             found = os.fstat(file)
         if (need := found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else size) > room:
             raise DiskError(f"{need} bytes needed, {room} free")
-        if kept.format == "raw":
+        if disk.format == "raw":
             _copy(source, image, size, stop)
         else:
-            _convert(source, kept.format, image, stop)
+            _convert(source, disk.format, image, stop)
     except (OSError, DiskError) as exc:
         log.warning("%s cannot be copied to %s, which starts empty: %s", source, image, exc)
         os.truncate(image, 0)
@@ -85,8 +85,8 @@ def fill(image: Path, size: int, kept: Kept, room: int, stop: threading.Event) -
 
 
 @contextlib.contextmanager
-def opened_kept(path: Path) -> Iterator[int]:
-    """A kept disk's descriptor: a file, or a block device, which may be named by a link of root's (/dev/vg0/db1)."""
+def opened_disk(path: Path) -> Iterator[int]:
+    """Its descriptor: a file, or a block device, which may be named by a link of root's (/dev/vg0/db1)."""
     fd = open_file(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not (stat.S_ISREG(mode := os.fstat(fd).st_mode) or stat.S_ISBLK(mode)):
@@ -98,7 +98,7 @@ def opened_kept(path: Path) -> Iterator[int]:
 
 def _share(source: Path, image: Path) -> bool:
     """False where the two are on file systems that cannot share blocks."""
-    with opened_kept(source) as old, opened(image, os.O_RDWR) as new:
+    with opened_disk(source) as old, opened(image, os.O_RDWR) as new:
         try:
             fcntl.ioctl(new, _FICLONE, old)
         except OSError:
@@ -107,7 +107,7 @@ def _share(source: Path, image: Path) -> bool:
 
 
 def _copy(source: Path, image: Path, size: int, stop: threading.Event) -> None:
-    with opened_kept(source) as old, opened(image, os.O_RDWR) as new:
+    with opened_disk(source) as old, opened(image, os.O_RDWR) as new:
         at = 0
         while (at := next_data(old, at, size)) < size and not stop.is_set():
             length = min(STEP_BYTES, next_hole(old, at, size) - at)
@@ -117,7 +117,7 @@ def _copy(source: Path, image: Path, size: int, stop: threading.Event) -> None:
 def _convert(source: Path, kind: str, image: Path, stop: threading.Event) -> None:
     """Fill the empty `image` from a disk of another format. qemu-img dies with this thread: it must not go on writing
     into what the next agent calls a replica."""
-    with opened_kept(source) as file:
+    with opened_disk(source) as file:
         named = {"driver": kind, "backing": None, "file": {"driver": "file", "filename": f"/proc/self/fd/{file}"}}
         command = ["setpriv", "--pdeathsig", "KILL", "qemu-img", "convert", "-n", "--target-is-zero"]
         command += ["-O", "raw", "--", f"json:{json.dumps(named)}", str(image)]

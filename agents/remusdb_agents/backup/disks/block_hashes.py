@@ -2,7 +2,7 @@
 """What a new session's images hold already, and the thread that tells the primary, block by block.
 
 Owns the images until every table is told: the primary sends nothing for them before. An image that was there is a base
-as it is; a fresh one may begin as a copy of a disk that was kept aside. What became of that copy does not matter: the
+as it is; a fresh one may begin as a copy of a quarantined disk. What became of that copy does not matter: the
 hashes are of the image. Only an image that cannot be read is a failure.
 """
 
@@ -18,7 +18,7 @@ from remusdb.core.wire import FrameType
 from remusdb.errors import DiskError, PeerUnreachable, RemusError
 from remusdb.threads import spawn
 from remusdb.transport.stream import FrameStream
-from remusdb_agents.backup.disks.base_copy import Kept, fill, fits
+from remusdb_agents.backup.disks.base_copy import QuarantinedDisk, fill, fits
 from remusdb_agents.backup.disks.images import ReplicaImages
 from remusdb_agents.backup.disks.sparse import next_data, read
 
@@ -30,13 +30,15 @@ JOIN_S = 2.0
 class Bases:
     """One session's bases. `broken` is told when an image cannot be read."""
 
-    def __init__(self, images: ReplicaImages, kept: Mapping[int, Kept], broken: Callable[[Exception], None]) -> None:
-        """`kept`: by the disk's index, a disk that was kept aside. It is used if it fits and the image is fresh."""
+    def __init__(
+        self, images: ReplicaImages, quarantined: Mapping[int, QuarantinedDisk], broken: Callable[[Exception], None]
+    ) -> None:
+        """`quarantined`: by the disk's index, a disk used if it fits and the image is fresh."""
         self.seed = secrets.randbits(SEED_BITS)
         self._images = images
         self._broken = broken
-        self._kept = {
-            disk: one for disk, one in kept.items() if not images.reused[disk] and fits(one, images.sizes[disk])
+        self._sources = {
+            disk: one for disk, one in quarantined.items() if not images.reused[disk] and fits(one, images.sizes[disk])
         }
         self._filled: set[int] = set()
         self._stop = threading.Event()
@@ -51,7 +53,7 @@ class Bases:
         """For WELCOME: the blocks of each disk's base, 0 where there is none."""
         images = self._images
         return [
-            block_count(size) if reused or disk in self._kept else 0
+            block_count(size) if reused or disk in self._sources else 0
             for disk, (size, reused) in enumerate(zip(images.sizes, images.reused, strict=True))
         ]
 
@@ -115,8 +117,8 @@ class Bases:
 
     def _hashes(self, disk: int, first: int) -> bytes:
         path, size = self._images.paths[disk], self._images.sizes[disk]
-        if disk in self._kept and disk not in self._filled:
-            fill(path, size, self._kept[disk], self._images.room(), self._stop)
+        if disk in self._sources and disk not in self._filled:
+            fill(path, size, self._sources[disk], self._images.room(), self._stop)
             self._filled.add(disk)
         with self._images.open_to_read(disk) as image:
             return table(image.fileno(), first, min(FRAME_BLOCKS, self.counts[disk] - first), size, self.seed)

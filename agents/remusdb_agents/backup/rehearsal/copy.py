@@ -32,7 +32,7 @@ from remusdb_agents.backup.rehearsal.xml import MARKER_NS, SERIAL_FILE, SUFFIX, 
 from remusdb_agents.backup.standby.borrowed_memory import BorrowedMemory
 from remusdb_agents.backup.standby.nvram import FILE as NVRAM_FILE
 from remusdb_agents.backup.standby.nvram import Nvram, flash_bytes
-from remusdb_agents.backup.standby.qemu import StandbyVm, announce_self
+from remusdb_agents.backup.standby.qemu import StandbyQemu, announce_self
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Copy:
         prefix = f"rdbr{os.urandom(3).hex()}-"
         xml = rehearsal_xml(hello.domain_xml, overlays, uuid=str(uuid.uuid4()), tap_prefix=prefix, folder=self.folder)
         self._undo.callback(reap, connection, calls, name)  # also when it started and then something failed
-        self._vm = StandbyVm(connection, calls, name, xml)
+        self._vm = StandbyQemu(connection, calls, name, xml)
         self._undo.callback(self.domain.close)
         self._undo.callback(self._destroy, connection, calls)
         self._island(prefix)
@@ -115,8 +115,8 @@ class Copy:
         """Where the copy's first serial port prints to, if it has one."""
         return self.folder / SERIAL_FILE if self.domain.tree.find("./devices/serial") is not None else None
 
-    def fill(self, standby: StandbyVm, told: Callable[[int], None]) -> None:
-        """Take over a standby's memory; see StandbyVm.copy_memory."""
+    def fill(self, standby: StandbyQemu, told: Callable[[int], None]) -> None:
+        """Take over a standby's memory; see StandbyQemu.copy_memory."""
         self._vm.copy_memory(standby, told)
 
     def resume(self, devices: bytes, catch_up: CatchUp) -> float:
@@ -129,8 +129,8 @@ class Copy:
             announce_self(self._vm.domain)  # so that the guest shows its addresses, in the island alone
         return took_ms
 
-    def borrow(self, standby: StandbyVm) -> BorrowedMemory:
-        """See a standby's memory without copying it; see StandbyVm.borrow_memory."""
+    def borrow(self, standby: StandbyQemu) -> BorrowedMemory:
+        """See a standby's memory without copying it; see StandbyQemu.borrow_memory."""
         return self._vm.borrow_memory(standby)
 
     def load(self, devices: bytes, catch_up: CatchUp) -> None:

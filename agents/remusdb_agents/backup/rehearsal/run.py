@@ -28,7 +28,7 @@ from remusdb_agents.backup.applier import Applier, Frozen
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.rehearsal.checks import Checks, verdict
 from remusdb_agents.backup.rehearsal.copy import Copy
-from remusdb_agents.backup.standby.qemu import StandbyVm
+from remusdb_agents.backup.standby.qemu import StandbyQemu
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Rehearsals:
         self,
         context: Context,
         hello: Hello,
-        standby: StandbyVm,
+        standby: StandbyQemu,
         applier: Applier,
         images: Mapping[str, Path],
     ) -> None:

@@ -22,7 +22,7 @@ from remusdb.vm.domain import Domain, connect, nics_of
 from remusdb.vm.prepare import confined_without_rule, qmp_socket
 from remusdb_agents.backup.applier import Applier
 from remusdb_agents.backup.context import Context
-from remusdb_agents.backup.disks.base_copy import Kept
+from remusdb_agents.backup.disks.base_copy import QuarantinedDisk
 from remusdb_agents.backup.disks.block_hashes import Bases
 from remusdb_agents.backup.disks.images import ReplicaImages
 from remusdb_agents.backup.inbox import WholeEpoch
@@ -34,7 +34,7 @@ from remusdb_agents.backup.standby.limits import ram_bytes
 from remusdb_agents.backup.standby.nvram import FILE as NVRAM_FILE
 from remusdb_agents.backup.standby.nvram import FLASH, Nvram, flash_bytes
 from remusdb_agents.backup.standby.proof import Prover
-from remusdb_agents.backup.standby.qemu import StandbyVm, announce_self
+from remusdb_agents.backup.standby.qemu import StandbyQemu, announce_self
 from remusdb_agents.backup.standby.xml import standby_xml, survivor_xml
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ GONE_S = 5.0  # until libvirt has seen the end of a QEMU
 COLD_PATIENCE_S = 120.0
 
 
-class Machine:
+class StandbyMachine:
     """Everything that makes up one standby on this host."""
 
     def __init__(
@@ -53,10 +53,10 @@ class Machine:
         hello: Hello,
         moved: Callable[[WholeEpoch], None],
         broken: Callable[[Exception], None],
-        kept: Mapping[str, Kept],
+        quarantined: Mapping[str, QuarantinedDisk],
     ) -> None:
-        """Start it; on an error nothing is left behind. `hello`: as `fitted` made it (here.py). `kept`:
-        disks of the VM that this host keeps, by target."""
+        """Start it; on an error nothing is left behind. `hello`: as `fitted` made it (here.py). `quarantined`:
+        its disks here, by target."""
         self._undo = contextlib.ExitStack()
         self._keep_images = True
         promise = context.admission.admit(hello.vm, ram_bytes(hello))
@@ -74,7 +74,7 @@ class Machine:
             self._images = ReplicaImages(self._folder, [disk.size for disk in hello.disks], names, devices)
             self._undo.callback(self._leave_images)
             self._images.free_check([disk.allocated for disk in hello.disks])
-            by_index = {index: kept[name] for index, name in enumerate(names) if name in kept}
+            by_index = {index: quarantined[name] for index, name in enumerate(names) if name in quarantined}
             self.bases = Bases(self._images, by_index, broken)
             self._undo.callback(self.bases.close)
             images = dict(zip(names, self._images.sources, strict=True))
@@ -87,7 +87,7 @@ class Machine:
             self._definition = Definition(self._uri, self._vm, survivor, hello.autostart)
             xml = standby_xml(hello.domain_xml, images, bridges, monitor, variables)
             require_free_taps(xml)
-            self._standby = StandbyVm(connection, calls, hello.vm, xml)
+            self._standby = StandbyQemu(connection, calls, hello.vm, xml)
             self._undo.callback(self._standby.domain.close)
             self._undo.callback(self._standby.destroy)
             self._domain = self._standby.domain  # what is the VM, once promoted

@@ -25,7 +25,7 @@ from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.rehearsal.copy import Copy
 from remusdb_agents.backup.rehearsal.run import Rehearsals
 from remusdb_agents.backup.standby.borrowed_memory import BorrowedMemory
-from remusdb_agents.backup.standby.qemu import SMALL_BLOCK_BYTES, StandbyVm, StateRefused
+from remusdb_agents.backup.standby.qemu import SMALL_BLOCK_BYTES, StandbyQemu, StateRefused
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Prover:
         self,
         context: Context,
         hello: Hello,
-        standby: StandbyVm,
+        standby: StandbyQemu,
         applier: Applier,
         images: Mapping[str, Path],
         rehearsals: Rehearsals,

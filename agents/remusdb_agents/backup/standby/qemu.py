@@ -65,7 +65,7 @@ def announce_self(domain: Domain) -> None:
     domain.qmp("announce-self", initial=50, max=1000, rounds=6, step=150)
 
 
-class StandbyVm:
+class StandbyQemu:
     """One standby domain on this host. After its start libvirt is needed only where QEMU has no private monitor."""
 
     def __init__(self, connection: libvirt.virConnect, calls: BlockingCalls, name: str, xml: str) -> None:
@@ -126,7 +126,7 @@ class StandbyVm:
         """Tell every change of a small RAM block from now on: the pages' numbers, and what is in them now."""
         self._followed[block] = told
 
-    def copy_memory(self, other: StandbyVm, told: Callable[[int], None]) -> None:
+    def copy_memory(self, other: StandbyQemu, told: Callable[[int], None]) -> None:
         """Take over the memory of a standby that stands still. Both were matched with the same blocks.
 
         `told` gets the bytes that are done, and ends the copy when it raises.
@@ -141,7 +141,7 @@ class StandbyVm:
                 done += len(numbers) * PAGE_BYTES
                 told(done)
 
-    def borrow_memory(self, other: StandbyVm) -> BorrowedMemory:
+    def borrow_memory(self, other: StandbyQemu) -> BorrowedMemory:
         """See the memory of a standby that stands still, without a copy of all of it. Both were matched alike."""
         pairs = list(zip(self._blocks, other._blocks, strict=True))
         return BorrowedMemory(self.domain.pid, pairs, other._memory, SMALL_BLOCK_BYTES, lambda _exc: self.domain.kill())

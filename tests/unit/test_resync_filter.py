@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from remusdb.core.blocks import BLOCK_BYTES, HASH_BYTES, block_count, hash_table
 from remusdb.core.messages import Base, Welcome
 from remusdb.core.writes import RECORD, Kind, iter_records
-from remusdb.disk import base as module
-from remusdb.disk.base import BaseFilter, Bases
+from remusdb.disk import resync_filter as module
+from remusdb.disk.resync_filter import ResyncFilter, ResyncFilters
 from remusdb.errors import BadFrame, PeerUnreachable
 
 SEED = 2**64 - 3
@@ -43,8 +43,8 @@ def content(size: int, kinds: list[int]) -> bytearray:
     return bytearray(b"".join(parts)[:size])
 
 
-def filter_for(base: bytes) -> BaseFilter:
-    made = BaseFilter(0, len(base), SEED)
+def filter_for(base: bytes) -> ResyncFilter:
+    made = ResyncFilter(0, len(base), SEED)
     table = hash_table(base, SEED)
     for at in range(0, len(table), 4 * HASH_BYTES):
         made.take(Base(0, at // HASH_BYTES, table[at : at + 4 * HASH_BYTES]))
@@ -194,16 +194,16 @@ def welcome(*blocks: int) -> Welcome:
 
 
 def test_disks_without_a_base_pass_as_they_are() -> None:
-    bases = Bases(welcome(0, 2), [BLOCK_BYTES, 2 * BLOCK_BYTES])
+    bases = ResyncFilters(welcome(0, 2), [BLOCK_BYTES, 2 * BLOCK_BYTES])
     zero = record(Kind.ZERO, 0, BLOCK_BYTES)
     assert bases.reduce(0, zero) == zero
     bases.take(Base(1, 0, hash_table(bytes(2 * BLOCK_BYTES), SEED)))
     assert bases.reduce(1, zero) == b"" == bases.rest()
-    assert Bases(welcome(), [BLOCK_BYTES]).reduce(0, zero) == zero
+    assert ResyncFilters(welcome(), [BLOCK_BYTES]).reduce(0, zero) == zero
 
 
 def test_the_copy_waits_for_every_table() -> None:
-    bases = Bases(welcome(1, 3), [BLOCK_BYTES, 3 * BLOCK_BYTES])
+    bases = ResyncFilters(welcome(1, 3), [BLOCK_BYTES, 3 * BLOCK_BYTES])
     told: list[tuple[str, int, int, str]] = []
     ended = threading.Event()
 
@@ -219,8 +219,8 @@ def test_the_copy_waits_for_every_table() -> None:
     assert [done for _, done, _, _ in told] == [0, 3 * BLOCK_BYTES, 4 * BLOCK_BYTES]
     ended.set()
     with pytest.raises(PeerUnreachable):
-        Bases(welcome(1), [BLOCK_BYTES]).wait(ended, lambda *_: None)
-    Bases(welcome(0), [BLOCK_BYTES]).wait(ended, lambda *_: None)
+        ResyncFilters(welcome(1), [BLOCK_BYTES]).wait(ended, lambda *_: None)
+    ResyncFilters(welcome(0), [BLOCK_BYTES]).wait(ended, lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -228,13 +228,13 @@ def test_the_copy_waits_for_every_table() -> None:
 )
 def test_hashes_that_do_not_fit_are_refused(message: Base) -> None:
     with pytest.raises(BadFrame):
-        Bases(welcome(2, 0), [2 * BLOCK_BYTES, BLOCK_BYTES]).take(message)
+        ResyncFilters(welcome(2, 0), [2 * BLOCK_BYTES, BLOCK_BYTES]).take(message)
 
 
 @pytest.mark.parametrize("blocks", [[1], [3], [2, 0, 0], [-1]])
 def test_bases_of_other_disks_are_refused(blocks: list[int]) -> None:
     with pytest.raises(BadFrame):
-        Bases(welcome(*blocks), [2 * BLOCK_BYTES, BLOCK_BYTES])
+        ResyncFilters(welcome(*blocks), [2 * BLOCK_BYTES, BLOCK_BYTES])
 
 
 def test_the_number_of_blocks_is_that_of_the_size() -> None:

@@ -32,7 +32,7 @@ ZERO_BLOCKS = (1 << 30) // BLOCK_BYTES  # the most in one ZERO record: its lengt
 LOOK_S = 0.1
 
 
-class BaseFilter:
+class ResyncFilter:
     """One disk's filter. First it takes the agent's hashes; then `reduce` and at last `rest`, for one thread."""
 
     def __init__(self, disk: int, size: int, seed: int) -> None:
@@ -151,7 +151,7 @@ class BaseFilter:
         return RECORD.pack(kind, self._disk, 0, length, offset)
 
 
-class Bases:
+class ResyncFilters:
     """The filters of one session's disks, for those that the agent has an older image of."""
 
     def __init__(self, welcome: Welcome, sizes: Sequence[int]) -> None:
@@ -159,12 +159,12 @@ class Bases:
         if len(welcome.bases) > len(sizes):
             raise BadFrame(f"the agent has bases of {len(welcome.bases)} disks, there are {len(sizes)}")
         self._disks = len(sizes)
-        self._filters: dict[int, BaseFilter] = {}
+        self._filters: dict[int, ResyncFilter] = {}
         for disk, (blocks, size) in enumerate(zip(welcome.bases, sizes, strict=False)):
             if blocks not in (0, block_count(size)):
                 raise BadFrame(f"the agent's base of disk {disk} has {blocks} blocks, not {block_count(size)}")
             if blocks:
-                self._filters[disk] = BaseFilter(disk, size, welcome.base_seed)
+                self._filters[disk] = ResyncFilter(disk, size, welcome.base_seed)
 
     def take(self, message: Base) -> None:
         """A part of a table, from the agent."""

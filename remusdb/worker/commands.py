@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker process of one VM: takes orders from the host daemon (`spec.py` has their types) and runs the session.
+"""The worker process of one VM: takes commands from the host daemon (`spec.py` has their types) and runs the session.
 
 `python -P -m remusdb.worker FD SOCKET`. The first line is `start`; `unprotect`, `switchover` and `stop` may
 follow. A daemon that dies is not missed: protection goes on, and the next daemon finds the worker on SOCKET. A worker
@@ -28,7 +28,7 @@ from remusdb.log import about, setup
 from remusdb.state import StateStore
 from remusdb.threads import spawn
 from remusdb.worker.session import Session
-from remusdb.worker.spec import ORDERS, End, Move, Order, Report, Start, Stop, Told
+from remusdb.worker.spec import COMMANDS, End, Move, ProtectionSpec, Report, Start, Stop, Told
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,9 @@ class Channel:
                 self._lines = None
 
     def read(self, serve: Callable[[Request[Any]], bool]) -> None:
-        """Hand every order of this daemon to `serve`, until it hangs up or `serve` returns False.
+        """Hand every command of this daemon to `serve`, until it hangs up or `serve` returns False.
 
-        A line that is no order is answered by an error; where no further line can be read, this side hangs up.
+        A line that is not a command is answered by an error; where no further line can be read, this side hangs up.
         """
         lines = self._lines
         while lines is not None and not lines.broken:
@@ -76,7 +76,7 @@ class Channel:
                 line = lines.line()
                 if line is None:
                     break
-                if not serve(ORDERS.read(line)):
+                if not serve(COMMANDS.read(line)):
                     return
             except (BadFrame, UsageError) as exc:
                 log.warning("the daemon's channel: %s", exc)
@@ -112,24 +112,24 @@ class Channel:
 
 
 class Worker:
-    """Orders in, session, reports out."""
+    """Commands in, session, reports out."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._session: Session | None = None
         self._history: History | None = None
         self._lock = threading.Lock()
-        self._orders = 0
+        self._commands = 0
         self._told_to_stop = False
 
     def run(self) -> None:
-        """Serve orders until a daemon says stop, or the session is over and no daemon is there."""
-        self._channel.read(self._order)
+        """Serve commands until a daemon says stop, or the session is over and no daemon is there."""
+        self._channel.read(self._command)
         while not self._told_to_stop and not self._idle():
             if self._channel.next_daemon(STATUS_S):
                 log.info("another daemon took over")
                 self._report()
-                self._channel.read(self._order)
+                self._channel.read(self._command)
         self._channel.close()
         if self._history is not None:
             self._history.flush(FLUSH_S)
@@ -138,27 +138,27 @@ class Worker:
 
     def _idle(self) -> bool:
         session = self._session
-        return self._orders == 0 and (session is None or session.ended.is_set())
+        return self._commands == 0 and (session is None or session.ended.is_set())
 
-    def _order(self, order: Request[Any]) -> bool:
-        if isinstance(order, Stop):
+    def _command(self, command: Request[Any]) -> bool:
+        if isinstance(command, Stop):
             self._told_to_stop = True
             return False
         with self._lock:
-            self._orders += 1
+            self._commands += 1
         asker = self._channel.daemon
         try:
-            spawn(self._serve, order, asker, name=order.op())
+            spawn(self._serve, command, asker, name=command.op())
         except NoThread as exc:  # the session goes on, and this thread must
             with self._lock:
-                self._orders -= 1
-            self._channel.tell(Failed.by(exc, order.op()), only_to=asker)
+                self._commands -= 1
+            self._channel.tell(Failed.by(exc, command.op()), only_to=asker)
         return True
 
-    def _serve(self, order: Request[Any], asker: int) -> None:
-        op = order.op()
+    def _serve(self, command: Request[Any], asker: int) -> None:
+        op = command.op()
         try:
-            result = self._do(order)
+            result = self._do(command)
             self._report()
             self._channel.tell(Done.by(result, op), only_to=asker)
         except RemusError as exc:
@@ -169,21 +169,21 @@ class Worker:
             self._channel.tell(Failed.by(RemusError(f"{op}: {type(exc).__name__}: {exc}"), op), only_to=asker)
         finally:
             with self._lock:
-                self._orders -= 1
+                self._commands -= 1
 
-    def _do(self, order: Request[Any]) -> VmStatus | Switched | Nothing:
-        match order:
-            case Start(order=what):
+    def _do(self, command: Request[Any]) -> VmStatus | Switched | Nothing:
+        match command:
+            case Start(spec=what):
                 return self._start(self._begin(what))
             case End(peer_is_dead=dead) if self._session is not None:
                 self._session.unprotect(dead)
                 return Nothing()
-            case End(peer_is_dead=dead, order=Order() as what):
+            case End(peer_is_dead=dead, spec=ProtectionSpec() as what):
                 self._begin(what).unprotect_orphan(dead)
                 return Nothing()
             case Move() if self._session is not None:
                 return self._session.switchover()
-        raise RemusError(f"`{order.op()}`: there is no session")
+        raise RemusError(f"`{command.op()}`: there is no session")
 
     def _start(self, session: Session) -> VmStatus:
         try:
@@ -194,9 +194,9 @@ class Worker:
         session.protect()
         return session.status()
 
-    def _begin(self, order: Order) -> Session:
-        self._history = History(order.state_dir, Hooks(order.hooks_dir))
-        session = Session(order, StateStore(order.state_dir), self._history, self._progress)
+    def _begin(self, spec: ProtectionSpec) -> Session:
+        self._history = History(spec.state_dir, Hooks(spec.hooks_dir))
+        session = Session(spec, StateStore(spec.state_dir), self._history, self._progress)
         about(session.where)
         session.start()
         self._session = session
