@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any, TypeVar
 import click
 
 from remusdb.control import ProgressFn, Request, call
+from remusdb.control.api import HostStatus, OfVm
 from remusdb.control.codec import Reply
+from remusdb.errors import NotProtected, PeerRefused, PeerUnreachable, RemusError
 from remusdb.names import VmName, require_name
 
+PRIMARY = ("seeding", "protected", "held")  # states in which the VM runs here
 DEFAULT_RUN_DIR = Path("/run/remusdb")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,3 +76,23 @@ def ask(
 ) -> Reply:
     """One request to a daemon of this machine."""
     return call(socket_of(daemon), request, on_progress, timeout_s)
+
+
+def ask_backup(request: OfVm[Reply], on_progress: ProgressFn, timeout_s: float | None) -> Reply:
+    """One request to this machine's agent, about a replica. NotProtected names the host to ask, if it is another."""
+    try:
+        return ask("agent", request, on_progress, timeout_s)
+    except (NotProtected, PeerUnreachable) as exc:
+        vm = request.vm
+        if isinstance(exc, PeerRefused) or not (backup := _backup_of(vm)):
+            raise
+        hint = f"this machine runs {vm}; on its backup say: remusdb {request.op()} {vm} (it is {backup})"
+        raise NotProtected(f"{exc}", hint=hint) from exc
+
+
+def _backup_of(vm: VmName) -> str:
+    """The host that this machine's host daemon protects the VM to, if it knows."""
+    with contextlib.suppress(RemusError):
+        for status in ask("host", HostStatus(vm=vm), timeout_s=5.0).vms:
+            return status.peer or "" if status.state in PRIMARY else ""
+    return ""

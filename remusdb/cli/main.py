@@ -16,6 +16,7 @@ from remusdb.cli.check import check
 from remusdb.cli.config_check import config
 from remusdb.cli.daemons import agent, host
 from remusdb.cli.evacuate import evacuate
+from remusdb.cli.export import export
 from remusdb.cli.failover import failover
 from remusdb.cli.forget import forget
 from remusdb.cli.history import history
@@ -85,6 +86,7 @@ for command in (
     history,
     failover,
     rehearse,
+    export,
     unprotect,
     certs,
     host,

@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import click
 
 from remusdb.cli import words
-from remusdb.cli.asking import ask, json_option, run_dir_option, vm_argument
+from remusdb.cli.asking import ask_backup, json_option, run_dir_option, vm_argument
 from remusdb.cli.progress import Steps
 from remusdb.cli.say import print_json, say
-from remusdb.control.api import HostStatus, Rehearse, Rehearsed
-from remusdb.errors import NotProtected, PeerRefused, PeerUnreachable, RemusError
+from remusdb.control.api import Rehearse, Rehearsed
 from remusdb.names import VmName
 
-PRIMARY = ("seeding", "protected", "held")  # states in which the VM runs here
 SILENCE_S = 120.0  # between two words of the agent: starting a QEMU is the longest
 REFUSED = 1
 
@@ -34,33 +30,13 @@ def rehearse(ctx: click.Context, vm: VmName, tcp_port: int | None, seconds: floa
     Protection goes on, and a takeover ends the rehearsal at once. Exit code 1 when the copy showed no life.
     """
     with Steps() as steps:
-        result = _ask(Rehearse(vm=vm, tcp_port=tcp_port, seconds=seconds), steps)
+        result = ask_backup(Rehearse(vm=vm, tcp_port=tcp_port, seconds=seconds), steps.show, SILENCE_S)
     if as_json:
         print_json(result)
     else:
         _tell(result)
     if not result.ok:
         ctx.exit(REFUSED)
-
-
-def _ask(asked: Rehearse, steps: Steps) -> Rehearsed:
-    vm = asked.vm
-    try:
-        return ask("agent", asked, steps.show, SILENCE_S)
-    except (NotProtected, PeerUnreachable) as exc:
-        if isinstance(exc, PeerRefused) or not (backup := _backup_of(vm)):
-            raise
-        raise NotProtected(
-            f"{exc}", hint=f"this machine runs {vm}; on its backup say: remusdb rehearse {vm} (it is {backup})"
-        ) from exc
-
-
-def _backup_of(vm: VmName) -> str:
-    """The host that this machine's host daemon protects the VM to, if it knows."""
-    with contextlib.suppress(RemusError):
-        for status in ask("host", HostStatus(vm=vm), timeout_s=5.0).vms:
-            return status.peer or "" if status.state in PRIMARY else ""
-    return ""
 
 
 def _tell(result: Rehearsed) -> None:

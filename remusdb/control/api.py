@@ -6,7 +6,7 @@ Invariant: a VM's name in a request is one that a VM can have, at both ends.
 
 from __future__ import annotations
 
-from typing import Annotated, Generic
+from typing import Annotated, Generic, Literal
 
 from msgspec import Meta, Struct
 
@@ -18,6 +18,7 @@ from remusdb.preflight.checks import Check
 from remusdb.says import says
 
 Peer = Annotated[str, Meta(min_length=1, max_length=255)]  # whether host.toml names it is the daemon's to say
+FilePath = Annotated[str, Meta(pattern=r"^/.*[^/]$", max_length=4095)]  # PATH_MAX of linux/limits.h, less its end
 REHEARSE_MOST_S = 600  # the replica stands still meanwhile
 
 # --- answers ---
@@ -115,6 +116,26 @@ class Rehearsed(Struct, frozen=True, kw_only=True):
     held_back_epochs: Annotated[int, says("epochs that waited meanwhile, acknowledged")]
 
 
+class ExportedDisk(Struct, frozen=True):
+    """One disk of a VM, as a file."""
+
+    disk: Annotated[str, says("its target in the VM's definition")]
+    path: Annotated[str, says("the file")]
+    size_bytes: Annotated[int, says("of the disk, as the guest sees it")]
+
+
+class Exported(Struct, frozen=True, kw_only=True):
+    """A VM's disks as files, all of one committed epoch."""
+
+    vm: Annotated[str, says("its name")]
+    term: Annotated[int, says("of the replica")]
+    epoch: Annotated[int, says("whose end they show")]
+    disks: Annotated[list[ExportedDisk], says("in the order of the VM's definition")]
+    took_ms: Annotated[float, says("all of it")]
+    frozen_ms: Annotated[float, says("so long the replica stood still")]
+    put_by_bytes: Annotated[int, says("overwritten while they were copied, and put by before")]
+
+
 class Forgotten(Struct, frozen=True, kw_only=True):
     """A VM that this host knows no owner of any more. No disk is deleted."""
 
@@ -208,6 +229,17 @@ class Rehearse(OfVm[Rehearsed], frozen=True, kw_only=True):
     tcp_port: Annotated[Annotated[int, Meta(ge=1, le=65535)] | None, says("a port that must answer")] = None
 
 
+class Export(OfVm[Exported], frozen=True, kw_only=True):
+    """Write the disks of the last committed state to files."""
+
+    to: Annotated[FilePath, says("the file; of several disks, /srv/db1.img stands for /srv/db1-vda.img and so on")]
+    folder: Annotated[
+        Annotated[list[int], Meta(min_length=2, max_length=2)],
+        says("device and inode of its folder, as who asks sees it"),
+    ]
+    format: Annotated[Literal["raw", "qcow2"], says("of the files")] = "raw"
+
+
 class Forget(OfVm[Forgotten], frozen=True, kw_only=True):
     """Forget whose a VM was."""
 
@@ -215,4 +247,4 @@ class Forget(OfVm[Forgotten], frozen=True, kw_only=True):
 
 
 HOST = (Protect, Reprotect, Switchover, Evacuate, Fence, Unprotect, HostStatus, CheckVm, Prepare)
-AGENT = (AgentStatus, Failover, Rehearse, Forget)
+AGENT = (AgentStatus, Failover, Rehearse, Export, Forget)

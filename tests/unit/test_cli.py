@@ -26,6 +26,9 @@ from remusdb.control.api import (
     AgentVms,
     Checked,
     CheckVm,
+    Export,
+    Exported,
+    ExportedDisk,
     Failover,
     Forget,
     Forgotten,
@@ -386,3 +389,35 @@ def test_forget(daemons: FakeDaemons) -> None:
     assert out.startswith("db1 is forgotten here") and "not deleted: /kept/vda.raw\nnot deleted: /i/db1/" in out
     run(daemons, "forget", "db1", "--yes", "--lose-the-replica", "--json")
     assert [asked for _, asked in daemons.asked] == [Forget(vm=DB1), Forget(vm=DB1, lose_replica=True)]
+
+
+EXPORTED = Exported(
+    vm="db2", term=9, epoch=812, took_ms=7300.0, frozen_ms=0.1, put_by_bytes=65536,
+    disks=[ExportedDisk("vda", "/srv/db2-vda.img", 8 << 30), ExportedDisk("vdb", "/srv/db2-vdb.img", 1 << 20)],
+)  # fmt: skip
+
+
+def test_export(daemons: FakeDaemons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent is told where in its own words: an absolute path, and which folder this one means by it."""
+    daemons.start("agent", {Export: EXPORTED})
+    monkeypatch.chdir(tmp_path)
+    result = run(daemons, "export", "db2", "--to", "db2.img", "--format", "qcow2")
+    found = tmp_path.stat()
+    asked = Export(vm=VmName("db2"), to=str(tmp_path / "db2.img"), folder=[found.st_dev, found.st_ino], format="qcow2")
+    assert daemons.asked == [("agent", asked)]
+    assert result.stdout.splitlines() == [
+        "db2 at epoch 812 (term 9), in 7.3 s:", "  vda: /srv/db2-vda.img (8.0 GiB)", "  vdb: /srv/db2-vdb.img (1.0 MiB)"
+    ]  # fmt: skip
+    assert "memory: 256 of 512 MiB" in result.stderr
+    assert json.loads(run(daemons, "export", "db2", "--to", "x", "--json").stdout) == plain(EXPORTED)
+
+
+def test_export_to_a_folder_that_is_not_there(daemons: FakeDaemons) -> None:
+    assert "/nowhere: No such file" in run(daemons, "export", "db2", "--to", "/nowhere/x", exit_code=2).stderr
+
+
+def test_export_on_the_wrong_host_names_the_right_one(daemons: FakeDaemons) -> None:
+    daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY])})
+    daemons.start("agent", {Export: NotProtected("no replica of VM db1 is on this host")})
+    said = run(daemons, "export", "db1", "--to", "/db1.img", exit_code=3).stderr
+    assert "on its backup say: remusdb export db1 (it is beta)" in said

@@ -30,6 +30,9 @@ from remusdb.control.api import (
     CheckVm,
     Evacuate,
     Evacuated,
+    Export,
+    Exported,
+    ExportedDisk,
     Failover,
     HostStatus,
     HostVms,
@@ -80,12 +83,14 @@ ANSWERS: dict[type[Request[Any]], tuple[str, object]] = {
     Failover: ("agent", TakenOver(term=4, epoch=9, resume_ms=12.0, how=FOUL)),
     Rehearse: ("agent", Rehearsed(vm=FOUL, term=4, epoch=9, ok=True, resume_ms=3.0, took_ms=4.0, frozen_ms=1.0,
                                   checks=[Look(FOUL, True, FOUL)], held_back_epochs=2)),
+    Export: ("agent", Exported(vm=FOUL, term=4, epoch=9, disks=[ExportedDisk(FOUL, FOUL, 512)], took_ms=4.0,
+                               frozen_ms=1.0, put_by_bytes=2)),
 }  # fmt: skip
 VERBS = [
     ["status"], ["status", "db1"], ["status", "--json"], ["check", "db1"], ["check", "db1", "--json"],
     ["protect", "db1", "--to", "beta"], ["switchover", "db1"], ["evacuate"], ["evacuate", "--json"],
     ["unprotect", "db1"], ["prepare", "db1"], ["failover", "db1", "--yes"], ["rehearse", "db1"],
-    ["rehearse", "db1", "--json"],
+    ["rehearse", "db1", "--json"], ["export", "db1", "--to", "/x.img"], ["export", "db1", "--to", "/x.img", "--json"],
 ]  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from remusdb.control import ControlServer, ProgressFn
 from remusdb.control.api import (
     AgentStatus,
     AgentVms,
+    Export,
+    Exported,
     Failover,
     Forget,
     Forgotten,
@@ -82,6 +84,7 @@ class AgentDaemon:
                     AgentStatus: self._status,
                     Failover: self._failover,
                     Rehearse: self._rehearse,
+                    Export: self._export,
                     Forget: self._forget,
                 },
             )
@@ -112,6 +115,10 @@ class AgentDaemon:
     def _rehearse(self, asked: Rehearse, progress: ProgressFn) -> Rehearsed:
         with self._registry.known(asked.vm) as replica:
             return replica.rehearse(asked.tcp_port, asked.seconds, progress)
+
+    def _export(self, asked: Export, progress: ProgressFn) -> Exported:
+        with self._registry.known(asked.vm) as replica:
+            return replica.export(asked, progress)
 
     def _forget(self, asked: Forget, _progress: ProgressFn) -> Forgotten:
         with self._registry.known(asked.vm) as replica:

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from remusdb.control import ProgressFn
-from remusdb.control.api import Forgotten, Rehearsed, TakenOver
+from remusdb.control.api import Export, Exported, Forgotten, Rehearsed, TakenOver
 from remusdb.control.status import StandbyStatus
 from remusdb.core.backup_effects import Outcome
 from remusdb.core.backup_events import (
@@ -240,6 +240,15 @@ class Replica:
         result = machine.rehearsals.run(wanted, term, progress)
         self._proving.rehearsed(term, result.epoch, result.took_ms)
         return result
+
+    def export(self, asked: Export, progress: ProgressFn) -> Exported:
+        """The disks of the last committed state as files. NotProtected when there is none."""
+        with self._desk.turn:
+            my, machine = self._core.now, self._here.machine
+            refused, term = my.standby.promotable(), my.standby.term
+        if refused is not None or machine is None:
+            raise NotProtected(f"{self.vm} cannot be exported here: {refused or 'there is no replica here'}")
+        return machine.exports.run(asked, term, progress)
 
     def forget(self, *, lose_replica: bool) -> Forgotten:
         """Let any listed host protect a VM of this name, with any UUID, to here. RefusedForSafety where it is not safe.

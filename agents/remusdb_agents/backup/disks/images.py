@@ -23,8 +23,9 @@ from io import FileIO
 from pathlib import Path
 
 from remusdb.core.writes import Kind, Record, iter_records
-from remusdb.errors import DiskError
+from remusdb.errors import DiskError, RefusedForSafety
 from remusdb.safefiles import make_folder
+from remusdb_agents.backup.disks.snapshot import Snapshot
 from remusdb_agents.backup.standby.devices import Device, open_device
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
@@ -58,7 +59,8 @@ class ReplicaImages:
         self.reused: list[bool] = []
         self.spoiled = False  # an image could not be read or written: none of them is a base
         self._files: list[int] = []
-        self._lock = threading.Lock()  # between a record and `close`
+        self._lock = threading.Lock()  # between a record and `close`, or who reads a snapshot
+        self._snapshot: Snapshot | None = None
         with _explained(folder):
             make_folder(folder)
         try:
@@ -92,6 +94,8 @@ class ReplicaImages:
     def _apply(self, record: Record) -> None:
         if not self._files:
             raise DiskError("replica images are closed")
+        if self._snapshot is not None:
+            self._snapshot.before(record.disk, record.offset, record.length)
         try:
             with _explained(self.paths[record.disk]):
                 if record.kind is Kind.WRITE:
@@ -115,6 +119,14 @@ class ReplicaImages:
             stats = os.statvfs(self.folder)
         return stats.f_bavail * stats.f_frsize
 
+    def taken(self) -> list[int]:
+        """Bytes that each disk takes here; of a block device, all of it."""
+        with self._lock:
+            return [
+                size if isinstance(source, Device) else os.fstat(file).st_blocks * 512
+                for size, source, file in zip(self.sizes, self.sources, self._files, strict=False)
+            ]
+
     def free_check(self, allocated: Sequence[int]) -> None:
         """Raise unless there is room for disks that take so many bytes each; what the images take already counts."""
         files = [
@@ -130,9 +142,31 @@ class ReplicaImages:
                 hint="free space there, or set another images folder in agent.toml",
             )
 
+    def snapshot(self, most_bytes: int) -> Snapshot:
+        """The disks as they are now, to be read while more is applied; `end_snapshot` is the caller's to call.
+
+        `most_bytes`: see Snapshot. One at a time.
+        """
+        with self._lock:
+            if not self._files or self._snapshot is not None:
+                raise RefusedForSafety("the replica's disks are closed, or being copied")
+            self._snapshot = Snapshot(self._lock, self._files, self.sizes, most_bytes)
+            return self._snapshot
+
+    def end_snapshot(self, why: str) -> None:
+        """Whoever still reads it is told so: RefusedForSafety. Waits for nobody. Idempotent."""
+        with self._lock:
+            self._end_snapshot(why)
+
+    def _end_snapshot(self, why: str) -> None:
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None:
+            snapshot.break_off(RefusedForSafety(why))
+
     def close(self) -> None:
         """Close the files; the images stay. Idempotent."""
         with self._lock:
+            self._end_snapshot("the replica was given up")
             while self._files:
                 os.close(self._files.pop())
 

@@ -24,6 +24,7 @@ from remusdb_agents.backup.applier import Applier
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.disks.base_copy import QuarantinedDisk
 from remusdb_agents.backup.disks.block_hashes import Bases
+from remusdb_agents.backup.disks.exports import Exports
 from remusdb_agents.backup.disks.images import ReplicaImages
 from remusdb_agents.backup.inbox import WholeEpoch
 from remusdb_agents.backup.namesakes import is_standby
@@ -100,6 +101,7 @@ class StandbyMachine:
             paths = dict(zip(names, self._images.paths, strict=True))
             self.rehearsals = Rehearsals(context, hello, self._standby, self.applier, paths)
             self.prover = Prover(context, hello, self._standby, self.applier, paths, self.rehearsals)
+            self.exports = Exports(hello, self._images, self.applier, self.rehearsals)
             self._undo.callback(self.rehearsals.await_gone)
             self._undo.callback(self.applier.close)
             promise.pid = self._domain.pid
@@ -114,7 +116,9 @@ class StandbyMachine:
         return nvram
 
     def wait_applied(self, timeout_s: float) -> bool:
-        """Until every committed epoch is in the replica, or applying failed. False: time is up."""
+        """Until every committed epoch is in the replica, or applying failed. False: time is up. For a takeover, so an
+        export ends."""
+        self._images.end_snapshot("this host takes the VM over")
         return self.applier.wait_empty(timeout_s)
 
     def resume(self, stays: bool) -> None:
