@@ -13,7 +13,7 @@ from typing import Final
 from remusdb.reasons import Code, Reason
 
 _AGENT = "on {peer}: systemctl status remusdb-agent"
-_DEAD = f"{_AGENT}; only if that host is off: remusdb unprotect {{vm}} --peer-is-dead"
+_DEAD = f"{_AGENT}; only if that host is off: remusdb unprotect {{vm}} --peer-is-dead (docs/runbooks/output-held.md)"
 _ETCD = "bring etcd back; `remusdb check {vm}` says what is wrong with it"
 _STILL = "[still?, and stands still as it did there]"
 _STAYS = "[stays?; after a takeover it stays so]"
@@ -59,7 +59,7 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
     Code.DUMPED: ("it stands still while libvirt writes a dump of it", ""),
     Code.DISK_FULL: (
         "QEMU has paused it: no space left on this host for disk {disks}",
-        "make room, then: virsh resume {vm}",
+        "make room, then: virsh resume {vm} (docs/runbooks/disk-full.md)",
     ),
     Code.DISK_ERROR: (
         "QEMU has paused it: I/O error of a disk of this host[ ({disks})]",
@@ -152,7 +152,10 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
     Code.PRIMARY_HEARD: ("{peer} is heard again", ""),
     Code.ARBITER_AWAITED: (
         "{peer} is silent; whether this host may take over is asked again: {why}",
-        "bring etcd back; or, only if {peer} is off: remusdb failover {vm} --primary-is-dead",
+        (
+            "bring etcd back; or, only if {peer} is off: remusdb failover {vm} --primary-is-dead "
+            "(docs/runbooks/primary-host-died.md)"
+        ),
     ),
     Code.ARBITER_ANSWERED: ("the arbiter has answered", ""),
     Code.TAKEOVER_REFUSED: ("{peer} is silent, but this host does not take over: {why}", "[{hint}]"),

@@ -16,13 +16,19 @@ from remusdb.control import Progress
 from remusdb.control.api import Export, Exported
 from remusdb.core.messages import Disk, Hello
 from remusdb.core.writes import RECORD, Kind
-from remusdb.errors import DiskError, RefusedForSafety, RemusError
+from remusdb.errors import DiskError, NotProtected, RefusedForSafety, RemusError
 from remusdb.names import VmName
 from remusdb_agents.backup.applier import Frozen
 from remusdb_agents.backup.catch_up import CatchUp
+from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.disks import exports as module
 from remusdb_agents.backup.disks.exports import Exports, targets_of
 from remusdb_agents.backup.disks.images import ReplicaImages
+from remusdb_agents.backup.registry import Registry
+from remusdb_agents.backup.replica import Replica
+from tests.unit.test_registry import context
+
+__all__ = ["context"]  # the fixture
 
 SIZE = 1 << 20
 
@@ -134,6 +140,13 @@ def test_a_folder_that_is_not_the_one_that_was_meant(rig: Rig) -> None:
     assert "/var/backups" in error.value.hint
 
 
+def test_a_folder_in_which_others_could_put_something_in_the_files_place(rig: Rig) -> None:
+    rig.folder.chmod(0o777)
+    with pytest.raises(DiskError, match="others than root may write"):
+        rig.export()
+    assert os.listdir(rig.folder) == []
+
+
 def test_a_rehearsal_runs(rig: Rig) -> None:
     rig.rehearsals.busy = True
     with pytest.raises(RefusedForSafety, match="rehearsal"):
@@ -174,3 +187,13 @@ def test_a_disk_that_runs_full_in_the_middle(rig: Rig, monkeypatch: pytest.Monke
     with pytest.raises(RemusError, match="No space left"):
         rig.export()
     assert os.listdir(rig.folder) == []
+
+
+def test_where_nothing_is_committed_there_is_nothing_to_export(context: Context, tmp_path: Path) -> None:
+    found = tmp_path.stat()
+    asked = Export(vm=VmName("db1"), to=str(tmp_path / "db1.img"), folder=[found.st_dev, found.st_ino])
+    with pytest.raises(NotProtected, match="db1 cannot be exported here: there is no replica here"):
+        Replica("db1", context).export(asked, lambda _: None)
+    with pytest.raises(NotProtected, match="no replica of VM db9"), Registry(context).known("db9"):
+        pass
+    assert not (tmp_path / "db1.img").exists()

@@ -26,6 +26,7 @@ from remusdb.control.api import Export, Exported, ExportedDisk
 from remusdb.core.messages import Hello
 from remusdb.errors import DiskError, RefusedForSafety
 from remusdb.log import VmLog
+from remusdb.safefiles import only_ours
 from remusdb_agents.backup.applier import Applier
 from remusdb_agents.backup.disks.images import ReplicaImages
 from remusdb_agents.backup.disks.snapshot import Snapshot
@@ -129,6 +130,8 @@ def require_place(asked: Export, targets: Sequence[Target], taken: int) -> None:
         found = os.stat(folder)
         if [found.st_dev, found.st_ino] != asked.folder:
             raise DiskError(f"the agent has another folder of its own at {folder}", hint=PLACE_HINT)
+        if not only_ours(found):
+            raise DiskError(f"others than root may write in {folder}", hint="say a folder that only root may write")
         for path in [path for target in targets for path in (target.path, target.part)]:
             if os.path.lexists(path):
                 left = "an export that broke off left it, or one runs" if path.suffix == ".part" else ""
