@@ -17,7 +17,7 @@ CELLS ?= all
 FUZZ_S ?= 3600
 FUZZ_RUNS ?=
 
-.PHONY: help setup venv demo soak matrix test check lint lock bench fuzz clean
+.PHONY: help setup venv demo soak matrix test check lint lock bench fuzz dist dist-test clean
 
 help:
 	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link]'
@@ -32,6 +32,9 @@ help:
 	@echo 'make bench   what is timed, apart from the tests: figures of a shared machine prove nothing'
 	@echo 'make fuzz [FUZZ_S=seconds|FUZZ_RUNS=n]'
 	@echo '             feed every parser with mutations: so long in all, or n inputs each; test does it for 60 s'
+	@echo 'make dist    the wheel and the .deb for Debian 12 and 13, in dist/'
+	@echo 'make dist-test'
+	@echo '             the .deb in clean Debians, made by mmdebstrap (root; the first time it takes minutes)'
 	@echo 'make venv    .venv alone; check does it first'
 	@echo 'make setup   system packages and .venv (root); demo, soak, matrix, test and bench do it first'
 	@echo 'make clean   remove what was built, and labs that were left behind'
@@ -79,6 +82,12 @@ fuzz: venv
 bench: setup
 	$(PYTEST) tests/bench -W ignore::ResourceWarning -o log_cli=true -o log_cli_level=INFO
 
+dist: venv
+	@$(PYTHON) -m tools.dist
+
+dist-test: setup
+	$(PYTEST) tests/dist
+
 clean:
 	@[ ! -x $(PYTHON) ] || $(PYTHON) -c 'from tools.lab.sweep import sweep; sweep()'
-	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

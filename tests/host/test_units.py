@@ -183,7 +183,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     """`systemd-analyze verify` knows every key and value in them."""
     units = sorted(UNITS.glob("*.service"))
     for unit in units:
-        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/remusdb/bin/remusdb", "/bin/true"))
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/usr/bin/remusdb", "/bin/true"))
     names = [str(tmp_path / unit.name) for unit in units]
     told = subprocess.run(["systemd-analyze", "verify", *names], capture_output=True, text=True, check=False)
     assert [line for line in told.stderr.splitlines() if "remusdb-" in line] == []
