@@ -13,11 +13,12 @@ KILL ?= host
 ROUNDS ?= 10
 BY ?= kill
 CELLS ?= all
+UNTIL ?= reboot
 
 FUZZ_S ?= 3600
 FUZZ_RUNS ?=
 
-.PHONY: help setup venv demo soak matrix test check lint lock bench fuzz dist dist-test clean
+.PHONY: help setup venv demo soak matrix machines vagrant-box vagrant-demo test check lint lock bench fuzz dist dist-test clean
 
 help:
 	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link]'
@@ -26,6 +27,10 @@ help:
 	@echo '             fail over (or move), rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
 	@echo 'make matrix [CELLS=all|ci|FAULT/PHASE,...] [KEEP=1]'
 	@echo '             every fault in every phase (about 40 minutes); writes docs/fault-matrix.md'
+	@echo 'make machines [UNTIL=boot|install|protect|kill|rejoin|reboot]'
+	@echo '             two hosts that are VMs of their own (Debian 13 with its kernel, systemd, AppArmor): a power failure, and back'
+	@echo 'make vagrant-demo'
+	@echo '             the same hosts under Vagrant, where there is one with libvirt and KVM: vagrant/README.md'
 	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root; installs Debian packages)'
 	@echo 'make check   linters, mypy, and the tests that need nothing but this folder (no root)'
 	@echo 'make lock    pin the newest releases of all that .venv holds (needs uv)'
@@ -54,11 +59,21 @@ soak: setup
 matrix: setup
 	@$(PYTHON) -m tools.matrix --cells '$(CELLS)' $(if $(KEEP),--keep)
 
+machines: setup
+	@$(PYTHON) -m tools.machines --until $(UNTIL)
+
+vagrant-box: setup
+	@$(PYTHON) -m tools.machines.box
+
+vagrant-demo: vagrant-box
+	@vagrant/demo.sh
+
 test: setup check
 	$(PYTHON) -m tests.fuzz --seconds 60 --runs 20000 --seed 1
 	$(PYTEST) $(BY_FILE) tests/host $(ALONE_HOST:%=--ignore=%)
 	$(PYTEST) $(ALONE_HOST)
 	$(PYTEST) $(BY_FILE) tests/hostile
+	$(PYTEST) tests/machines
 	$(PYTEST) $(BY_FILE) -o timeout=400 tests/vm $(ALONE:%=--ignore=%)
 	$(PYTEST) -o timeout=400 $(ALONE)
 

@@ -45,6 +45,11 @@ def linux(image: Image) -> str:
     return answer
 
 
+def qemu_word(image: Image) -> str:
+    """As `linux`, in QEMU's words: `kvm` or `tcg`."""
+    return "kvm" if linux(image) == "kvm" else "tcg"
+
+
 def _starts_under_kvm(image: Image) -> bool:
     """Starts the kernel alone and sees whether it comes through its set-up to the search for a root disk."""
     with tempfile.TemporaryDirectory() as work:

@@ -68,7 +68,7 @@ def ensure(log: Path | None = None) -> Image:
     """
     folder = CACHE / f"pgvm-{_key()}"
     image = Image(folder / "disk.raw", folder / "vmlinuz", folder / "initrd")
-    with _only_builder():
+    with only_builder("image"):
         if not folder.exists():
             for old in CACHE.glob("pgvm-*"):
                 shutil.rmtree(old)
@@ -85,10 +85,10 @@ def _key() -> str:
 
 
 @contextmanager
-def _only_builder() -> Iterator[None]:
-    """One build at a time; the others wait for it and use what it made."""
+def only_builder(what: str) -> Iterator[None]:
+    """One build of a kind of image at a time; the others wait for it and use what it made."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "image.lock").open("w") as lock:
+    with (CACHE / f"{what}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -112,20 +112,20 @@ def _build(folder: Path, log_fd: int) -> None:
             f"--customize-hook={_RECIPE / 'customize.sh'}",
             *(suite, str(root), f"deb {debian.mirror()} {suite} main"),
         ]
-        _run(command, log_fd)
+        run_logged(command, log_fd)
         shutil.copy(next(root.glob("boot/vmlinuz-*")), made / "vmlinuz")
         # Unpacked here once, and not by an emulated CPU at each boot.
         packed = next(root.glob("boot/initrd.img-*"))
-        (made / "initrd").write_bytes(_unpacked(packed.read_bytes()))
+        (made / "initrd").write_bytes(unpacked(packed.read_bytes()))
         shutil.rmtree(root / "boot")
         (root / "boot").mkdir()
-        _run(["mke2fs", "-q", "-F", *_FILE_SYSTEM, "-d", str(root), str(made / "disk.raw"), _SIZE], log_fd)
+        run_logged(["mke2fs", "-q", "-F", *_FILE_SYSTEM, "-d", str(root), str(made / "disk.raw"), _SIZE], log_fd)
         made.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _unpacked(initrd: bytes) -> bytes:
+def unpacked(initrd: bytes) -> bytes:
     """An initramfs whose compressed archive is unpacked. Debian 13 puts an uncompressed one before it.
 
     Raises gzip.BadGzipFile if what follows the uncompressed archives is not gzip.
@@ -140,7 +140,8 @@ def _unpacked(initrd: bytes) -> bytes:
     return initrd[:at] + gzip.decompress(initrd[at:])
 
 
-def _run(command: list[str], log_fd: int) -> None:
+def run_logged(command: list[str], log_fd: int) -> None:
+    """A step of a build; its words go to the log. Raises subprocess.CalledProcessError when it fails."""
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=log_fd, stderr=log_fd, timeout=900)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Self
 
 from tools.lab import sweep
 from tools.lab.host import Host
@@ -61,7 +62,7 @@ class Lab:
         """Name of the network namespace that is the switch; its bridge is `lan0`."""
         return f"rdb{self.id}-lan"
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         if os.geteuid() != 0:
             raise PermissionError("the lab needs root: it makes namespaces")
         sweep.sweep()

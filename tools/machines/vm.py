@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VM that is protected: the bare-metal guest, since its host is emulated already."""
+
+from __future__ import annotations
+
+from tools.machines.hosts import FILES
+from tools.machines.machine import Machine
+
+NAME = "counter"
+
+
+def kind(machine: Machine) -> str:
+    """`kvm` where the machine has a KVM of its own, else `qemu`: libvirt's domain types."""
+    return "kvm" if machine.attempt("test -c /dev/kvm").code == 0 else "qemu"
+
+
+def place_kernel(machine: Machine) -> None:
+    """Puts the guest where both hosts may read it."""
+    machine.run(f"install -D -m 644 {FILES}/guest.bin /var/lib/libvirt/boot/guest.bin")
+
+
+def start(machine: Machine) -> None:
+    """Defines the VM and starts it, as its owner did before remusdb was heard of."""
+    machine.run(f"sh {FILES}/vm.sh {NAME}")
+
+
+def count(machine: Machine) -> int:
+    """The number of the guest's last whole round, from its serial console there; 0 before the first."""
+    last = machine.attempt(f"tail -c 400 /var/log/libvirt/qemu/{NAME}-serial.log").out.replace("\r", "").split("\n")
+    whole = [line for line in last[:-1] if len(line) == 17]
+    return int(whole[-1].split()[0], 16) if whole else 0
