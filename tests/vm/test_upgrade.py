@@ -30,10 +30,7 @@ LOGS = BUILD / "test" / "upgrade"
 POSTINST = REPO / "packaging/deb/postinst"
 BEFORE = "0.0.9"
 WORK_S = 4.0
-SYSTEMCTL = """\
-#!/bin/sh
-echo "$*" >> /run/systemctl.asked
-"""
+SYSTEMCTL = '#!/bin/sh\necho "$*" >> /run/systemctl.asked\n'
 
 
 @contextlib.contextmanager
