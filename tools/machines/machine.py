@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from remusdb.deadline import Deadline
 from tools.lab.image import Image
 from tools.lab.paths import NETNS
 from tools.machines.guest_agent import AgentError, Done, GuestAgent
@@ -110,12 +112,18 @@ class Machine:
         self.run(f"install -D -m {mode} /dev/stdin '{path}'", stdin=data)
 
     def eventually(self, holds: Callable[[], bool], timeout_s: float, complaint: str) -> None:
-        """Waits until something holds. Raises AgentError after `timeout_s`, or when the machine's QEMU ended."""
-        until = time.monotonic() + timeout_s
-        while not holds():
+        """Waits until something holds; a machine that does not answer meanwhile is one that boots.
+
+        Raises AgentError after `timeout_s`, or when this machine's QEMU ended.
+        """
+        deadline = Deadline.after(timeout_s)
+        while True:
+            with contextlib.suppress(AgentError):
+                if holds():
+                    return
             if self._qemu is not None and self._qemu.poll() is not None:
                 raise AgentError(f"{self.name}: its QEMU ended with {self._qemu.returncode}")
-            if time.monotonic() > until:
+            if deadline.over:
                 raise AgentError(f"{self.name}: after {timeout_s:.0f} s: {complaint}")
             time.sleep(1.0)
 
