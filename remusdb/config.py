@@ -65,7 +65,7 @@ class Protection(Struct, frozen=True, kw_only=True):
     connect_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 3000
     vm_call_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 5000
     libvirt_patience_ms: Annotated[int, Meta(ge=100, le=600_000)] = 15_000  # so long output waits for a libvirtd
-    copy_patience_ms: Annotated[int, Meta(ge=1000, le=600_000)] = 30_000  # the backup may be away in the initial copy
+    copy_patience_ms: Annotated[int, Meta(ge=1000, le=600_000)] = 30_000  # the backup may be away in the initial sync
     sync_bandwidth_mib_s: Annotated[int, Meta(ge=0, le=1 << 20)] = 0  # 0 = no limit
     on_backup_loss: Literal["auto", "hold", "solo"] = "auto"  # auto: solo where there is an arbiter, else hold
     solo_after_ms: Annotated[int, Meta(ge=0, le=600_000)] = 2000  # after the backup was lost
@@ -121,7 +121,7 @@ class Failover(Struct, frozen=True, kw_only=True):
 
     silence_ms: Annotated[int, Meta(ge=200, le=60_000)] = 500
     automatic: bool = True
-    copy_patience_ms: Annotated[int, Meta(ge=1000, le=3_600_000)] = 60_000  # the primary may be, in the initial copy
+    copy_patience_ms: Annotated[int, Meta(ge=1000, le=3_600_000)] = 60_000  # the primary may be, in the initial sync
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -228,7 +228,7 @@ def check_silence(heartbeat_ms: int, silence_ms: int) -> None:
 
 
 def check_copy_patience(primary_ms: int, agent_ms: int) -> None:
-    """Refuse an agent that gives an initial copy up before the primary does: it would be begun anew for nothing."""
+    """Refuse an agent that gives an initial sync up before the primary does: it would be begun anew for nothing."""
     if primary_ms > agent_ms:
         raise ConfigError(
             f"protection.copy_patience_ms = {primary_ms} is more than the agent's failover.copy_patience_ms = "

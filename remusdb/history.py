@@ -37,13 +37,13 @@ log = logging.getLogger(__name__)
 FILE_MAX_BYTES = 4 << 20
 LINE_MAX_BYTES = 64 << 10  # an event has less, for `record` cuts its texts; a longer line is none
 READ_MAX_BYTES = 4 * FILE_MAX_BYTES  # of the end of a file that something else made longer
-TEXT_MAX_BYTES, DETAILS_MAX = 4096, 32  # the longest of ours name the disks of a VM that was put away
+TEXT_MAX_BYTES, DETAILS_MAX = 4096, 32  # the longest of ours name the disks of a VM that was quarantined
 QUEUE_MAX_EVENTS = 1024
 LOCK_S = 2.0  # for another writer; if that one hangs (a stopped process), we append all the same: one line never mixes
 
 Author = Literal["agent", "worker", "host", "operator"]
 EventName = Literal[
-    "protect",  # asked for: the first copy begins
+    "protect",  # asked for: the initial sync begins
     "protected",
     "proven",  # the standby's QEMU takes the device state after all
     "unproven",  # it does not, or it could not be tried: a takeover may have to boot the disks
@@ -54,7 +54,7 @@ EventName = Literal[
     "takeover",  # the backup decided to take the VM over
     "promoted",  # it runs there
     "fenced",
-    "kept",  # disks of a fenced VM were put aside
+    "quarantined",  # a fenced VM was shut off, and its disks moved aside
     "renounced",  # the backup gave its replica up
     "unprotect",
     "switchover",

@@ -76,7 +76,7 @@ class Code(StrEnum):
 
     # who owns the VM
     OWNED_ELSEWHERE = "owned-elsewhere"
-    PUT_AWAY = "put-away"
+    QUARANTINED = "quarantined"
     OWNER_UNCONFIRMED = "owner-unconfirmed"
     OWNER_DISPUTED = "owner-disputed"
     TAKEN_OVER_HERE = "taken-over-here"

@@ -32,7 +32,7 @@ from remusdb.wording import words
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-FILE_MAX_BYTES = 1 << 20  # one of 64 disks that were kept aside, each in a long folder, has 0.3 MiB
+FILE_MAX_BYTES = 1 << 20  # one of 64 quarantined disks, each in a long folder, has 0.3 MiB
 
 
 class VmState(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,9 +51,9 @@ class VmState(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool = False  # the VM was stopped here for a switchover that is not decided
     autostart: bool = False  # libvirt's autostart, as it was found
     gates: list[dict[str, str]] = []  # wiring that a dead worker may have left: kind, tap, mac
-    kept: dict[str, str] = {}  # disks of a fenced VM that were kept aside: target -> path
-    kept_formats: dict[str, str] = {}  # of these: target -> raw, qcow2
-    put_away: bool = False  # a fenced VM was destroyed here, and cannot be started again by accident
+    quarantined_disks: dict[str, str] = {}  # disks of a fenced VM, quarantined here: target -> path
+    quarantined_formats: dict[str, str] = {}  # of these: target -> raw, qcow2
+    quarantined: bool = False  # a fenced VM was destroyed here, and cannot be started again by accident
     resuming: bool = False  # `promoting`, and the VM may run already: all that was committed is in its replica
     decided_at_ns: int | None = None
     resumed_at_ns: int | None = None

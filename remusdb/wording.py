@@ -30,7 +30,7 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
     Code.PROTECTED_AGAIN: ("it is protected to {peer} again", ""),
     Code.FOLLOWING: ("epoch by epoch to {peer}", ""),
     Code.RECONNECTED: ("epoch by epoch to {peer}; the connection was made anew", ""),
-    Code.COPY_RECONNECTED: ("the initial copy to {peer} goes on; the connection was made anew", ""),
+    Code.COPY_RECONNECTED: ("the initial sync to {peer} goes on; the connection was made anew", ""),
     Code.ADOPTED: ("the host daemon was restarted; its worker goes on", ""),
     Code.WORKER_UNHEARD: (
         "the host daemon was restarted; its worker has not told yet how it is",
@@ -78,7 +78,7 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
     Code.ARBITER_UNFIT: ("{why}; if a host were lost now, nobody could go on by itself", "[{hint}]"),
     Code.ARBITER_FIT: ("the arbiter takes changes again", ""),
     Code.PEER_LOST: ("{why}; output is held until {peer} answers", _DEAD),
-    Code.COPY_WAITS: ("{why}; the initial copy goes on when {peer} is back", _AGENT),
+    Code.COPY_WAITS: ("{why}; the initial sync goes on when {peer} is back", _AGENT),
     Code.PEER_UNREACHABLE: (
         "{why}; it runs alone, and is tried again",
         f"{_AGENT}; to stop trying: remusdb unprotect {{vm}}",
@@ -100,7 +100,7 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
         "host {owner} owns the VM since term {term}",
         "to have it back here, on {owner}: remusdb reprotect {vm} --to THIS-HOST",
     ),
-    Code.PUT_AWAY: (
+    Code.QUARANTINED: (
         "host {owner} owns the VM since term {term}; {note}",
         "to have it back here, on {owner}: remusdb reprotect {vm} --to THIS-HOST",
     ),
@@ -133,13 +133,13 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
     Code.ENDED_BY_DESTROY: ("the VM was shut down from outside its guest: virsh destroy", ""),
     Code.ENDED_BY_QUIT: ("the VM was shut down from outside its guest: QEMU was told to quit", ""),
     Code.NO_SESSION: ("no session yet", ""),
-    Code.COPY_ARRIVES: ("the initial copy runs", ""),
+    Code.COPY_ARRIVES: ("the initial sync runs", ""),
     Code.PROTECTED_TO_HERE: ("host {peer} protects it to here", ""),
     Code.FOLLOWS: ("follows {peer} epoch by epoch", ""),
     Code.SESSION_LOST: ("session lost: {why}", "on {peer}: remusdb status {vm}"),
     Code.SESSION_BROKE: ("the session broke off: {why}", ""),
     Code.PRIMARY_ENDED_IT: ("the primary ended protection: {why}", ""),
-    Code.PRIMARY_SILENT_IN_COPY: ("{peer} was silent for {silence_ms} ms in the initial copy", ""),
+    Code.PRIMARY_SILENT_IN_COPY: ("{peer} was silent for {silence_ms} ms in the initial sync", ""),
     Code.REPLICA_BROKE: ("{why}", ""),
     Code.NOT_STARTED: ("{why}", "[{hint}]"),
     Code.AGENT_STOPPED: ("the agent was stopped", ""),

@@ -54,7 +54,7 @@ class Round:
     resync_bytes: int  # all that the VM's host sent meanwhile
     disk_bytes: int  # of it for the disks
     disk_same_bytes: int  # of the disks' data, what the other host had already
-    kept: bool  # status names the disks that the old primary put aside
+    kept: bool  # status names the disks that the old primary quarantined
     refused: str  # what `reprotect` said if it failed, after which the daemon came to it by itself
 
 
@@ -79,7 +79,7 @@ def one_round(rig: Rig, by: By) -> Round:
             rig.product.reboot(old)
         wait_for(lambda: _rejoined(rig, old), _REJOIN_S, f"{old} is not fenced: {rig.product.view(old, VM)}")
         rejoin_s = time.monotonic() - waited
-        kept = bool(rig.product.status(VM, old).get("kept"))
+        kept = bool(rig.product.status(VM, old).get("quarantined_disks"))
     with step(f"remusdb reprotect {VM} --to {old}"):
         waited, before, asked = time.monotonic(), rig.wire_bytes(new), time.monotonic_ns()
         done = rig.product.cli(new, "reprotect", VM, "--to", old, check=False, timeout_s=180.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is taken from a live VM at its stops: the cut, and in the initial copy the protection of what is copied later.
+"""What is taken from a live VM at its stops: the cut, and in the initial sync the protection of what is copied later.
 
     QEMU stopped the VM and drained its disks (stops.py)
       ├─ cut:     at_stop()       gates begin to mark, disk positions are read
@@ -28,7 +28,7 @@ from remusdb.vm.domain import Domain
 from remusdb.vm.libvirt_link import LibvirtLink
 from remusdb.vm.ramblocks import Block
 
-PROTECT_S = 0.005  # of each stop of the initial copy: what the rest of a stop takes as well
+PROTECT_S = 0.005  # of each stop of the initial sync: what the rest of a stop takes as well
 
 
 @dataclass(frozen=True)

@@ -41,5 +41,5 @@ def forget(vm: VmName, yes: bool, lose_the_replica: bool, as_json: bool) -> None
         print_json(done)
         return
     say(f"{vm} is forgotten here: whoever protects a VM of that name to this machine next may.")
-    for path in [*done.kept, *done.moved]:
+    for path in [*done.quarantined_disks, *done.moved]:
         say(f"not deleted: {path}")

@@ -33,7 +33,7 @@ def protect(vm: VmName, peer: str, as_json: bool) -> None:
 def reprotect(vm: VmName, peer: str, as_json: bool) -> None:
     """Protect VM again, after this host took it over or lost its backup: back to where it came from, or elsewhere.
 
-    An old copy of the VM on HOST is put away first; of disks that are there only what differs is copied.
+    An old copy of the VM on HOST is quarantined first; of disks that are there only what differs is copied.
     """
     _begin(Reprotect(vm=vm, to=peer), as_json)
 

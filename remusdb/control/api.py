@@ -140,7 +140,7 @@ class Forgotten(Struct, frozen=True, kw_only=True):
     """A VM that this host knows no owner of any more. No disk is deleted."""
 
     vm: Annotated[str, says("its name")]
-    kept: Annotated[list[str], says("disks that had been kept aside: their paths")]
+    quarantined_disks: Annotated[list[str], says("disks that had been quarantined: their paths")]
     moved: Annotated[list[str], says("the replica's disks: where they are now")]
 
 

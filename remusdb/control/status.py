@@ -20,16 +20,16 @@ TEXT_MAX_BYTES: Final = 1536  # a reason made of a few others; a control line ha
 
 State = Literal[
     "unprotected",
-    "seeding",  # the initial copy runs; output is not held
+    "seeding",  # the initial sync runs; output is not held
     "protected",
     "held",  # output waits for the backup, or for whoever decides
     "solo",  # it runs alone, and is protected again as soon as that can be
-    "fenced",  # another host owns it: here it is silent, and put away
+    "fenced",  # another host owns it: here it is silent, and quarantined
     "failed",
 ]
 ReplicaState = Literal[
     "empty",  # nothing could be resumed here
-    "seeding",  # the initial copy comes
+    "seeding",  # the initial sync comes
     "ready",  # it could be resumed here
     "deciding",  # the arbiter is asked whether it may
     "promoted",  # this host took it over
@@ -44,7 +44,7 @@ ProvenAt = Annotated[int | None, says("when QEMU on the backup last took this VM
 ProvenEpoch = Annotated[int | None, says("the epoch whose state that was")]
 ProvenTook = Annotated[float | None, says("how long QEMU took for it")]
 Unproven = Annotated[str, says("why the standby is not proven; empty: it is, or nobody has tried yet")]
-Kept = Annotated[dict[str, str], says("disks of a fenced VM that were kept aside here: target -> path")]
+QuarantinedDisks = Annotated[dict[str, str], says("disks of a fenced VM that are quarantined here: target -> path")]
 Owner = Annotated[str, says("the host that owns the VM in `term`; empty: nobody that is known here")]
 
 
@@ -62,7 +62,7 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     troubles: Troubled = []
     peer: Annotated[str | None, says("the host that it is protected to, or was last")] = None
     owner: Owner = ""
-    kept: Kept = {}
+    quarantined_disks: QuarantinedDisks = {}
     term: Annotated[int, says("the newest that this host knows")] = 0
     epoch: Annotated[int, says("the last that was cut")] = 0
     committed: Annotated[int, says("the last epoch that the backup holds whole")] = 0
@@ -74,7 +74,7 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     pause_ms_p99: Annotated[float | None, says("the same, of which 1 % are longer")] = None
     bytes_per_epoch: Annotated[float | None, says("what an epoch takes on the wire: the median")] = None
     dirty_pages: Annotated[float | None, says("pages of memory in an epoch: the median")] = None
-    seeded_bytes: Annotated[int | None, says("what the initial copy of the disks took on the wire")] = None
+    seeded_bytes: Annotated[int | None, says("what the initial sync of the disks took on the wire")] = None
     same_bytes: Annotated[int | None, says("what of the disks the backup had already")] = None
     proven_at_ns: ProvenAt = None
     proven_epoch: ProvenEpoch = None
@@ -121,7 +121,7 @@ class StandbyStatus(Struct, frozen=True, kw_only=True):
     proven_epoch: ProvenEpoch = None
     proven_ms: ProvenTook = None
     unproven: Unproven = ""
-    kept: Kept = {}
+    quarantined_disks: QuarantinedDisks = {}
     decided_at_ns: Annotated[int | None, says("when a takeover was decided, by this host's clock")] = None
     resumed_at_ns: Annotated[int | None, says("when the VM ran here")] = None
 

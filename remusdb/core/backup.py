@@ -48,7 +48,7 @@ from remusdb.core.backup_events import (
     Lost,
     NotResumed,
     NotStarted,
-    PutAway,
+    Quarantined,
     Read,
     Recover,
     Runs,
@@ -122,8 +122,8 @@ class Backup:
                 yield from hello.hailed(my, event)
             case LookedUp():
                 yield from hello.looked_up(my, event)
-            case PutAway():
-                yield from hello.put_away(my, event)
+            case Quarantined():
+                yield from hello.quarantined(my, event)
             case Started():
                 yield from hello.started(my)
             case NotStarted():

@@ -164,7 +164,7 @@ class LookUp:
 
 @dataclass(frozen=True, slots=True)
 class YieldVm:
-    """-> PutAway. The host daemon puts away what this host ran of the VM: `hailed`'s sender has it."""
+    """-> Quarantined. The host daemon quarantines what this host ran of the VM: `hailed`'s sender has it."""
 
     hailed: Hailed
 

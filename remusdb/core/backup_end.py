@@ -154,7 +154,7 @@ def looked_if_there(my: State, event: LookedIfThere) -> Effects:
                 hint=f"see what it is: virsh dominfo {name}; if it is not needed: virsh destroy, virsh undefine",
             )
         yield SetAside(my.durable.term)
-        yield from my.save("none", FORGOTTEN, put_away=False, **NOBODYS)
+        yield from my.save("none", FORGOTTEN, quarantined=False, **NOBODYS)
     except Exception as exc:  # whatever it was, the operator hears of it
         my.read(my.durable)
         yield Outcome(asked.number, exc)
@@ -188,6 +188,6 @@ def _held(my: State) -> str | None:
     """Why its role here forbids it. A promoted VM is libvirt's to tell: it may have been moved away since."""
     if my.durable.role in ("seeding", "protected", "solo"):
         return "this host protects it, or did and has not ended that"
-    if my.durable.role == "fenced" and not my.durable.put_away:
-        return f"host {my.durable.owner} owns it, and what this host ran is not put away yet"
+    if my.durable.role == "fenced" and not my.durable.quarantined:
+        return f"host {my.durable.owner} owns it, and what this host ran is not quarantined yet"
     return None

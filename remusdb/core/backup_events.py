@@ -42,7 +42,7 @@ class Durable:
     uuid: str = ""
     why: Reason | None = None
     armed: bool = False
-    put_away: bool = False
+    quarantined: bool = False
     resuming: bool = False
 
 
@@ -93,7 +93,7 @@ class LookedUp:
 
 
 @dataclass(frozen=True, slots=True)
-class PutAway:
+class Quarantined:
     """[reads] What this host had of the VM is out of the way; or why not (`problem`, `hint`)."""
 
     hailed: Hailed
@@ -183,7 +183,7 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class CopySilent:
-    """The primary of this session was not heard for the patience that an initial copy has, since `heard`."""
+    """The primary of this session was not heard for the patience that an initial sync has, since `heard`."""
 
     term: int
     patience_ms: int
@@ -305,8 +305,8 @@ class Stop:
 
 
 Event = (
-    Read | Recover | Found | Hailed | LookedUp | PutAway | Started | NotStarted | Committed | Applied | Broken | Lost
-    | Bye | SwitchoverAsked | Declined | CopySilent | TakeOver | ArbiterRead | ArbiterWaits | Claimed | Drained | Runs
-    | NotResumed | Announced | TakeoverFailed | Gone | Forget | LookedIfThere | Stop
+    Read | Recover | Found | Hailed | LookedUp | Quarantined | Started | NotStarted | Committed | Applied | Broken
+    | Lost | Bye | SwitchoverAsked | Declined | CopySilent | TakeOver | ArbiterRead | ArbiterWaits | Claimed | Drained
+    | Runs | NotResumed | Announced | TakeoverFailed | Gone | Forget | LookedIfThere | Stop
 )  # fmt: skip
-READS = (Hailed, LookedUp, PutAway, Forget)
+READS = (Hailed, LookedUp, Quarantined, Forget)

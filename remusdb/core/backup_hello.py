@@ -2,7 +2,7 @@
 """What a HELLO is answered, and how a session begins.
 
     HELLO ─▶ who says it, of which VM ─▶ the arbiter is asked ─▶ who owns it (core/succession.py) ─▶ room for it
-      │ to resume: at once                                          │ superseded here: put away first
+      │ to resume: at once                                          │ superseded here: quarantined first
       ▼                                                             ▼
     its session goes on          what was here goes ─▶ the term is saved ─▶ a standby is started ─▶ WELCOME
 
@@ -34,7 +34,7 @@ from remusdb.core.backup_effects import (
     YieldVm,
 )
 from remusdb.core.backup_end import end
-from remusdb.core.backup_events import Durable, Hailed, LookedUp, NotStarted, PutAway
+from remusdb.core.backup_events import Durable, Hailed, LookedUp, NotStarted, Quarantined
 from remusdb.core.backup_refusals import at_the_door, known, looked_up_in_vain, preflight, stranger
 from remusdb.core.backup_state import Beginning, Effects, State
 from remusdb.core.messages import Refuse
@@ -78,11 +78,11 @@ def _is_void(my: State, record: Ownership) -> bool:
     return mine and my.standby.phase is Phase.EMPTY and my.durable.role not in OWNING
 
 
-def put_away(my: State, event: PutAway) -> Effects:
+def quarantined(my: State, event: Quarantined) -> Effects:
     """What this host had of the VM is out of the new owner's way, or not."""
     refuse = at_the_door(my, event.hailed)
     if event.problem:
-        reason = f"the VM that this host ran before is not put away: {event.problem}"
+        reason = f"the VM that this host ran before is not quarantined: {event.problem}"
         refuse = Refuse(reason, event.hint, term=my.durable.term)
     if refuse is not None:
         yield Refused(event.hailed.line, refuse)
@@ -148,7 +148,7 @@ def _judge(my: State, event: Hailed, record: Ownership | None, found: Succession
     elif found is Succession.UNDECIDED:
         yield Refused(event.line, Refuse("this host was taking the VM over", term=term, code="deciding"))
     elif not event.hello.resume and (
-        found is Succession.PUT_AWAY or (durable.role == "fenced" and not durable.put_away)
+        found is Succession.QUARANTINE or (durable.role == "fenced" and not durable.quarantined)
     ):
         yield YieldVm(event)
     else:

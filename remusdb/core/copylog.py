@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initial copy's frames that were sent, and that the agent has not said to have taken.
+"""The initial sync's frames that were sent, and that the agent has not said to have taken.
 
 Both sides count the bulk frames of epoch 0 of a session, in the order of the wire. Invariant: after a connection was
 lost, `since(taken)` is every frame that the agent lacks, in order, the same bytes; a delta that is applied twice would

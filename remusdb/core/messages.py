@@ -95,7 +95,7 @@ class Welcome(msgspec.Struct, frozen=True):
     """WELCOME, agent to primary. With `resumed`, `committed` is the last epoch the agent holds whole.
 
     `bases`: for each disk, how many blocks of an older image are there already; their hashes, made with `base_seed`,
-    follow in BASE frames. `taken`: of a session that is resumed in its initial copy, the bulk frames of epoch 0 that
+    follow in BASE frames. `taken`: of a session that is resumed in its initial sync, the bulk frames of epoch 0 that
     were applied. `copy_patience_ms`: so long the agent keeps a copy whose primary is not heard.
     """
 

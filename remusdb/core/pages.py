@@ -182,7 +182,7 @@ def _encode_delta(block: int, numbers: NDArray[np.int64], content: Words, shadow
 def _encode_slice(batch: _Batch, numbers: NDArray[np.int64], content: Words, shadow: Words) -> None:
     xor = np.bitwise_xor(content, _rows_of(shadow, numbers), out=_mine.xor[: len(numbers)])
     changed = np.bitwise_or.reduce(xor, axis=1) != 0
-    if not changed.any():  # the common case of the initial copy: zero against zero
+    if not changed.any():  # the common case of the initial sync: zero against zero
         return
     blank = changed & (np.bitwise_or.reduce(content, axis=1) == 0)
     batch.add(numbers, xor, changed & ~blank, blank)

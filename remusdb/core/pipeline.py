@@ -64,7 +64,7 @@ class Pipeline:
         return self.captured - self.committed
 
     def begin(self, term: int) -> None:
-        """A new session in a newer term; the initial copy starts and epochs count from 1 again."""
+        """A new session in a newer term; the initial sync starts and epochs count from 1 again."""
         self._newer(term)
         self.term, self.state = term, PrimaryState.SEEDING
         self.captured = self.committed = 0

@@ -212,7 +212,7 @@ class Primary:
         if self.phase is PrimaryState.FENCED:
             return Fenced(
                 f"host {self._known.peer} runs this VM now; its output stays shut here",
-                hint="it is put away by itself; see: remusdb status",
+                hint="it is quarantined by itself; see: remusdb status",
             )
         return RefusedForSafety(f"the session is over, VM {self._known.vm} is {self._state}", hint=DEAD_HINT)
 
@@ -336,7 +336,7 @@ class Primary:
         told = {"term": self.pipeline.term, "owner": self._known.peer, "why": owned}
         failed: Exception | None = None
         try:
-            yield Save({"role": "fenced", "put_away": False, **told})
+            yield Save({"role": "fenced", "quarantined": False, **told})
         except RemusError as exc:
             failed = exc
         yield from self._end()
@@ -352,7 +352,7 @@ class Primary:
     # --- what happens here ---
 
     def _cannot_go_on(self, failed: events.Failed) -> Steps:
-        """Once. In the initial copy protect() sees it, and cleans up."""
+        """Once. In the initial sync protect() sees it, and cleans up."""
         if self._failed is not None:
             return
         self._failed, self.over = failed, True
@@ -451,7 +451,7 @@ class Primary:
 
     def _no_word_for_an_operator(self, leaving: Leaving) -> Steps:
         # An agent that answers is not dead, whatever was said of it: it must give its word.
-        # In the initial copy it has nothing that could take over.
+        # In the initial sync it has nothing that could take over.
         believed = leaving.peer_is_dead and self.phase is not PrimaryState.PROTECTED
         if believed or not self.may_be_replaced:
             return (yield from self._finish(leaving))
@@ -550,7 +550,7 @@ class Primary:
             return Reason.of(Code.ARBITER_SILENT, peer=peer, why=why)
         return Reason.of(Code.ARBITER_REFUSES, peer=peer, why=why, owner=by.owner or "nobody", term=by.term)
 
-    # --- the planned move ---
+    # --- the switchover ---
 
     def _switch_over(self, still: bool) -> Steps:
         refused = self._not_now()

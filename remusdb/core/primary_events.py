@@ -51,7 +51,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Copied:
-    """The agent has all of the initial copy. `facts`: see `Save`."""
+    """The agent has all of the initial sync. `facts`: see `Save`."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -90,7 +90,7 @@ class Lost:
 @dataclass(frozen=True)
 class Resumed:
     """The agent took the session up again on connection number `line`; it holds epoch `committed`, and `taken` frames
-    of the initial copy. Answered by `Attach`, `SayBye` or `HangUp` of that line, perhaps much later."""
+    of the initial sync. Answered by `Attach`, `SayBye` or `HangUp` of that line, perhaps much later."""
 
     term: int
     committed: int

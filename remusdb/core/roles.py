@@ -10,4 +10,4 @@ PROMOTED = ("promoting", "promoted")
 OWNING = ("seeding", "protected", "solo", *PROMOTED)  # this host has the right to let the VM speak, as far as it knows
 
 # What is forgotten of a VM that its owner, or an operator, released this host from. The term never is.
-NOBODYS: dict[str, Any] = {"owner": "", "peer": "", "uuid": "", "kept": {}, "kept_formats": {}}
+NOBODYS: dict[str, Any] = {"owner": "", "peer": "", "uuid": "", "quarantined_disks": {}, "quarantined_formats": {}}

@@ -162,7 +162,7 @@ class Standby:
         self.committed = self.applied = 0
 
     def up(self) -> None:
-        """Its standby is there: the initial copy may come."""
+        """Its standby is there: the initial sync may come."""
         if self.phase is not Phase.STARTING:
             raise RefusedForSafety(f"no standby is being started: it is {self.phase.value}")
         self.phase = Phase.SEEDING
@@ -193,7 +193,7 @@ class Standby:
         if self.phase in (Phase.READY, Phase.DECIDING):
             return None
         if self.phase in (Phase.STARTING, Phase.SEEDING):
-            return "the initial copy is not complete"
+            return "the initial sync is not complete"
         return "it was already promoted" if self.phase.owns else "there is no replica here"
 
     def decide(self) -> None:

@@ -38,7 +38,7 @@ class Succession(Enum):
     """What a HELLO that wants to begin, or to resume, a session is to be told."""
 
     SERVE = "serve"
-    PUT_AWAY = "put away"  # what this host has of the VM is superseded; once it is put away: serve
+    QUARANTINE = "quarantine"  # what this host has of the VM is superseded; once it is quarantined: serve
     RUNS_HERE = "runs here"  # the asking host was superseded
     UNDECIDED = "undecided"  # this host took it over, and it does not run yet
     STRANGER = "stranger"  # another host owns it, or did
@@ -54,10 +54,10 @@ def begins(known: Known, primary: str, term: int, record: Ownership | None) -> S
         newer = (record.term if record is not None else term) > known.term
         entitled = named == primary if record is not None else known.armed and known.peer == primary
         if newer and entitled:
-            return Succession.PUT_AWAY
+            return Succession.QUARANTINE
         return Succession.RUNS_HERE if known.ran else Succession.UNDECIDED
     if record is not None and named == primary:
-        return Succession.PUT_AWAY if known.owner == known.host else Succession.SERVE
+        return Succession.QUARANTINE if known.owner == known.host else Succession.SERVE
     if record is not None:
         return Succession.STRANGER
     return Succession.SERVE if known.owner in ("", primary) else Succession.STRANGER

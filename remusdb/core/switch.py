@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A planned move of one VM: stop it, commit one last epoch, ask the agent to go on.
+"""A switchover of one VM: stop it, commit one last epoch, ask the agent to go on.
 
     STOPPING ──cut──▶ COMMITTING ──acknowledged──▶ ASKED ──no answer──▶ UNANSWERED
         └────────────────┴──── off: the VM runs on here ────┴───────────────┘

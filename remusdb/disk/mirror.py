@@ -6,7 +6,7 @@ NBD target answered it, until the job is gone. A job that is gone lets the guest
 word to us, so an epoch may be committed only if the job was still `actively-synced` *after* its cut: ask
 `unsynced` between the cut and the commit, with the VM running again.
 
-    new ──start()──▶ running ──initial copy done──▶ ready ──target error, abort, VM off──▶ gone
+    new ──start()──▶ running ──initial sync done──▶ ready ──target error, abort, VM off──▶ gone
                         └───────────stop()────────────┴──────────────────────────────────▶ gone
 
 Every call here can block in libvirt: the caller adds threads and deadlines. `stop` waits for the writes in
@@ -86,12 +86,12 @@ class Mirror:
             ) from error
 
     def progress(self) -> tuple[int, int]:
-        """(done, total) in bytes of the initial copy; (0, 0) when there is no job."""
+        """(done, total) in bytes of the initial sync; (0, 0) when there is no job."""
         info = self._job_info()
         return (int(info["cur"]), int(info["end"])) if info else (0, 0)
 
     def set_speed(self, bytes_s: int) -> None:
-        """Bound the initial copy; 0 is no bound. The guest's own writes are not slowed. Quiet when it is over."""
+        """Bound the initial sync; 0 is no bound. The guest's own writes are not slowed. Quiet when it is over."""
         try:
             self._domain.blockJobSetSpeed(self.target, bytes_s, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
         except libvirt.libvirtError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initial copy of a disk onto an older image: what the backup has already is not sent.
+"""The initial sync of a disk onto an older image: what the backup has already is not sent.
 
 QEMU writes the whole disk to its mirror. The filter here stands between that log and the wire, and hides from both that
 the image is not new and empty. Each block is in one of these states:

@@ -145,8 +145,8 @@ class HostDaemon:
                 if term <= managed.state.term:
                     raise RefusedForSafety(f"term {term} of host {owner} is not newer than {managed.state.term}")
                 self.supervisor.fence(managed, owner, term)
-            if not managed.state.put_away:
-                self._reconciler.put_away(managed)
+            if not managed.state.quarantined:
+                self._reconciler.quarantine(managed)
         return Nothing()
 
     def _unprotect(self, asked: Unprotect, progress: ProgressFn) -> Unprotected:

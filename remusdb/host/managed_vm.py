@@ -150,7 +150,7 @@ class ManagedVm:
             found = replace(
                 found,
                 owner=state.owner,
-                kept=state.kept,
+                quarantined_disks=state.quarantined_disks,
                 term=max(state.term, found.term),
                 committed_age_ms=age_ms,
             )

@@ -13,7 +13,7 @@ from remusdb.arbiter.arbiter import Arbiter
 from remusdb.config import Arbiter as ArbiterConfig
 from remusdb.core.messages import Question, Standing
 from remusdb.errors import GateError, VmError
-from remusdb.host.quarantine.retire import Policy, PutAway, put_away
+from remusdb.host.quarantine.retire import Policy, Quarantined, quarantine
 from remusdb.host.shutdown import host_is_stopping
 from remusdb.names import require_name
 from remusdb.state import VmState
@@ -53,7 +53,7 @@ class Outside:
     worker_argv: Sequence[str] = WORKER_ARGV
     timing: Timing = Timing()
     ask: Callable[[ProtectionSpec, int], Standing] = ask
-    put_away: Callable[[str, VmState, Policy, Path, Path], PutAway] = put_away
+    quarantine: Callable[[str, VmState, Policy, Path, Path], Quarantined] = quarantine
     shut_others: Callable[[str, Sequence[str]], None] = shut_others
     arbiter: Callable[[ArbiterConfig], Arbiter] = Arbiter
     host_is_stopping: Callable[[], bool] = host_is_stopping

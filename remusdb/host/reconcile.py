@@ -19,7 +19,7 @@ class Action(Enum):
     """The next step for one VM."""
 
     NOTHING = "nothing"
-    PUT_AWAY = "put away"  # another host owns it: destroy it here
+    QUARANTINE = "quarantine"  # another host owns it: destroy it here
     REJOIN = "rejoin"  # output may be held: ask who owns it, then protect it again
     RESYNC = "resync"  # it runs alone: ask who owns it, then protect it again
     REPROTECT = "reprotect"  # it was taken over here: protect it back
@@ -28,7 +28,7 @@ class Action(Enum):
 def next_action(state: VmState, working: bool, auto_reprotect: bool) -> Action:
     """What to do now. `working`: a worker, or an unprotect, has the VM in hand."""
     if state.role == "fenced":
-        return Action.NOTHING if state.put_away else Action.PUT_AWAY
+        return Action.NOTHING if state.quarantined else Action.QUARANTINE
     if working:
         return Action.NOTHING
     if state.role == "protected":
@@ -41,7 +41,7 @@ def next_action(state: VmState, working: bool, auto_reprotect: bool) -> Action:
 
 
 def superseded(host: str, state: VmState, standing: Standing | None, record: Ownership | None) -> Ownership | None:
-    """Who else owns the VM, in a newer term than this host knows, so that what is here is to be put away; or None.
+    """Who else owns the VM, in a newer term than this host knows, so that what is here is to be quarantined; or None.
 
     Two words count: that of the host which has it, and the arbiter's record. Its record of the very next term may be a
     takeover that was never followed up, and is given back then; a later one stands for a session that was begun since.

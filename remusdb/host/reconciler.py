@@ -80,25 +80,25 @@ class Reconciler:
         """Begin nothing more."""
         self._stop.set()
 
-    def put_away(self, managed: ManagedVm) -> None:
+    def quarantine(self, managed: ManagedVm) -> None:
         """Destroy a fenced VM here, its disks kept or not. With `managed.work` held."""
         state = managed.state
         policy = self._config.for_vm(managed.vm).on_fenced
         host = self._config.host
-        done = self._outside.put_away(host.libvirt_uri, state, policy, host.image_dir, host.state_dir)
-        why = Reason.of(Code.PUT_AWAY, owner=state.owner, term=state.term, note=done.note)
+        done = self._outside.quarantine(host.libvirt_uri, state, policy, host.image_dir, host.state_dir)
+        why = Reason.of(Code.QUARANTINED, owner=state.owner, term=state.term, note=done.note)
         self._supervisor.store.update(
             managed.vm,
-            put_away=True,
+            quarantined=True,
             armed=False,
             gates=[],
-            kept=done.disks,
-            kept_formats=done.formats,
+            quarantined_disks=done.disks,
+            quarantined_formats=done.formats,
             autostart=False,
             why=why,
         )
         managed.settle("fenced", why)
-        self._supervisor.tell(managed, "kept", "fenced", why)
+        self._supervisor.tell(managed, "quarantined", "fenced", why)
 
     def _look(self) -> None:
         while not self._stop.wait(self._outside.timing.look_s):
@@ -139,8 +139,8 @@ class Reconciler:
         try:
             if self._next(managed, managed.state) is not action:
                 return  # since it was looked at, somebody else had `work`
-            if action is Action.PUT_AWAY:
-                self.put_away(managed)
+            if action is Action.QUARANTINE:
+                self.quarantine(managed)
             elif self._ours_to_protect(managed):
                 costly = True
                 self._supervisor.begin(managed, managed.state.peer, _unheard, asked=False)
@@ -170,7 +170,7 @@ class Reconciler:
                 return self._in_doubt(managed, Reason.of(Code.OWNER_UNCONFIRMED, peer=state.peer, owner=named))
         if other is not None:
             self._supervisor.fence(managed, other.owner, other.term)
-            self.put_away(managed)
+            self.quarantine(managed)
         elif standing is not None and disputed(state, standing):
             self._in_doubt(managed, Reason.of(Code.OWNER_DISPUTED, peer=state.peer, term=standing.term))
         elif not self._supervisor.inspection.vms().get(managed.vm, False):

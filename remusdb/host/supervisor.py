@@ -180,7 +180,7 @@ class Supervisor:
         was = managed.status().state
         why = Reason.of(Code.OWNED_ELSEWHERE, owner=owner, term=term)
         term = reached(managed.state.term, term)
-        self.store.update(managed.vm, role="fenced", owner=owner, term=term, why=why, put_away=False)
+        self.store.update(managed.vm, role="fenced", owner=owner, term=term, why=why, quarantined=False)
         link = managed.link
         if link is not None:
             link.kill()  # the gate stays as it is: shut

@@ -114,7 +114,7 @@ def _danger(one: Namesake, name: str, uuid: str) -> str:
 
 
 def _away(one: Namesake) -> str:
-    """The command that puts it away, with all that `virsh undefine` wants to hear."""
+    """The command that undefines it, with all that `virsh undefine` wants to hear."""
     undefine = " ".join(["virsh undefine", shlex.quote(one.name), *one.leftovers])
     if one.ours:
         return undefine

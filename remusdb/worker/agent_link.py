@@ -29,7 +29,7 @@ RECONNECT_MAX_S = 1.0  # with an agent whose answers cannot be: each time would 
 # After half of the agent's silence limit without a word the connection is made anew: TCP, which doubles its waits,
 # may need longer than that limit to notice that a link which was cut for a moment is back.
 PATIENCE_OF_SILENCE = 0.5
-COPY_SILENCE = 0.1  # of protection.copy_patience_ms: nothing is at stake in the initial copy, so there is time
+COPY_SILENCE = 0.1  # of protection.copy_patience_ms: nothing is at stake in the initial sync, so there is time
 LATE_LOOK = 1.5  # times that patience: not looked for so long, this process was stopped
 TRY_S = 0.15  # one try to connect again; the first ones must all fit into what is left of the limit
 
@@ -41,10 +41,10 @@ class Listener(Protocol):
         """Whether the agent may take the VM over: it may not before it holds an epoch."""
 
     def on_taken(self, frames: int) -> None:
-        """The agent has applied so many frames of the initial copy."""
+        """The agent has applied so many frames of the initial sync."""
 
     def on_given_up(self, reason: str) -> None:
-        """The initial copy cannot go on: the agent was away for too long, or lost what it had."""
+        """The initial sync cannot go on: the agent was away for too long, or lost what it had."""
 
     def on_ack(self, term: int, epoch: int) -> None:
         """The agent holds everything up to `epoch`."""
@@ -213,7 +213,7 @@ class AgentLink:
         self._listener.on_given_up(reason)
 
     def _come_back(self) -> None:
-        """Try until the agent takes the session up again, or will not; in the initial copy, for a while."""
+        """Try until the agent takes the session up again, or will not; in the initial sync, for a while."""
         hello, try_s = self._hello(), TRY_S
         while not self._ended.wait(min(RECONNECT_MAX_S, RECONNECT_S * 2 ** min(self._bad_answers, 10))):
             if self._too_late():

@@ -2,7 +2,7 @@
 """What a session hears of its agent, as events; and what it has done with the connection.
 
 Owns the connections on which a session may be taken up again, until that is decided. What the agent says of the initial
-copy and of its standby decides nothing, and goes to those who wait for it.
+sync and of its standby decides nothing, and goes to those who wait for it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AgentSide:
         proof: StandbyProof,
         failed: Callable[[Exception], None],
     ) -> None:
-        """`hello`: with which the session is taken up again. `failed` is told why the initial copy cannot go on."""
+        """`hello`: with which the session is taken up again. `failed` is told why the initial sync cannot go on."""
         self._mailbox = mailbox
         self._pipeline = pipeline
         self._outbox = outbox
@@ -57,11 +57,11 @@ class AgentSide:
         return self._pipeline.captured > 0
 
     def on_base(self, base: Base) -> None:
-        """Hashes of an older image that the agent has: the initial copy waits for these."""
+        """Hashes of an older image that the agent has: the initial sync waits for these."""
         self._sync.take(base)
 
     def on_taken(self, frames: int) -> None:
-        """The agent has applied so many frames of the initial copy."""
+        """The agent has applied so many frames of the initial sync."""
         self._outbox.seed_taken(frames)
 
     def on_proof(self, proof: Proof) -> None:
@@ -69,7 +69,7 @@ class AgentSide:
         self._proof.take(proof)
 
     def on_given_up(self, reason: str) -> None:
-        """The initial copy cannot go on with this agent's replica."""
+        """The initial sync cannot go on with this agent's replica."""
         self._failed(PeerUnreachable(reason))
 
     def on_ack(self, term: int, epoch: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the initial copy from holding up the guest's own disk writes while the backup is slow, or away.
+"""Keeps the initial sync from holding up the guest's own disk writes while the backup is slow, or away.
 
 QEMU's copy of a disk and the guest's writes go through the same write log, which is bounded: a copy that is faster than
 the backup would fill it, and every write of the guest would then wait for the backup. So QEMU's copy is slowed down
@@ -28,7 +28,7 @@ GUEST_WAITS_S = 2.0  # a write of the guest may wait so long for a backup that i
 
 
 class Brake:
-    """Watches the write logs of one initial copy. `look` again and again, from one thread."""
+    """Watches the write logs of one initial sync. `look` again and again, from one thread."""
 
     def __init__(self, logs: Sequence[WriteLog], set_speed: Callable[[int], None]) -> None:
         """`set_speed` of all disks' copies, in bytes per second, 0 for no limit."""
@@ -64,7 +64,7 @@ class Brake:
 
 
 class BrakeThread(threading.Thread):
-    """Looks for as long as the initial copy runs."""
+    """Looks for as long as the initial sync runs."""
 
     def __init__(
         self, brake: Brake, silent_ms: Callable[[], float | None], give_up: Callable[[Exception], None]

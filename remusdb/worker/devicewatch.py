@@ -46,7 +46,7 @@ CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")  # all that was
 
 
 class DeviceWatch:
-    """Of one session: `start` in the initial copy, `arm` once the gates hold, `close` at its end."""
+    """Of one session: `start` in the initial sync, `arm` once the gates hold, `close` at its end."""
 
     def __init__(
         self,

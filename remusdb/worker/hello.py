@@ -24,7 +24,7 @@ class HelloWriter:
         self._arbiter = arbiter
 
     def write(self, resources: Resources, state: VmState, *, resume: bool, told: Sequence[int] = ()) -> Hello:
-        """To begin a session, or to `resume` this one, in whose initial copy the agent `told` so many hashes a disk."""
+        """To begin a session, or to `resume` this one, in whose initial sync the agent `told` so many hashes a disk."""
         domain = resources.domain
         return Hello(
             version=__version__,

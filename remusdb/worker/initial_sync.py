@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initial copy: disks through their mirrors, memory in rounds (memory_copy.py), both while the VM runs.
+"""The initial sync: disks through their mirrors, memory in rounds (memory_copy.py), both while the VM runs.
 
 What is sent here is epoch 0: the agent applies it as it comes, and can promote nothing before epoch 1 made the
 replica consistent. Of the disks, only what differs from the images that the agent has goes out (disk/resync_filter.py).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initial copy of memory, in rounds, while the VM runs.
+"""The initial sync of memory, in rounds, while the VM runs.
 
 A round looks for what was written (the first takes everything), then stops the VM again and again for a few ms, each
 time to protect a part of that, and copies the part while the VM runs. Invariant: what was copied is what the page held

@@ -55,7 +55,7 @@ class Metrics:
             self.state, self.why = state, why
 
     def disks(self, seeded_bytes: int, same_bytes: int) -> None:
-        """The initial copy of the disks took so many bytes on the wire; so many of their data were there already."""
+        """The initial sync of the disks took so many bytes on the wire; so many of their data were there already."""
         log.info("disks: %d bytes sent, %d bytes were there already", seeded_bytes, same_bytes)
         with self.lock:
             self.seeded_bytes, self.same_bytes = seeded_bytes, same_bytes

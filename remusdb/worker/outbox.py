@@ -2,7 +2,7 @@
 """What was or is to be sent to the agent: frames of the epochs in flight, kept until they are acknowledged.
 
 Invariant: epochs go out in order; after a reconnection those that the agent does not hold go out again, the
-same bytes but for their age. A dead connection loses nothing: frames wait here, those of the initial copy up to a
+same bytes but for their age. A dead connection loses nothing: frames wait here, those of the initial sync up to a
 bound.
 """
 
@@ -19,7 +19,7 @@ from remusdb.threads import apart
 from remusdb.transport.stream import FrameStream
 from remusdb.worker.encoder import EpochFrames
 
-COPY_MAX_BYTES = 64 << 20  # of the initial copy that the agent has not taken: 50 ms of a 10 Gbit/s link
+COPY_MAX_BYTES = 64 << 20  # of the initial sync that the agent has not taken: 50 ms of a 10 Gbit/s link
 LOOK_S = 0.1
 
 
@@ -27,7 +27,7 @@ class Outbox:
     """The sending side of one session."""
 
     def __init__(self, seed_bytes_s: float = 0.0, over: threading.Event | None = None) -> None:
-        """`seed_bytes_s`: bound of the initial copy's rate, 0 for none. `over`: once set, nobody waits in here."""
+        """`seed_bytes_s`: bound of the initial sync's rate, 0 for none. `over`: once set, nobody waits in here."""
         self._seed_bytes_s = seed_bytes_s
         self._seed_due = 0.0
         self._over = over or threading.Event()
@@ -42,7 +42,7 @@ class Outbox:
     def attach(self, stream: FrameStream, term: int, committed: int, taken: int = 0) -> None:
         """Use this connection from now on; what the agent does not hold goes out first.
 
-        `committed`: the last epoch it holds; `taken`: how many frames of the initial copy.
+        `committed`: the last epoch it holds; `taken`: how many frames of the initial sync.
         """
         with self._lock:
             self._unacked = {number: frames for number, frames in self._unacked.items() if number > committed}
@@ -85,7 +85,7 @@ class Outbox:
             self._unacked.pop(number, None)
 
     def seed(self, frames: list[CopyFrame]) -> None:
-        """Send parts of the initial copy (epoch 0), waiting for room. PeerUnreachable once the session is over."""
+        """Send parts of the initial sync (epoch 0), waiting for room. PeerUnreachable once the session is over."""
         self._keep_rate(sum(len(payload) for _, payload in frames))
         for frame in frames:
             self._await_copy(lambda: not self._copy.full)
@@ -95,13 +95,13 @@ class Outbox:
                 self._send_frames(0, [frame])
 
     def seed_taken(self, count: int) -> None:
-        """The agent has applied so many frames of the initial copy. BadFrame when that cannot be."""
+        """The agent has applied so many frames of the initial sync. BadFrame when that cannot be."""
         with self._copy_moved:
             self._copy.taken(count)
             self._copy_moved.notify_all()
 
     def await_seeded(self) -> None:
-        """Until the agent has applied all of the initial copy. PeerUnreachable once the session is over."""
+        """Until the agent has applied all of the initial sync. PeerUnreachable once the session is over."""
         self._await_copy(lambda: not self._copy.waiting)
 
     def _copy_since(self, taken: int) -> list[CopyFrame]:
@@ -114,10 +114,10 @@ class Outbox:
         with self._copy_moved:
             while not self._copy_moved.wait_for(ready, LOOK_S) or self._over.is_set():
                 if self._over.is_set():
-                    raise PeerUnreachable("the initial copy was ended")
+                    raise PeerUnreachable("the initial sync was ended")
 
     def _keep_rate(self, size: int) -> None:
-        """Wait so that the initial copy keeps to its rate; what was not used is not saved up."""
+        """Wait so that the initial sync keeps to its rate; what was not used is not saved up."""
         if not self._seed_bytes_s:
             return
         now = time.monotonic()

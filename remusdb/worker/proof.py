@@ -67,7 +67,7 @@ class StandbyProof:
         self._note()
 
     def require_not_refused(self) -> None:
-        """RefusedForSafety where a planned move would end in a boot from the disks."""
+        """RefusedForSafety where a switchover would end in a boot from the disks."""
         if self._last is not None and self._last.verdict == "refused":
             raise RefusedForSafety(words(refused(self._last, self._peer)), hint=self._last.hint)
 

@@ -109,7 +109,7 @@ class Resources:
         self.link.on_renewed(meter.renew)
 
     def copy_speed(self, bytes_s: int) -> None:
-        """Bound the initial copy of every disk; 0 is no bound."""
+        """Bound the initial sync of every disk; 0 is no bound."""
         for mirror in self.mirrors:
             self.calls.call(f"speed of the copy of {mirror.target}", mirror.set_speed, bytes_s)
 

@@ -55,7 +55,7 @@ BEGUN_ANEW = (PeerUnreachable, LibvirtAway, DevicesChanged)  # a copy that faile
 
 
 class Session:
-    """Protection of one VM, from the initial copy to its end."""
+    """Protection of one VM, from the initial sync to its end."""
 
     def __init__(self, spec: ProtectionSpec, store: StateStore, history: History, progress: Progress) -> None:
         self.ended = threading.Event()
@@ -134,7 +134,7 @@ class Session:
         """What every line of this process's log says: the VM, its term, the newest epoch that is committed."""
         return {"vm": self._spec.vm, "term": self._pipeline.term, "epoch": self._pipeline.committed}
 
-    # --- the initial copy ---
+    # --- the initial sync ---
 
     def _open(self) -> tuple[Resources, VmSide]:
         self._resources = resources = Resources(self._spec)

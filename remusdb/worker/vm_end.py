@@ -37,10 +37,10 @@ def who_ended_it(resources: Resources, run_dir: Path) -> VmEnded:
 
 
 def why(resources: Resources | None, exc: BaseException) -> BaseException:
-    """Why the initial copy failed: that its VM was shut down in it is the reason, not what broke first."""
+    """Why the initial sync failed: that its VM was shut down in it is the reason, not what broke first."""
     if resources is None or resources.end is None or not _ends(resources) or not _wanted_off(resources):
         return exc
-    return VmError(f"{words(Reason.of(resources.end.why))}, during the initial copy")
+    return VmError(f"{words(Reason.of(resources.end.why))}, during the initial sync")
 
 
 def _ends(resources: Resources) -> bool:

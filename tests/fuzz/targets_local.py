@@ -215,7 +215,7 @@ def requests() -> list[bytes]:
 def replies() -> list[bytes]:
     told = [Progress(step="memory", done=1, total=2, unit="MiB"), Failed(id="E-PEER", message="no route", hint="wait"),
             Done.by(HostVms(vms=[VmStatus(vm="db1", state="held", reason="why", troubles=["arbiter"])])),
-            Done.by(AgentVms(vms=[StandbyStatus(vm="db1", kept={"vda": "/kept/vda.raw"})])),
+            Done.by(AgentVms(vms=[StandbyStatus(vm="db1", quarantined_disks={"vda": "/kept/vda.raw"})])),
             Done.by(Evacuated(moved=[Moved(vm="db1", to="beta", term=3, took_ms=80.5)]))]  # fmt: skip
     return [encoded(one) + b"\n" for one in told]
 

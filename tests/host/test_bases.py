@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disks that were kept aside as the start of a replica: with the system's own qemu-img, and two ends of a stream."""
+"""Quarantined disks as the start of a replica: with the system's own qemu-img, and two ends of a stream."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ BAD_NAMES = [
     "../images/pg",
     "pg/",
     "pg/.",
-    "other/kept-term3",
+    "other/quarantine-term3",
     "",
     "pg\0",
     "pg\n",
@@ -42,10 +42,10 @@ def victim(folder: Path, name: str = "vda.raw", size: int = 3_000_000) -> Path:
 
 @pytest.fixture
 def with_victims(rig: Rig) -> Rig:
-    """`pg` was taken over and runs here; another VM's disks are kept aside; a file lies elsewhere."""
+    """`pg` was taken over and runs here; another VM's disks are quarantined; a file lies elsewhere."""
     rig.remember("pg", role="promoted", term=7, owner="beta", peer="gamma", reason="took over")
     victim(rig.images / "pg")
-    victim(rig.images / "other" / "kept-term3")
+    victim(rig.images / "other" / "quarantine-term3")
     victim(rig.elsewhere / "victim", "data.raw")
     rig.start()
     return rig

@@ -51,7 +51,7 @@ def strangers(rig: Rig, vm: str = "pg", *, resume: bool = True, **changes: Any) 
             assert refuse.reason
 
 
-def test_a_vm_that_runs_here_is_not_put_away_for_a_stranger(rig: Rig) -> None:
+def test_a_vm_that_runs_here_is_not_quarantined_for_a_stranger(rig: Rig) -> None:
     roles = ("promoted", "protected", "solo", "seeding")
     for role in roles:
         known = {"uuid": uuid_of(role), "armed": True, "owner": "beta", "peer": "gamma", "reason": "it runs here"}
@@ -68,7 +68,7 @@ def test_a_vm_that_runs_here_is_not_put_away_for_a_stranger(rig: Rig) -> None:
     assert not rig.fences
 
 
-def test_a_vm_that_was_taken_back_is_put_away_for_its_own_peer(rig: Rig) -> None:
+def test_a_vm_that_was_taken_back_is_quarantined_for_its_own_peer(rig: Rig) -> None:
     """The honest way: it ran here, gamma took it over, and protects it back."""
     rig.remember("pg", role="protected", term=7, owner="beta", peer="gamma", armed=True, reason="it ran here")
     rig.start()

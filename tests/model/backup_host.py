@@ -185,10 +185,10 @@ class Agent:
             raise AssertionError(f"between two correct sides: {exc}") from exc
 
     def _take(self, connection: Connection, frame: Frame) -> None:
-        """A frame of the initial copy."""
+        """A frame of the initial sync."""
         replica = self.replica
         assert replica is not None
-        assert not self.core or not self.core.now.standby.committed, "a frame of the initial copy after its end"
+        assert not self.core or not self.core.now.standby.committed, "a frame of the initial sync after its end"
         replica.apply([frame])
         replica.taken += 1
         self._send(connection, FrameType.TAKEN, frame.term, pack(Taken(replica.taken)))
@@ -233,7 +233,7 @@ class Agent:
     def _durable(self) -> events.Durable:
         state = self.host.store.state
         return events.Durable(
-            state.role, state.term, state.owner, state.peer, state.uuid, state.why, state.armed, state.put_away,
+            state.role, state.term, state.owner, state.peer, state.uuid, state.why, state.armed, state.quarantined,
             state.resuming,
         )  # fmt: skip
 
@@ -370,11 +370,13 @@ class Agent:
             return events.ArbiterRead(asked, owner, term, away=str(exc))
 
     def _yield_vm(self, hailed: events.Hailed) -> None:
-        """The host daemon puts away what this host ran."""
+        """The host daemon quarantines what this host ran."""
         host, hello = self.host, hailed.hello
-        host.store.save(role="fenced", owner=hello.primary, term=max(hello.term, host.store.state.term), put_away=False)
-        host.put_away()
-        self._tell(events.PutAway(hailed))
+        host.store.save(
+            role="fenced", owner=hello.primary, term=max(hello.term, host.store.state.term), quarantined=False
+        )
+        host.quarantine()
+        self._tell(events.Quarantined(hailed))
 
     def _start_standby(self, line: int, term: int) -> None:
         host = self.host

@@ -53,8 +53,8 @@ class Host:
         if self.worker is not None:
             return self.worker.steps()
         action = next_action(self.store.state, working=False, auto_reprotect=False)
-        if action is Action.PUT_AWAY:
-            return [("put away", self.put_away)]
+        if action is Action.QUARANTINE:
+            return [("quarantine", self.quarantine)]
         if action is Action.NOTHING:
             return []
         if self._asked is None:
@@ -126,15 +126,15 @@ class Host:
 
     def fence(self, owner: str, term: int) -> None:
         """Another host owns the VM: silent for ever, in this incarnation."""
-        self.store.save(role="fenced", owner=owner, term=max(term, self.store.state.term), put_away=False)
+        self.store.save(role="fenced", owner=owner, term=max(term, self.store.state.term), quarantined=False)
         self.worker_dies()
-        self.put_away()
+        self.quarantine()
 
-    def put_away(self) -> None:
+    def quarantine(self) -> None:
         """A fenced VM is destroyed."""
         self.worker_dies()
         self.vm = self.image = None
-        self.store.save(put_away=True, armed=False)
+        self.store.save(quarantined=True, armed=False)
 
     # --- its gate ---
 
@@ -207,7 +207,7 @@ class Host:
 
     def forget(self) -> None:
         """remusdb forget: whoever owned the VM does not any more."""
-        self.store.save(role="none", **{**NOBODYS, "kept": {}, "kept_formats": {}})
+        self.store.save(role="none", **{**NOBODYS, "quarantined_disks": {}, "quarantined_formats": {}})
 
     # --- faults ---
 

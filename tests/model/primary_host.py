@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tests.model.hosts import Host
 
-ROUNDS = 2  # of the initial copy: a delta that is applied twice, or not at all, is seen
+ROUNDS = 2  # of the initial sync: a delta that is applied twice, or not at all, is seen
 Step = tuple[str, "Callable[[], object]"]
 CELL = struct.Struct("<B")
 
@@ -285,7 +285,7 @@ class Worker:
         self.ended = True
 
     def give_up_copy(self) -> None:
-        """The agent was away for too long in the initial copy."""
+        """The agent was away for too long in the initial sync."""
         self.tell(events.Failed(BROKEN))
 
     def _orphaned(self, word: bool, why: str = "") -> None:

@@ -195,7 +195,7 @@ def test_terms_offered_are_newer_than_all_that_either_side_knows() -> None:
 def test_a_session_is_resumed_only_in_its_own_term_and_with_a_replica() -> None:
     agent = standby(committed=4)
     assert agent.hello("alpha", 3, resume=True) == Offer(3, True, 4)
-    assert standby(committed=0).hello("alpha", 3, resume=True) == Offer(3, True, 0)  # in its initial copy
+    assert standby(committed=0).hello("alpha", 3, resume=True) == Offer(3, True, 0)  # in its initial sync
     for other, term in ((agent, 2), (Standby(3), 3), (standby(committed=0), 4), (agent, 4)):
         refused(other, "alpha", term, resume=True)
 

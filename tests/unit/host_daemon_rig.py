@@ -21,7 +21,7 @@ from remusdb.errors import PeerUnreachable, VmError
 from remusdb.history import read as read_history
 from remusdb.host.daemon import HostDaemon
 from remusdb.host.outside import Outside, Timing
-from remusdb.host.quarantine.retire import PutAway
+from remusdb.host.quarantine.retire import Quarantined
 from remusdb.names import VmName
 from remusdb.preflight.checks import Check
 from remusdb.state import StateStore, VmState
@@ -85,18 +85,18 @@ class OtherHosts:
         return Standing(VmName(spec.vm), term + ahead, owner, role, "because", uuid)
 
 
-class PutAways:
+class Quarantines:
     """In place of what destroys a VM whose owner is another host."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
         self.failure: Exception | None = None
 
-    def __call__(self, _uri: str, state: VmState, policy: str, *_folders: Path) -> PutAway:
+    def __call__(self, _uri: str, state: VmState, policy: str, *_folders: Path) -> Quarantined:
         self.done.append(f"{state.vm} {state.role} {policy}")
         if self.failure is not None:
             raise self.failure
-        return PutAway({"vda": "/kept/vda.raw"}, {"vda": "raw"}, None, "disks kept: vda")
+        return Quarantined({"vda": "/kept/vda.raw"}, {"vda": "raw"}, None, "disks kept: vda")
 
 
 class Running:
@@ -110,13 +110,13 @@ class Running:
         **outside: Any,
     ) -> None:
         self.libvirt = inspection or NoLibvirt()
-        self.others, self.put_aways = others or OtherHosts(), PutAways()
+        self.others, self.quarantines = others or OtherHosts(), Quarantines()
         self.shut: list[tuple[str, list[str]]] = []
         made_up: dict[str, Any] = {
             "worker_argv": worker_argv(config),
             "timing": FAST,
             "ask": self.others.ask,
-            "put_away": self.put_aways,
+            "quarantine": self.quarantines,
             "shut_others": lambda vm, gated: self.shut.append((vm, gated)),
         }
         self.daemon = HostDaemon(config, inspection=self.libvirt, outside=Outside(**made_up | outside))

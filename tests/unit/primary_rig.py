@@ -41,7 +41,7 @@ class Rig:
         self.done.append(effect)
 
     def begin(self) -> Rig:
-        """A session whose initial copy runs."""
+        """A session whose initial sync runs."""
         self.tell(events.Opened(), events.Welcomed(5), events.Begun(5))
         return self
 

@@ -279,7 +279,7 @@ def test_a_bad_frame_in_a_session_is_a_lost_connection_and_no_more(run: Run, wha
 
 @pytest.mark.parametrize("error", [BadFrame("it holds less than it said"), Fenced("the session is solo")])
 def test_a_session_that_is_not_resumed_closes_that_connection_and_tries_on(run: Run, error: Exception) -> None:
-    """A session that is over by the arbiter's word was once fenced by its agent's return: its VM was put away."""
+    """A session that is over by the arbiter's word was once fenced by its agent's return: its VM was quarantined."""
     errors = [error, error]
 
     def resume() -> None:

@@ -382,7 +382,7 @@ def test_rehearse_where_nobody_knows(daemons: FakeDaemons) -> None:
 
 
 def test_forget(daemons: FakeDaemons) -> None:
-    done = Forgotten(vm="db1", kept=["/kept/vda.raw"], moved=["/i/db1/forgotten-term7/vda.raw"])
+    done = Forgotten(vm="db1", quarantined_disks=["/kept/vda.raw"], moved=["/i/db1/forgotten-term7/vda.raw"])
     daemons.start("agent", {Forget: done})
     assert "say --yes" in run(daemons, "forget", "db1", exit_code=2).stderr
     out = run(daemons, "forget", "db1", "--yes").stdout

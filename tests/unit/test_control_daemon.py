@@ -146,7 +146,7 @@ def test_a_vm_is_not_forgotten_when_libvirt_does_not_know(config: HostConfig) ->
 
 
 def test_a_fenced_vm_is_protected_to_nobody(config: HostConfig) -> None:
-    put(config, "db1", role="fenced", term=8, peer="beta", owner="beta", put_away=True)
+    put(config, "db1", role="fenced", term=8, peer="beta", owner="beta", quarantined=True)
     running = Running(config)
     assert running.status("db1").term == 8
     for peer in ("beta", "gamma"):
@@ -195,7 +195,7 @@ def test_a_vm_with_the_gate_still_in_has_passed_the_preflight(config: HostConfig
 
 
 def test_a_vm_that_turns_out_to_be_fenced_says_so(daemon: Running, config: HostConfig) -> None:
-    fenced = {"role": "fenced", "term": 9, "owner": "beta", "reason": "term 9", "put_away": True}
+    fenced = {"role": "fenced", "term": 9, "owner": "beta", "reason": "term 9", "quarantined": True}
     script(config, "db1", saves=fenced, refusal=Failed.by(Fenced("term 9 exists")))
     with pytest.raises(Fenced):
         daemon.protect("db1")
@@ -263,7 +263,7 @@ def test_what_is_not_protected_here_has_nowhere_to_go(daemon: Running, config: H
     with pytest.raises(NotProtected, match="nowhere to move it to") as caught:
         daemon.ask(Switchover(vm=VmName("db1")))
     assert caught.value.hint == "protect it first: remusdb protect db1 --to HOST"
-    put(config, "web", role="fenced", term=8, peer="beta", owner="beta", put_away=True)
+    put(config, "web", role="fenced", term=8, peer="beta", owner="beta", quarantined=True)
     with pytest.raises(Fenced):
         daemon.ask(Switchover(vm=VmName("web")))
 
@@ -271,16 +271,16 @@ def test_what_is_not_protected_here_has_nowhere_to_go(daemon: Running, config: H
 # --- fencing: this machine's agent keeps a standby of the VM, of a newer term ---
 
 
-def test_a_newer_owner_ends_the_worker_before_the_vm_is_put_away(daemon: Running, config: HostConfig) -> None:
+def test_a_newer_owner_ends_the_worker_before_the_vm_is_quarantined(daemon: Running, config: HostConfig) -> None:
     daemon.protect("db1")
     pid = daemon.worker_pid("db1")
     for _ in range(2):  # asked again, after an answer that was lost
         daemon.ask(Fence(vm=VmName("db1"), owner="gamma", term=8))
-    assert gone(pid) and daemon.put_aways.done == ["db1 fenced keep"]
+    assert gone(pid) and daemon.quarantines.done == ["db1 fenced keep"]
     told = daemon.status("db1")
     assert (told.state, told.owner, told.term) == ("fenced", "gamma", 8)
     kept = StateStore(config.host.state_dir).load("db1")
-    assert (kept.role, kept.owner, kept.armed, kept.put_away, kept.kept) == (
+    assert (kept.role, kept.owner, kept.armed, kept.quarantined, kept.quarantined_disks) == (
         *("fenced", "gamma", False, True),
         {"vda": "/kept/vda.raw"},
     )
@@ -291,7 +291,7 @@ def test_an_owner_of_no_newer_term_is_not_believed(daemon: Running) -> None:
     for term in (0, 7):
         with pytest.raises(RefusedForSafety, match="is not newer than 7"):
             daemon.ask(Fence(vm=VmName("db1"), owner="gamma", term=term))
-    assert daemon.status("db1").state == "protected" and daemon.put_aways.done == []
+    assert daemon.status("db1").state == "protected" and daemon.quarantines.done == []
 
 
 def test_a_term_that_is_too_far_away_is_come_near_to(daemon: Running) -> None:
@@ -301,12 +301,12 @@ def test_a_term_that_is_too_far_away_is_come_near_to(daemon: Running) -> None:
     assert 7 < daemon.status("db1").term < TERM_MAX
 
 
-def test_a_vm_that_could_not_be_put_away_is_fenced_all_the_same(daemon: Running, config: HostConfig) -> None:
-    daemon.put_aways.failure = VmError("libvirt did not answer")
+def test_a_vm_that_could_not_be_quarantined_is_fenced_all_the_same(daemon: Running, config: HostConfig) -> None:
+    daemon.quarantines.failure = VmError("libvirt did not answer")
     with pytest.raises(VmError, match="did not answer"):
         daemon.ask(Fence(vm=VmName("db1"), owner="gamma", term=8))
     kept = StateStore(config.host.state_dir).load("db1")
-    assert (kept.role, kept.owner, kept.term, kept.put_away) == ("fenced", "gamma", 8, False)
+    assert (kept.role, kept.owner, kept.term, kept.quarantined) == ("fenced", "gamma", 8, False)
 
 
 # --- two at a time ---

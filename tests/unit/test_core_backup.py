@@ -188,15 +188,15 @@ def test_a_session_that_comes_to_nothing_makes_nobody_the_owner(role: Any) -> No
         term=7,
         owner="",
         peer="c",
-        why=Reason.of(Code.PUT_AWAY, owner="c", term=7, note="kept"),
-        put_away=True,
+        why=Reason.of(Code.QUARANTINED, owner="c", term=7, note="kept"),
+        quarantined=True,
     )
     run.tell(event.LookedUp(hailed(LINE, hello(7))))
     assert run.now.standby.owner == "a"
     done = run.tell(event.NotStarted(LINE, "broke", Refuse("internal")))
     save = only(done, do.Save)
     assert save.role == role and save.changes == {"owner": "", "peer": "c", "uuid": ""}
-    assert save.why.code is (Code.PUT_AWAY if role == "fenced" else Code.NOT_STARTED)
+    assert save.why.code is (Code.QUARANTINED if role == "fenced" else Code.NOT_STARTED)
     assert done.index(save) < done.index(only(done, do.Refused)) and refusal(done).term == 8
     assert run.stands(Phase.EMPTY) and run.now.standby.owner == "" and not run.backup.busy
 
@@ -246,7 +246,7 @@ def test_nobody_hears_a_word_while_a_takeover_may_still_fail(make: Callable[[], 
     run = make()
     before = run.phase
     for said in (hailed(2, hello(1)), hailed(2, hello(1, resume=True)), hailed(2, hello(9))):
-        for one in (said, event.LookedUp(said), event.PutAway(said)):  # whatever it waited for meanwhile
+        for one in (said, event.LookedUp(said), event.Quarantined(said)):  # whatever it waited for meanwhile
             done = run.tell(one)
             answer = refusal(done)
             assert kinds(done) == [do.Refused] and answer.code == "deciding"
@@ -267,14 +267,14 @@ def test_only_a_host_that_runs_the_vm_fences() -> None:
     assert answer.code == "deciding" and not answer.fenced
 
 
-def test_what_ran_here_is_put_away_before_its_new_owner_is_served() -> None:
+def test_what_ran_here_is_quarantined_before_its_new_owner_is_served() -> None:
     run = Run(role="protected", term=7, owner="b", peer="c", armed=True)
     said = hailed(LINE, hello(8, "c"))
     assert run.tell(event.LookedUp(said)) == [do.YieldVm(said)]
-    answer = refusal(run.tell(event.PutAway(said, "no daemon", "start it")))
-    assert "not put away: no daemon" in answer.reason and answer.hint == "start it"
-    run.tell(event.Read(event.Durable("fenced", 8, "c", "c", put_away=True)))
-    assert do.StartStandby in kinds(run.tell(event.PutAway(said)))
+    answer = refusal(run.tell(event.Quarantined(said, "no daemon", "start it")))
+    assert "not quarantined: no daemon" in answer.reason and answer.hint == "start it"
+    run.tell(event.Read(event.Durable("fenced", 8, "c", "c", quarantined=True)))
+    assert do.StartStandby in kinds(run.tell(event.Quarantined(said)))
 
 
 def test_what_does_not_fit_is_refused_at_the_door() -> None:
@@ -685,7 +685,7 @@ def test_a_takeover_that_died_is_finished_or_given_back(runs: bool) -> None:
 
 
 def test_without_a_replica_the_file_counts_and_with_one_it_does_not() -> None:
-    other = event.Durable("fenced", 9, "c", "c", put_away=True)
+    other = event.Durable("fenced", 9, "c", "c", quarantined=True)
     for run in (seeding(), ready(), deciding(), promoting()):
         before = run.now.durable
         assert not run.backup.rereads and run.tell(event.Read(other)) == [] and run.now.durable == before

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of putting a VM away that need no libvirt: which QEMU is meant, and where its disks go."""
+"""What of quarantining a VM needs no libvirt: which QEMU is meant, and where its disks go."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from remusdb.errors import DiskError
-from remusdb.host.quarantine.files import SavedDefinition, remove_older, set_aside
-from remusdb.host.quarantine.retire import put_away
+from remusdb.host.quarantine.files import SavedDefinition, move_aside, remove_older
+from remusdb.host.quarantine.retire import quarantine
 from remusdb.state import VmState
 from remusdb.vm.process import is_qemu_of
 
 
 @pytest.mark.parametrize("role", ["none", "seeding", "protected", "solo", "standby", "promoting", "promoted"])
-def test_only_a_fenced_vm_is_put_away(tmp_path: Path, role: Any) -> None:
+def test_only_a_fenced_vm_is_quarantined(tmp_path: Path, role: Any) -> None:
     with pytest.raises(ValueError, match=role):
-        put_away("qemu:///system", VmState(vm="pg", role=role), "keep", tmp_path, tmp_path)
+        quarantine("qemu:///system", VmState(vm="pg", role=role), "keep", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -49,31 +49,43 @@ def test_our_disk_moves_once_and_others_stay(tmp_path: Path) -> None:
     ours, theirs = folder / "vda.raw", tmp_path / "data.raw"
     for path in (ours, theirs):
         path.write_text(path.name)
-    kept = str(folder / "kept-term7" / "vda.raw")
-    assert set_aside(str(ours), folder, 7) == kept
-    assert set_aside(str(ours), folder, 7) == kept, "again, after a crash"
-    assert set_aside(kept, folder, 7) == kept
-    assert set_aside(str(theirs), folder, 7) == str(theirs)
+    kept = str(folder / "quarantine-term7" / "vda.raw")
+    assert move_aside(str(ours), folder, 7) == kept
+    assert move_aside(str(ours), folder, 7) == kept, "again, after a crash"
+    assert move_aside(kept, folder, 7) == kept
+    assert move_aside(str(theirs), folder, 7) == str(theirs)
     assert (Path(kept).read_text(), theirs.exists(), ours.exists()) == ("vda.raw", True, False)
     ours.write_text("the next session's")
-    assert set_aside(str(ours), folder, 7) == kept
+    assert move_aside(str(ours), folder, 7) == kept
     assert Path(kept).read_text() == "vda.raw", "what is kept is never overwritten"
 
 
 def test_a_disk_that_cannot_move_is_told(tmp_path: Path) -> None:
     (tmp_path / "vda.raw").touch()
-    (tmp_path / "kept-term7").touch()
-    with pytest.raises(DiskError, match="kept-term7"):
-        set_aside(str(tmp_path / "vda.raw"), tmp_path, 7)
+    (tmp_path / "quarantine-term7").touch()
+    with pytest.raises(DiskError, match="quarantine-term7"):
+        move_aside(str(tmp_path / "vda.raw"), tmp_path, 7)
 
 
 def test_only_older_folders_of_ours_go(tmp_path: Path) -> None:
-    for name in ("kept-term3", "kept-term9", "kept-term12", "kept-terms", "kept-term1x", "other"):
+    for name in (
+        "quarantine-term3",
+        "quarantine-term9",
+        "quarantine-term12",
+        "quarantine-terms",
+        "quarantine-term1x",
+        "other",
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "vda.raw").touch()
     assert remove_older(tmp_path, 10) == [], "nothing was kept in term 10"
-    assert remove_older(tmp_path, 12) == [tmp_path / "kept-term3", tmp_path / "kept-term9"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept-term12", "kept-term1x", "kept-terms", "other"]
+    assert remove_older(tmp_path, 12) == [tmp_path / "quarantine-term3", tmp_path / "quarantine-term9"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "other",
+        "quarantine-term12",
+        "quarantine-term1x",
+        "quarantine-terms",
+    ]
 
 
 def test_the_definition_follows_the_disks(tmp_path: Path) -> None:

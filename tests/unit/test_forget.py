@@ -30,23 +30,23 @@ def try_to(replica: Replica, *, lose: bool = False, there: bool = False) -> Forg
 def images(replica: Replica, tmp_path: Path) -> Path:
     """The VM's folder, with a disk and what was set aside before."""
     folder = tmp_path / "images" / "vm"
-    (folder / "kept-term3").mkdir(parents=True)
-    for name in ("vda.raw", "nvram.fd", "kept-term3/vda.raw"):
+    (folder / "quarantine-term3").mkdir(parents=True)
+    for name in ("vda.raw", "nvram.fd", "quarantine-term3/vda.raw"):
         (folder / name).write_text(name)
     msgspec.structs.force_setattr(replica.context.config.agent, "image_dir", tmp_path / "images")
     return folder
 
 
 def test_who_comes_next_may(replica: Replica, tmp_path: Path, images: Path) -> None:
-    put(tmp_path, role="none", term=7, owner="a", peer="a", uuid=UUID, kept={"vda": "/kept/vda.raw"})
+    put(tmp_path, role="none", term=7, owner="a", peer="a", uuid=UUID, quarantined_disks={"vda": "/kept/vda.raw"})
     assert isinstance(told(replica, hello("c", 0, uuid=OTHER)), Refuse)
     done = try_to(replica)
-    assert done.kept == ["/kept/vda.raw"]
+    assert done.quarantined_disks == ["/kept/vda.raw"]
     assert sorted(done.moved) == [str(images / "forgotten-term7" / name) for name in ("nvram.fd", "vda.raw")]
-    assert sorted(path.name for path in images.iterdir()) == ["forgotten-term7", "kept-term3"]
+    assert sorted(path.name for path in images.iterdir()) == ["forgotten-term7", "quarantine-term3"]
     assert (images / "forgotten-term7" / "vda.raw").read_text() == "vda.raw"
     kept = StateStore(tmp_path).load("vm")
-    assert (kept.role, kept.term, kept.owner, kept.uuid, kept.kept) == ("none", 7, "", "", {})
+    assert (kept.role, kept.term, kept.owner, kept.uuid, kept.quarantined_disks) == ("none", 7, "", "", {})
     answer = told(replica, hello("c", 0, uuid=OTHER))
     assert isinstance(answer, Welcome) and answer.term == 8
 

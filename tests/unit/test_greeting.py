@@ -49,14 +49,14 @@ def refused(replica: Replica, said: Hello, peer: str = "") -> Refuse:
 
 @pytest.fixture
 def yielded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, int]]:
-    """What the host daemon was asked to put away."""
+    """What the host daemon was asked to quarantine."""
     asked: list[tuple[str, int]] = []
 
-    def put_away(_context: Context, vm: str, owner: str, term: int) -> None:
+    def quarantine(_context: Context, vm: str, owner: str, term: int) -> None:
         asked.append((owner, term))
-        StateStore(tmp_path).update(vm, role="fenced", owner=owner, term=term, put_away=True)
+        StateStore(tmp_path).update(vm, role="fenced", owner=owner, term=term, quarantined=True)
 
-    monkeypatch.setattr(Context, "yield_vm", put_away)
+    monkeypatch.setattr(Context, "yield_vm", quarantine)
     return asked
 
 
@@ -91,7 +91,7 @@ def test_a_hello_does_not_end_a_vm_that_runs_here(
     assert isinstance(answer, Refuse) and answer.fenced and answer.term == 7 and yielded == []
 
 
-def test_the_backup_that_took_it_over_has_the_old_one_put_away(
+def test_the_backup_that_took_it_over_has_the_old_one_quarantined(
     replica: Replica, tmp_path: Path, yielded: list[tuple[str, int]]
 ) -> None:
     put(tmp_path, role="protected", term=7, owner="b", peer="c", armed=True, uuid=UUID)
@@ -165,7 +165,7 @@ def test_a_promotion_that_was_never_followed_up_fences_nobody(replica: Replica, 
         assert isinstance(answer, Refuse) and answer.code == "deciding" and not answer.fenced
 
 
-def test_a_fenced_vm_that_is_not_put_away_stays_the_owners(
+def test_a_fenced_vm_that_is_not_quarantined_stays_the_owners(
     replica: Replica, tmp_path: Path, yielded: list[tuple[str, int]]
 ) -> None:
     put(tmp_path, role="fenced", term=7, owner="c", peer="c", uuid=UUID)
@@ -183,7 +183,7 @@ def test_a_host_daemon_that_cannot_put_it_away_is_told(
     monkeypatch.setattr(Context, "yield_vm", away)
     put(tmp_path, role="fenced", term=7, owner="c", peer="c", uuid=UUID)
     answer = refused(replica, hello("c", 7))
-    assert "not put away: no host daemon" in answer.reason and answer.hint == "start it"
+    assert "not quarantined: no host daemon" in answer.reason and answer.hint == "start it"
 
 
 def test_who_is_asked_tells_which_vm_it_means(replica: Replica, tmp_path: Path) -> None:
@@ -286,9 +286,23 @@ def test_a_stranger_for_whom_the_arbiter_is_asked_does_not_hold_up_the_owner(rep
 
 
 def test_a_superseded_vm_stays_so_when_a_session_comes_to_nothing(replica: Replica, tmp_path: Path) -> None:
-    put(tmp_path, role="fenced", term=7, owner="a", peer="a", uuid=UUID, put_away=True, kept={"vda": "/kept/vda.raw"})
+    put(
+        tmp_path,
+        role="fenced",
+        term=7,
+        owner="a",
+        peer="a",
+        uuid=UUID,
+        quarantined=True,
+        quarantined_disks={"vda": "/kept/vda.raw"},
+    )
 
     FakeMachine.failure = CannotProtect("no room")
     assert "no room" in told(replica, hello("a", 7)).reason  # type: ignore[union-attr]
     kept = StateStore(tmp_path).load("vm")
-    assert (kept.role, kept.owner, kept.put_away, kept.kept) == ("fenced", "a", True, {"vda": "/kept/vda.raw"})
+    assert (kept.role, kept.owner, kept.quarantined, kept.quarantined_disks) == (
+        "fenced",
+        "a",
+        True,
+        {"vda": "/kept/vda.raw"},
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initial copy over connections that break: what each side keeps, sends again and waits for."""
+"""The initial sync over connections that break: what each side keeps, sends again and waits for."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_the_agent_is_told_which_hashes_are_here() -> None:
 
 
 class Listening:
-    """A session in its initial copy."""
+    """A session in its initial sync."""
 
     def __init__(self) -> None:
         self.given_up: list[str] = []

@@ -110,7 +110,9 @@ def test_what_a_host_daemon_answers(daemon: Running, config: HostConfig, argumen
 
 def test_what_an_agent_answers(context: Context, run_dir: Path) -> None:
     registry = Registry(context)
-    context.store.update("old", role="promoted", term=3, owner="b", peer="a", kept={"vda": "/kept/vda.raw"})
+    context.store.update(
+        "old", role="promoted", term=3, owner="b", peer="a", quarantined_disks={"vda": "/kept/vda.raw"}
+    )
     with registry.using("vm") as replica:
         stream: Any = Stream()
         assert isinstance(replica.greet(stream, hello()), Welcome)

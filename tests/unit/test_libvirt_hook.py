@@ -32,7 +32,7 @@ def ask(
         ({"role": "protected", "armed": True}, False, False),
         ({"role": "solo", "armed": True}, True, True),
         ({"role": "fenced", "owner": "b"}, False, False),
-        ({"role": "fenced", "put_away": True}, False, False),
+        ({"role": "fenced", "quarantined": True}, False, False),
         ({"role": "standby", "armed": True}, True, False),
         ({"role": "promoting"}, True, False),
         ({"role": "promoted"}, True, True),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rounds of the initial copy of memory, over a VM that is a list."""
+"""The rounds of the initial sync of memory, over a VM that is a list."""
 
 from __future__ import annotations
 

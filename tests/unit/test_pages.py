@@ -197,7 +197,7 @@ def test_pages_outside_of_the_block_are_found_before_they_are_applied() -> None:
 
 
 def test_a_shadow_that_was_always_zero_stays_unallocated() -> None:
-    """The initial copy of a mostly empty VM must not double its memory."""
+    """The initial sync of a mostly empty VM must not double its memory."""
     import resource
 
     shadow = np.zeros((50_000, PAGE_BYTES), np.uint8)

@@ -204,7 +204,7 @@ def test_what_is_only_advice(xml: str, answer: dict[str, Any], name: str, why: s
     assert why in checks[name].detail and checks[name].hint
 
 
-def test_a_definition_is_put_away_with_all_that_belongs_to_it() -> None:
+def test_a_definition_is_undefined_with_all_that_belongs_to_it() -> None:
     (one,) = same(name="db 1", autostart=True, leftovers=["--managed-save", "--keep-nvram"])
     xml = XML.replace("<name>db1", "<name>db 1")
     assert look(xml, namesakes=[one])["peer domains"].hint == (

@@ -78,16 +78,16 @@ def test_without_the_backups_answer_the_output_stays_held(daemon: Running) -> No
         daemon.protect("db1", "gamma")
 
 
-def test_what_another_host_owns_is_put_away(daemon: Running, config: HostConfig) -> None:
+def test_what_another_host_owns_is_quarantined(daemon: Running, config: HostConfig) -> None:
     daemon.others.say("beta", "promoted", owner="beta", ahead=1)
     daemon.protect("db1")
     os.kill(daemon.worker_pid("db1"), signal.SIGKILL)
-    eventually(lambda: bool(daemon.status("db1").kept))
+    eventually(lambda: bool(daemon.status("db1").quarantined_disks))
     told = daemon.status("db1")
     assert (told.state, told.owner, told.term) == ("fenced", "beta", 8)
-    assert told.why == Reason.of(Code.PUT_AWAY, owner="beta", term=8, note="disks kept: vda")
-    assert daemon.put_aways.done == ["db1 fenced keep"]
-    eventually(lambda: events(daemon, config, "db1")[-2:] == ["fenced", "kept"])
+    assert told.why == Reason.of(Code.QUARANTINED, owner="beta", term=8, note="disks kept: vda")
+    assert daemon.quarantines.done == ["db1 fenced keep"]
+    eventually(lambda: events(daemon, config, "db1")[-2:] == ["fenced", "quarantined"])
 
 
 def test_a_host_that_the_peer_names_is_asked_itself(config: HostConfig) -> None:
@@ -96,7 +96,7 @@ def test_a_host_that_the_peer_names_is_asked_itself(config: HostConfig) -> None:
     others.say("gamma", "protected", owner="gamma", ahead=2)
     put(config, "db1", **ARMED)
     with Running(config, others=others) as running:
-        eventually(lambda: bool(running.put_aways.done))
+        eventually(lambda: bool(running.quarantines.done))
         told = running.status("db1")
         assert (told.state, told.owner, told.term) == ("fenced", "gamma", 9)
         assert set(others.asked) == {"beta", "gamma"}
@@ -118,7 +118,7 @@ def test_one_hosts_word_about_another_destroys_nothing(config: HostConfig, gamma
     put(config, "db1", **ARMED)
     with Running(config, others=others) as running:
         shows(running, "held", Code.OWNER_UNCONFIRMED, peer="beta", owner="gamma")
-        assert running.put_aways.done == []
+        assert running.quarantines.done == []
 
 
 @pytest.mark.parametrize(("state", "ahead", "shown"), [(ARMED, 0, "held"), (SOLO, 3, "solo")])
@@ -132,7 +132,7 @@ def test_a_takeover_that_nobody_had_a_right_to_is_an_operators_to_settle(
     with Running(config, others=others) as running:
         shows(running, shown, Code.OWNER_DISPUTED, peer="beta", term=str(7 + ahead))
         assert running.status("db1").hint == "where it is not needed, on beta: remusdb forget db1"
-        assert running.put_aways.done == [] and not (config.host.state_dir / "db1.spec").exists()
+        assert running.quarantines.done == [] and not (config.host.state_dir / "db1.spec").exists()
 
 
 def test_a_backup_that_decides_just_now_is_waited_for(config: HostConfig) -> None:
@@ -161,7 +161,7 @@ def test_a_peer_that_was_taken_out_of_the_configuration_is_named(config: HostCon
         assert running.others.asked == []
 
 
-FENCED = {"role": "fenced", "term": 9, "owner": "beta", "reason": "term 9", "put_away": True}
+FENCED = {"role": "fenced", "term": 9, "owner": "beta", "reason": "term 9", "quarantined": True}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_the_arbiters_record_counts_where_nobody_answers(config: HostConfig, ter
     arbiter = FakeArbiter(Ownership("beta", term))
     with Running(with_arbiter(config), others=beta_is_away(), arbiter=arbiter) as running:
         shows(running, state)
-        assert bool(running.put_aways.done) is (state == "fenced")
+        assert bool(running.quarantines.done) is (state == "fenced")
 
 
 def test_without_the_arbiters_answer_the_backups_word_is_enough_to_protect_again(config: HostConfig) -> None:
@@ -357,24 +357,24 @@ def test_unreadable_state_is_shown_and_not_overwritten(config: HostConfig, text:
 
 
 @pytest.mark.parametrize("failure", [VmError("libvirt did not answer"), ZeroDivisionError()], ids=["error", "bug"])
-def test_a_vm_that_could_not_be_put_away_is_tried_again_and_no_other_waits_for_it(
+def test_a_vm_that_could_not_be_quarantined_is_tried_again_and_no_other_waits_for_it(
     config: HostConfig, failure: Exception
 ) -> None:
     put(config, "db1", role="fenced", term=8, owner="beta", peer="beta", reason="beta owns it")
     put(config, "web", **ARMED)
     running = Running(config)
-    running.put_aways.failure = failure
+    running.quarantines.failure = failure
     with running:
-        eventually(lambda: len(running.put_aways.done) > 2)
+        eventually(lambda: len(running.quarantines.done) > 2)
         eventually(lambda: running.status("web").state == "protected")
-        assert not StateStore(config.host.state_dir).load("db1").put_away
+        assert not StateStore(config.host.state_dir).load("db1").quarantined
         with pytest.raises(Fenced):
             running.protect("db1")
-        running.put_aways.failure = None
-        eventually(lambda: StateStore(config.host.state_dir).load("db1").put_away)
-        done = len(running.put_aways.done)
+        running.quarantines.failure = None
+        eventually(lambda: StateStore(config.host.state_dir).load("db1").quarantined)
+        done = len(running.quarantines.done)
         time.sleep(MOMENT_S)
-        assert len(running.put_aways.done) == done, "what is put away stays so"
+        assert len(running.quarantines.done) == done, "what is quarantined stays so"
 
 
 def test_a_session_that_ended_by_itself_can_be_followed_by_another(daemon: Running, config: HostConfig) -> None:

@@ -120,7 +120,7 @@ def test_what_an_earlier_agent_left_is_finished_and_then_forgotten(context: Cont
 
 
 def test_a_takeover_that_died_is_told_as_undecided(context: Context) -> None:
-    """Before it is known that the VM runs here, nobody may be put away for it."""
+    """Before it is known that the VM runs here, nobody may be quarantined for it."""
     context.store.update("vm", role="promoting", term=3, owner="b", peer="a")
     registry = Registry(context)
     assert registry.standing("vm").owner == ""
@@ -148,7 +148,7 @@ def in_its_place(make: Callable[[Path], None]) -> Callable[[Path], None]:
         lambda file: file.write_text('{"format": 2, "vm": "bad", "term": 9223372036854775807}'),
         lambda file: file.write_text('{"format": 2, "vm": "bad", "term": true}'),
         lambda file: file.write_text('{"format": 2, "vm": "good"}'),
-        lambda file: file.write_text('{"format": 2, "vm": "bad", "kept": ["vda"]}'),
+        lambda file: file.write_text('{"format": 2, "vm": "bad", "quarantined_disks": ["vda"]}'),
         lambda file: file.write_bytes(b'{"format": 2, "vm": "bad", "reason": "\xff"}'),
         in_its_place(Path.mkdir),
         in_its_place(os.mkfifo),  # nobody writes: whoever opens it to read waits for ever

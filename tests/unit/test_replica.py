@@ -364,7 +364,7 @@ def test_a_lost_copy_is_taken_up_where_it_was(replica: Replica) -> None:
 
 
 def test_a_whole_replica_is_moved_by_epochs_alone(replica: Replica) -> None:
-    """A frame of the initial copy that comes late would change memory between two epochs, or in a takeover."""
+    """A frame of the initial sync that comes late would change memory between two epochs, or in a takeover."""
     stream = ready(replica)
     with pytest.raises(BadFrame, match="after its end"):
         replica.take(stream, Frame(FrameType.PAGES, 1, 0, b""))

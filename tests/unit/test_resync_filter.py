@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initial copy onto an older image: whatever the records and the base, the image ends as if it had been empty."""
+"""The initial sync onto an older image: whatever the records and the base, the image ends as if it had been empty."""
 
 from __future__ import annotations
 

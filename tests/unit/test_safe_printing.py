@@ -64,7 +64,7 @@ FOUL = "\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\u202egnorw\u2066\nremusdb: all is wel
 HARMLESS = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]*\Z")
 VM = VmStatus(
     vm="db1", state="held", reason=FOUL, peer=FOUL, term=3, committed=812, clock_slow=FOUL, owner=FOUL, gate=FOUL,
-    kept={FOUL: FOUL},
+    quarantined_disks={FOUL: FOUL},
 )  # fmt: skip
 EVENT: dict[str, Any] = {
     "vm": "db1", "host": "alpha", "by": "worker", "event": "held", "was": "protected", "now": "held", "reason": FOUL,

@@ -32,7 +32,7 @@ class Recorder(FakeMachine):
 
 @pytest.fixture
 def replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replica]:
-    monkeypatch.setattr(Context, "yield_vm", lambda *_args: pytest.fail("the VM that runs here is put away"))
+    monkeypatch.setattr(Context, "yield_vm", lambda *_args: pytest.fail("the VM that runs here is quarantined"))
     Recorder.hellos = []
     config = AgentConfig(agent=Agent(name="b"), failover=Failover(automatic=False), limits=Limits())
     admission = Admission(available=lambda: 1 << 40)
@@ -62,7 +62,7 @@ BAD = {
 def test_a_vm_that_is_not_started_here_changes_nothing(
     replica: Replica, tmp_path: Path, name: str, runs_here: bool
 ) -> None:
-    """No term, no state, no history; a VM that this host took over is not put away for it."""
+    """No term, no state, no history; a VM that this host took over is not quarantined for it."""
     if runs_here:
         StateStore(tmp_path).update("vm", role="promoted", term=7, owner="b", peer="a")
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

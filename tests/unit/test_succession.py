@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from remusdb.core.ownership import Ownership
 from remusdb.core.succession import Known, Succession, begins, resumes
 
-SERVE, PUT_AWAY, RUNS_HERE, UNDECIDED, STRANGER = Succession
+SERVE, QUARANTINE, RUNS_HERE, UNDECIDED, STRANGER = Succession
 
 NEW = Known("b")
 STANDBY = Known("b", 5, "a", "a")
@@ -44,18 +44,18 @@ AT_HOME = Known("b", 6, "b", "c")  # it was protected from here, and is not any 
         (PROMOTED, "a", 5, None, RUNS_HERE),
         (PROMOTED, "a", 99, None, RUNS_HERE),  # nobody can have taken it over from here: it is not protected
         (PROMOTED, "c", 99, None, RUNS_HERE),
-        (PROMOTED, "a", 8, Ownership("a", 8), PUT_AWAY),
+        (PROMOTED, "a", 8, Ownership("a", 8), QUARANTINE),
         (PROMOTED, "a", 8, Ownership("a", 5), RUNS_HERE),
         (PROMOTING, "a", 8, None, UNDECIDED),
-        (PROMOTING, "a", 8, Ownership("a", 8), PUT_AWAY),
+        (PROMOTING, "a", 8, Ownership("a", 8), QUARANTINE),
         (ALONE, "c", 99, None, RUNS_HERE),
-        (PROTECTED, "c", 7, None, PUT_AWAY),  # its backup, which took it over
+        (PROTECTED, "c", 7, None, QUARANTINE),  # its backup, which took it over
         (PROTECTED, "c", 6, None, RUNS_HERE),  # a late HELLO of before
         (PROTECTED, "a", 99, None, RUNS_HERE),  # a -> b -> c -> a with b dead: an operator's word is needed
         (PROTECTED, "c", 9, Ownership("b", 6), RUNS_HERE),  # the arbiter knows of no takeover
-        (PROTECTED, "a", 9, Ownership("a", 9), PUT_AWAY),
+        (PROTECTED, "a", 9, Ownership("a", 9), QUARANTINE),
         (AT_HOME, "c", 99, None, STRANGER),
-        (AT_HOME, "c", 9, Ownership("c", 9), PUT_AWAY),
+        (AT_HOME, "c", 9, Ownership("c", 9), QUARANTINE),
     ],
 )
 def test_who_may_begin(known: Known, primary: str, term: int, record: Ownership | None, answer: Succession) -> None:
@@ -98,9 +98,9 @@ def test_a_hello_alone_makes_nobody_the_owner(known: Known, primary: str, term: 
     by_record = record is not None and primary in (record.owner, record.previous if not record.owner else "")
     by_owner = record is None and not known.owns and known.owner in ("", primary)
     by_peer = record is None and known.owns and known.armed and primary == known.peer
-    if found in (SERVE, PUT_AWAY):
+    if found in (SERVE, QUARANTINE):
         assert by_record or by_owner or by_peer
-    if found is PUT_AWAY:
+    if found is QUARANTINE:
         assert known.owns or known.owner == known.host
     if found is RUNS_HERE:
         assert known.ran

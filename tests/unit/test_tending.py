@@ -57,7 +57,7 @@ def test_who_is_to_be_asked_itself(standing: Standing, named: str) -> None:
     [
         (says("b", 9), True),
         (says("b", 5), True),  # both think so, in the same term: by an operator's word that was not true
-        (says("b", 4), False),  # it was taken over from there: it will be put away there
+        (says("b", 4), False),  # it was taken over from there: it will be quarantined there
         (says("b", 9, "another"), False),
         (says("c", 9), False),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies the memory of a running VM again and again as the initial copy does, and compares it byte for byte.
+"""Copies the memory of a running VM again and again as the initial sync does, and compares it byte for byte.
 
 A program, for it must run where the VM does: `python -m tests.vm.read_oracle VM ROUNDS [live]`. Every few rounds the
 VM is stopped for good, a last cut is taken as epoch 1 would be, and the replica must be the VM's memory. The result is

@@ -139,14 +139,14 @@ def test_worker_dies_at_any_moment(pair: Pair) -> None:
             assert pair.product.standby(vm.name)["state"] == "promoted" and pair.runs(vm, pair.b)
             again = pair.protect(vm.name, check=False)
             assert again.returncode == 7 and "host b owns" in again.stderr, again.stderr
-            pair.await_event(vm.name, "kept")
+            pair.await_event(vm.name, "quarantined")
             assert vm.name not in pair.a.run(["virsh", "list", "--all", "--name"]).stdout
         for host in (pair.a, pair.b):
             host.run(["virsh", "destroy", vm.name], check=False)
 
 
 def test_worker_dies_in_any_step_of_protect(pair: Pair) -> None:
-    """Killed at different moments of the initial copy: the VM runs, and is protected in the end or as it was found."""
+    """Killed at different moments of the initial sync: the VM runs, and is protected in the end or as it was found."""
     vm = pair.bare()
     network = network_of(pair.a)
     for delay_s in (0.4, 0.7, 1.0, 1.3, 1.6):
@@ -224,7 +224,7 @@ def test_operator_fails_over(pair: Pair) -> None:
     assert pair.product.standby(vm.name)["state"] == "promoted"
     assert pair.runs(vm, pair.b)
     pair.await_state(vm.name, "fenced")
-    pair.await_event(vm.name, "kept")
+    pair.await_event(vm.name, "quarantined")
     pair.b.run(["virsh", "destroy", vm.name])
 
 

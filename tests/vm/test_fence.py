@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fenced VM is put away, and cannot be started by accident: real libvirt, real QEMU, no daemon of ours."""
+"""A fenced VM is quarantined, and cannot be started by accident: real libvirt, real QEMU, no daemon of ours."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from tools.lab import Host, Lab, domains
 from tools.lab.guest import Mode
 
 STATE, IMAGES = "/var/lib/remusdb", "/var/lib/remusdb/images"
-KEPT = f"{STATE}/kept"
+KEPT = f"{STATE}/quarantine"
 
 # What the host daemon does, in the host's namespaces. A thread that hangs in libvirt must not keep it from ending.
-PUT_AWAY = f"""
+QUARANTINE = f"""
 import json, os, sys, traceback
 from pathlib import Path
 from remusdb.errors import RemusError
-from remusdb.host.quarantine.retire import put_away
+from remusdb.host.quarantine.retire import quarantine
 from remusdb.state import StateStore
 vm, policy = sys.argv[1:]
 try:
-    done = put_away("qemu:///system", StateStore(Path("{STATE}")).load(vm), policy, Path("{IMAGES}"), Path("{STATE}"))
+    done = quarantine("qemu:///system", StateStore(Path("{STATE}")).load(vm), policy, Path("{IMAGES}"), Path("{STATE}"))
     print(json.dumps([done.disks, str(done.definition), done.note]))
     code = 0
 except RemusError as exc:
@@ -75,9 +75,9 @@ class Fenced:
     def virsh(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.host.run(["virsh", *words], check=check)
 
-    def put_away(self, vm: domains.Vm, policy: str = "keep") -> tuple[dict[str, str], Path, str]:
-        """Disks, definition (seen from outside) and note. RuntimeError with put_away's own words."""
-        done = self.host.run([sys.executable, "-c", PUT_AWAY, vm.name, policy], timeout_s=90)
+    def quarantine(self, vm: domains.Vm, policy: str = "keep") -> tuple[dict[str, str], Path, str]:
+        """Disks, definition (seen from outside) and note. RuntimeError with the error's own words."""
+        done = self.host.run([sys.executable, "-c", QUARANTINE, vm.name, policy], timeout_s=90)
         disks, definition, note = json.loads(done.stdout)
         return disks, self.host.path(definition), note
 
@@ -112,14 +112,14 @@ def test_a_running_vm_ends_and_can_be_got_back(fenced: Fenced) -> None:
     vm = fenced.vm()
     fenced.virsh("autostart", vm.name)
     pid = fenced.host.qemu_pid(vm.name)
-    disks, definition, note = fenced.put_away(vm)
+    disks, definition, note = fenced.quarantine(vm)
     assert not fenced.alive(pid)
     assert vm.name not in fenced.domains()
     assert disks == {"vda": vm.disk}
     assert fenced.host.path(vm.disk).exists(), "a disk that is not ours stays where it is"
     assert definition.stat().st_mode & 0o777 == 0o600
     assert vm.disk in note and "host b owns" in note and "virsh define" in note
-    assert fenced.put_away(vm) == (disks, definition, note), "again: nothing changes"
+    assert fenced.quarantine(vm) == (disks, definition, note), "again: nothing changes"
     fenced.host.run(["virsh", "define", "/dev/stdin"], stdin=definition.read_text())
     assert vm.name in fenced.domains("--no-autostart")
 
@@ -136,7 +136,7 @@ def test_a_vm_that_is_off_with_snapshots_and_a_saved_image(fenced: Fenced) -> No
     fenced.virsh("managedsave", vm.name)
     saved = fenced.host.path(f"/var/lib/libvirt/qemu/save/{vm.name}.save")
     assert saved.exists()
-    _, definition, _ = fenced.put_away(vm)
+    _, definition, _ = fenced.quarantine(vm)
     assert vm.name not in fenced.domains()
     assert not saved.exists()
     assert disk.exists()
@@ -150,7 +150,7 @@ def test_a_paused_vm_without_a_definition(fenced: Fenced) -> None:
     fenced.virsh("suspend", vm.name)
     fenced.virsh("undefine", vm.name)
     pid = fenced.host.qemu_pid(vm.name)
-    _, definition, _ = fenced.put_away(vm)
+    _, definition, _ = fenced.quarantine(vm)
     assert not fenced.alive(pid)
     assert vm.name not in fenced.domains()
     fenced.host.run(["virsh", "define", "/dev/stdin"], stdin=definition.read_text())
@@ -159,23 +159,23 @@ def test_a_paused_vm_without_a_definition(fenced: Fenced) -> None:
 def test_our_disks_are_kept_aside_the_newest_alone(fenced: Fenced) -> None:
     vm = fenced.vm(ours=True)
     folder = f"{IMAGES}/{vm.name}"
-    fenced.host.path(f"{folder}/kept-term4").mkdir()
-    fenced.host.path(f"{folder}/kept-term4/vda.raw").touch()
-    disks, definition, note = fenced.put_away(vm)
-    assert disks == {"vda": f"{folder}/kept-term7/vda.raw"}
-    assert sorted(path.name for path in fenced.host.path(folder).iterdir()) == ["kept-term7"]
+    fenced.host.path(f"{folder}/quarantine-term4").mkdir()
+    fenced.host.path(f"{folder}/quarantine-term4/vda.raw").touch()
+    disks, definition, note = fenced.quarantine(vm)
+    assert disks == {"vda": f"{folder}/quarantine-term7/vda.raw"}
+    assert sorted(path.name for path in fenced.host.path(folder).iterdir()) == ["quarantine-term7"]
     assert fenced.host.path(disks["vda"]).stat().st_size == 8 << 20
-    assert f"{folder}/kept-term4" in note
+    assert f"{folder}/quarantine-term4" in note
     assert disks["vda"] in definition.read_text(), "what is got back has the disk that was kept"
-    assert fenced.put_away(vm)[0] == disks
+    assert fenced.quarantine(vm)[0] == disks
 
 
 def test_discard_leaves_ours_for_the_resync_and_deletes_nothing(fenced: Fenced) -> None:
     ours, theirs = fenced.vm(ours=True), fenced.vm()
-    disks, _, note = fenced.put_away(ours, "discard")
+    disks, _, note = fenced.quarantine(ours, "discard")
     assert (disks, "vda" in note) == ({}, False)
     assert fenced.host.path(f"{IMAGES}/{ours.name}/vda.raw").exists()
-    disks, _, note = fenced.put_away(theirs, "discard")
+    disks, _, note = fenced.quarantine(theirs, "discard")
     assert disks == {}
     assert f"no longer used, yours to delete: vda in {theirs.disk}" in note
     assert fenced.host.path(theirs.disk).exists()
@@ -191,7 +191,7 @@ def test_qemu_dies_without_libvirt(fenced: Fenced, sign: signal.Signals) -> None
     os.kill(libvirtd, sign)
     try:
         with pytest.raises(RuntimeError, match="its QEMU is dead, its definition is still there"):
-            fenced.put_away(vm)
+            fenced.quarantine(vm)
         assert not fenced.alive(pid)
         assert fenced.alive(others), "another VM's QEMU"
         assert fenced.host.path(f"{IMAGES}/{vm.name}/vda.raw").exists(), "nothing else was done"
@@ -201,9 +201,9 @@ def test_qemu_dies_without_libvirt(fenced: Fenced, sign: signal.Signals) -> None
         else:
             fenced.host.path("/run/libvirtd.pid").unlink(missing_ok=True)
             fenced.host.start_libvirtd()
-    disks, definition, _ = fenced.put_away(vm)
+    disks, definition, _ = fenced.quarantine(vm)
     assert vm.name not in fenced.domains()
-    assert disks == {"vda": f"{IMAGES}/{vm.name}/kept-term7/vda.raw"}
+    assert disks == {"vda": f"{IMAGES}/{vm.name}/quarantine-term7/vda.raw"}
     assert disks["vda"] in definition.read_text()
     fenced.host.run(["virsh", "define", "/dev/stdin"], stdin=definition.read_text())
 
@@ -213,9 +213,9 @@ def test_a_qemu_that_is_stopped_dies_too(fenced: Fenced) -> None:
     pid = fenced.host.qemu_pid(vm.name)
     os.kill(pid, signal.SIGSTOP)
     with contextlib.suppress(RuntimeError):  # libvirt may hang with it, until it is dead
-        fenced.put_away(vm)
+        fenced.quarantine(vm)
     assert not fenced.alive(pid)
-    fenced.put_away(vm)
+    fenced.quarantine(vm)
     assert vm.name not in fenced.domains()
 
 
@@ -224,7 +224,7 @@ def test_a_crash_anywhere_is_made_good_by_the_next_call(fenced: Fenced) -> None:
         vm = fenced.vm(ours=True)
         pid = fenced.host.qemu_pid(vm.name)
         folder = fenced.host.path(KEPT)
-        crashing = fenced.host.popen([sys.executable, "-c", PUT_AWAY, vm.name, "keep"], stdout=subprocess.DEVNULL)
+        crashing = fenced.host.popen([sys.executable, "-c", QUARANTINE, vm.name, "keep"], stdout=subprocess.DEVNULL)
         end = time.monotonic() + 20
         while not list(folder.glob(f"{vm.name}-*")) and crashing.poll() is None:  # it begins
             assert time.monotonic() < end
@@ -232,10 +232,10 @@ def test_a_crash_anywhere_is_made_good_by_the_next_call(fenced: Fenced) -> None:
         time.sleep(delay_ms / 1000)
         crashing.kill()
         crashing.wait()
-        disks, definition, _ = fenced.put_away(vm)
+        disks, definition, _ = fenced.quarantine(vm)
         assert not fenced.alive(pid)
         assert vm.name not in fenced.domains()
-        assert disks == {"vda": f"{IMAGES}/{vm.name}/kept-term7/vda.raw"}
+        assert disks == {"vda": f"{IMAGES}/{vm.name}/quarantine-term7/vda.raw"}
         assert fenced.host.path(disks["vda"]).exists() and disks["vda"] in definition.read_text()
 
 
@@ -250,7 +250,7 @@ def test_a_gate_goes_but_not_one_whose_tap_is_there(fenced: Fenced) -> None:
     gates = [{"kind": "tap", "tap": tap, "mac": domains.BARE_MAC} for tap in taps.values()]
     gates[1]["mac"] = "52:54:00:00:00:01"  # the name was this VM's once
     StateStore(fenced.host.path(STATE)).update(vm.name, gates=gates)
-    fenced.put_away(vm)
+    fenced.quarantine(vm)
     links = fenced.host.run(["ip", "-o", "link"]).stdout
     assert all(f"{prefix}{taps[other.name]}" in links for prefix in ("rg", "ri", "ro"))
     assert not any(f"{prefix}{taps[vm.name]}" in links for prefix in ("rg", "ri", "ro"))
@@ -289,7 +289,7 @@ def test_libvirt_refuses_to_start_a_vm_that_another_host_may_own(fenced: Fenced)
     fenced.restart_libvirtd()
     assert fenced.host.run(ask).stdout.strip() == "True"
     assert runs.name in fenced.domains("--state-running"), (
-        "a VM that runs is not touched: putting it away is not the hook's"
+        "a VM that runs is not touched: quarantining it is not the hook's"
     )
     for role, armed, starts in [
         ("fenced", False, False),

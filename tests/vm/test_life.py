@@ -91,11 +91,11 @@ def test_takeover_rejoin_reprotect_and_back(pair: Pair) -> None:
         os.kill(here.qemu_pid(vm.name), signal.SIGKILL)
         until(pair, there.name, vm.name, "promoted")
         assert pair.runs(vm, there)
-        told = pair.await_event(vm.name, "kept", here.name)
+        told = pair.await_event(vm.name, "quarantined", here.name)
         assert told["term"] > 1 and "disks kept" in told["reason"]
         status = json.loads(pair.product.cli(here.name, "status", vm.name, "--json").stdout)["vms"][0]
-        assert status["state"] == "fenced" and status["owner"] == there.name and status["kept"]["vda"]
-        assert here.run(["test", "-s", status["kept"]["vda"]], check=False).returncode == 0
+        assert status["state"] == "fenced" and status["owner"] == there.name and status["quarantined_disks"]["vda"]
+        assert here.run(["test", "-s", status["quarantined_disks"]["vda"]], check=False).returncode == 0
         assert vm.name not in here.run(["virsh", "list", "--all", "--name"]).stdout.split()
         reprotect(pair, there.name, vm.name, here.name)
         here, there = there, here
@@ -117,7 +117,7 @@ def test_switchover_there_and_back(pair: Pair) -> None:
         assert done["to"] == there.name
         assert pair.runs(vm, there)
         assert asked_for(pair.await_event(vm.name, "promoted", there.name)) is Code.SWITCHOVER_ASKED
-        pair.await_event(vm.name, "kept", here.name)
+        pair.await_event(vm.name, "quarantined", here.name)
         reprotect(pair, there.name, vm.name, here.name)
 
 
@@ -223,7 +223,7 @@ def test_rebooted_primary_rejoins(pair: Pair) -> None:
     pair.a.kill()
     until(pair, "b", vm.name, "promoted")
     pair.product.reboot("a")
-    assert "disks kept" in pair.await_event(vm.name, "kept", "a")["reason"]
+    assert "disks kept" in pair.await_event(vm.name, "quarantined", "a")["reason"]
     assert vm.name not in pair.a.run(["virsh", "list", "--all", "--name"]).stdout.split()
     reprotect(pair, "b", vm.name, "a")
 
@@ -260,14 +260,14 @@ def test_every_transition_reaches_the_hooks(pair: Pair) -> None:
     vm = pair.bare()
     pair.protect(vm.name)
     pair.product.cli("b", "failover", vm.name, "--yes")
-    pair.await_event(vm.name, "kept")
+    pair.await_event(vm.name, "quarantined")
 
     def told(on: str) -> list[str]:
         path = pair.lab.host(on).path("/var/lib/remusdb") / f"hook-{on}.log"
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line)["event"] for line in lines if line and json.loads(line)["vm"] == vm.name]
 
-    eventually(lambda: {"protected", "fenced", "kept"} <= set(told("a")), 10, "the hooks of a were not told")
+    eventually(lambda: {"protected", "fenced", "quarantined"} <= set(told("a")), 10, "the hooks of a were not told")
     eventually(lambda: {"protect", "takeover", "promoted"} <= set(told("b")), 10, "the hooks of b were not told")
 
 

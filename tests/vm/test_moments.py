@@ -40,7 +40,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         yield made
 
 
-# --- the initial copy ---
+# --- the initial sync ---
 
 
 def said(pair: Pair) -> Path:
@@ -221,7 +221,7 @@ def test_a_vm_that_is_shut_down_in_its_initial_copy(pair: Pair) -> None:
     with copying(pair, vm) as protect:
         order(pair, vm.name, guest.POWER_OFF)
         assert protect.wait(60) != 0
-    assert "the guest shut itself down, during the initial copy" in said(pair).read_text()
+    assert "the guest shut itself down, during the initial sync" in said(pair).read_text()
     status = pair.await_state(vm.name, "unprotected", "failed")
     assert "the guest shut itself down" in status["reason"], status
     assert not any("mirror" in one["reason"] for one in pair.events(vm.name))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second initial copy onto what the backup has: only what differs goes over, and the disks are equal."""
+"""A second initial sync onto what the backup has: only what differs goes over, and the disks are equal."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def _load(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed
 
 
 def _sync(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed]:
-    """While `remusdb protect` waits for the initial copy; the command is left to end as it may.
+    """While `remusdb protect` waits for the initial sync; the command is left to end as it may.
 
     Before the agent's WELCOME there is no copy: a `protect` that fails then has failed, and nothing is begun anew.
     """
@@ -86,7 +86,7 @@ def _sync(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed
     def under_way() -> bool:
         return rig.product.durable(scene.primary, VM).role == "seeding"
 
-    wait_for(under_way, _SEEDING_S, "the initial copy does not begin", 0.02)
+    wait_for(under_way, _SEEDING_S, "the initial sync does not begin", 0.02)
     time.sleep(chance.uniform(0.0, 0.5))
     return _blow(fault, scene)
 

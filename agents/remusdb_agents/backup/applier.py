@@ -144,7 +144,7 @@ class Applier:
         return self._bytes > self._most_bytes + (self._backlog_max_bytes if self._frozen or self._catching_up else 0)
 
     def apply(self, frame: Frame) -> None:
-        """Apply one bulk frame now (the initial copy is applied as it comes, by the receiving thread)."""
+        """Apply one bulk frame now (the initial sync is applied as it comes, by the receiving thread)."""
         if frame.type is FrameType.PAGES:
             self._standby.apply(decode_pages(frame.payload))
         elif frame.type is FrameType.WRITES:

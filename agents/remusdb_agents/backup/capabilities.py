@@ -149,12 +149,12 @@ class Host:
         }
 
     def _leaving(self, vm: str) -> bool:
-        """Whether this host ran the VM, and puts it away before it keeps a replica: see core/backup_hello.py."""
+        """Whether this host ran the VM, and quarantines it before it keeps a replica: see core/backup_hello.py."""
         try:
             state = self._context.store.load(vm)
         except RemusError:
             return False
-        return state.role in OWNING or (state.role == "fenced" and not state.put_away)
+        return state.role in OWNING or (state.role == "fenced" and not state.quarantined)
 
     def _libvirt(self, probe: Probe, tree: ET.Element, leaving: bool) -> Looks:
         name, uuid = tree.findtext("name") or "", tree.findtext("uuid") or ""

@@ -71,6 +71,6 @@ class Context:
             call(self.config.agent.run_dir / "host.sock", asked, timeout_s=FENCE_S)
         except PeerUnreachable as exc:
             raise CannotProtect(
-                f"this host ran VM {vm} before, and its host daemon is not there to put it away: {exc}",
+                f"this host ran VM {vm} before, and its host daemon is not there to quarantine it: {exc}",
                 hint=f"start the host daemon on {self.name}, then try again",
             ) from exc

@@ -22,7 +22,7 @@ from remusdb_agents.backup import takeover
 from remusdb_agents.backup.desk import Desk
 from remusdb_agents.backup.disks.base_copy import QuarantinedDisk
 from remusdb_agents.backup.forgetting import is_there
-from remusdb_agents.backup.hello_checks import look_up, put_away, refusal
+from remusdb_agents.backup.hello_checks import look_up, quarantine, refusal
 from remusdb_agents.backup.holding import Holding
 from remusdb_agents.backup.inbox import WholeEpoch
 from remusdb_agents.backup.proving import Proving
@@ -55,7 +55,7 @@ class Errands:
             case do.LookUp(hailed):
                 return look_up(context, hailed)
             case do.YieldVm(hailed):
-                return put_away(context, hailed)
+                return quarantine(context, hailed)
             case do.StartStandby():
                 return self._start(effect)
             case do.CloseStandby(_, keep_images):
@@ -121,9 +121,10 @@ class Errands:
     def _start(self, effect: do.StartStandby) -> event.Event:
         here, term = self._here, effect.term
         here.seeding.begin()
-        formats = here.state.kept_formats
+        formats = here.state.quarantined_formats
         quarantined = {
-            target: QuarantinedDisk(Path(path), formats.get(target, "")) for target, path in here.state.kept.items()
+            target: QuarantinedDisk(Path(path), formats.get(target, ""))
+            for target, path in here.state.quarantined_disks.items()
         }
         try:
             make = here.context.machine

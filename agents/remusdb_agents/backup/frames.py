@@ -31,7 +31,7 @@ def take(here: Holding, desk: Desk, stream: FrameStream, frame: Frame) -> bool:
         return False
     if frame.type in BULK and frame.epoch == 0:
         if committed:  # memory is exactly a committed epoch by now, and is only moved by the next
-            raise BadFrame("a frame of the initial copy came after its end")
+            raise BadFrame("a frame of the initial sync came after its end")
         taken = here.seeding.take(frame, lambda: line == core.now.line, machine.applier.apply)
         if taken is None:
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 
-from remusdb.core.backup_events import Hailed, LookedUp, PutAway
+from remusdb.core.backup_events import Hailed, LookedUp, Quarantined
 from remusdb.core.messages import Refuse
 from remusdb.errors import PeerUnreachable, RemusError
 from remusdb.log import VmLog
@@ -30,13 +30,13 @@ def look_up(context: Context, asked: Hailed) -> LookedUp:
     return LookedUp(asked, arbiter=arbiter, record=record)
 
 
-def put_away(context: Context, asked: Hailed) -> PutAway:
+def quarantine(context: Context, asked: Hailed) -> Quarantined:
     """Have the host daemon of this machine put its own VM away, for the one that said HELLO has it."""
     try:
         context.yield_vm(asked.hello.vm, asked.hello.primary, asked.hello.term)
     except RemusError as exc:
-        return PutAway(asked, str(exc), exc.hint)
-    return PutAway(asked)
+        return Quarantined(asked, str(exc), exc.hint)
+    return Quarantined(asked)
 
 
 def refusal(exc: Exception, vm: str, host: str) -> Refuse:

@@ -48,7 +48,7 @@ class Holding:
         self.answers: dict[int, Welcome | Refuse] = {}  # to HELLOs, by connection
         self.outcomes: dict[int, Outcome] = {}  # of what was asked for, by its number
         self.moved: list[str] = []  # files, by the last `forget`; and those that it names as kept
-        self.kept: list[str] = []
+        self.quarantined_disks: list[str] = []
 
     def log(self, log: logging.Logger) -> VmLog:
         """For lines about this VM."""
@@ -86,7 +86,7 @@ class Holding:
             applied=my.standby.applied,
             troubles=self.troubles.names,
             primary_silence_ms=round(1000 * silent_s) if waits else None,
-            kept=state.kept,
+            quarantined_disks=state.quarantined_disks,
             decided_at_ns=state.decided_at_ns,
             resumed_at_ns=state.resumed_at_ns,
         )
@@ -127,6 +127,6 @@ def _durable(state: VmState) -> Durable:
         uuid=state.uuid,
         why=state.why or (Reason.of(Code.OTHER, why=state.reason) if state.reason else None),
         armed=state.armed,
-        put_away=state.put_away,
+        quarantined=state.quarantined,
         resuming=state.resuming,
     )

@@ -19,7 +19,7 @@ def is_standby(tree: ET.Element, state: int) -> bool:
 
 
 def namesakes(connection: libvirt.virConnect, name: str, uuid: str, leaving: bool) -> list[Namesake]:
-    """Ask libvirt. Blocks as it does: call under a deadline. `leaving`: the VM itself is put away before a session."""
+    """Ask libvirt. Blocks as it does: call under a deadline. `leaving`: the VM goes before a session."""
     found = {}
     for look, value in ((connection.lookupByName, name), (connection.lookupByUUIDString, uuid)):
         try:

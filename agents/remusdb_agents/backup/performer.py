@@ -63,7 +63,7 @@ class Performer:
                 self._switch(why)
             case do.SetAside(term):
                 folder = here.context.config.agent.image_dir / file_stem(here.vm)
-                here.kept = list(here.state.kept.values())
+                here.quarantined_disks = list(here.state.quarantined_disks.values())
                 here.moved = [str(path) for path in set_aside(folder, term)]
             case do.Tell():
                 self._tell(effect)

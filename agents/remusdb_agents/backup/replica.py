@@ -139,7 +139,7 @@ class Replica:
         return answer
 
     def welcomed(self, stream: FrameStream, welcome: Welcome, told: list[int]) -> None:
-        """WELCOME went out: in its initial copy the primary waits to hear what the images hold, after what it heard."""
+        """WELCOME went out: in its initial sync the primary waits to hear what the images hold, after what it heard."""
         with self._desk.turn:
             feeds = self._core.follows(self._here.lines.number(stream), welcome.term)
             if feeds and self.phase is Phase.SEEDING and self._here.machine is not None:
@@ -210,7 +210,7 @@ class Replica:
             self._lookout.apart(lambda: self._silent(heard), self.vm)
 
     def end_silent_copy(self, heard: float) -> None:
-        """The primary was not heard for the patience that an initial copy has, since `heard`: it goes."""
+        """The primary was not heard for the patience that an initial sync has, since `heard`: it goes."""
         patience_ms = self.context.config.failover.copy_patience_ms
         self.post(CopySilent(self._core.now.session_term, patience_ms, heard))
 
@@ -262,7 +262,7 @@ class Replica:
         if error is not None:
             raise error
         self.log(log).warning("an operator had it forgotten")
-        return Forgotten(vm=self.vm, kept=here.kept, moved=here.moved)
+        return Forgotten(vm=self.vm, quarantined_disks=here.quarantined_disks, moved=here.moved)
 
     def recover(self) -> None:
         """At the agent's start: an earlier one's replica is gone with it, its takeover is finished or given back."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initial copy as the agent takes it: frames of epoch 0, applied as they come, and counted.
+"""The initial sync as the agent takes it: frames of epoch 0, applied as they come, and counted.
 
 Invariant: a frame is applied by one thread, once: whoever is told the count may send the next frame and no other. The
 thread of a connection that broke may still have a frame in its hands; `pause` waits for it.
@@ -19,7 +19,7 @@ class TornCopy(RemusError):
 
 
 class Seeding:
-    """One VM's initial copy, session by session."""
+    """One VM's initial sync, session by session."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,7 +38,7 @@ class Seeding:
             try:
                 apply(frame)
             except Exception as exc:  # whatever it was: half of the frame may be in the replica
-                raise TornCopy(f"the initial copy cannot be applied: {exc}") from exc
+                raise TornCopy(f"the initial sync cannot be applied: {exc}") from exc
             self._taken += 1
             return self._taken
 

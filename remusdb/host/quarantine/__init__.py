@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM that another host owns now: put away, its disks kept aside."""
+"""A VM that another host owns now: shut off, its disks moved aside."""

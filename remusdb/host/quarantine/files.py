@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of a VM that was put away: its definition, and the disks that remusdb made.
+"""What is kept of a VM that is quarantined: its definition, and the disks that remusdb made.
 
-Owns `STATE_DIR/kept/VM-termN*`. Invariant: what was saved once is not overwritten, so that a step that is repeated
-after a crash still knows the VM as it was before anything was done to it.
+Owns `STATE_DIR/quarantine/VM-termN*`. Invariant: what was saved once is not overwritten, so that a step that is
+repeated after a crash still knows the VM as it was before anything was done to it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from remusdb.vm.process import RUN_FOLDER
 
 log = logging.getLogger(__name__)
 
-KEPT = "kept-term"
+FOLDER = "quarantine-term"
 VARIABLES = "nvram"  # how a UEFI guest's variables are called among the disks
 CONFIG_FOLDER = Path("/etc/libvirt/qemu")  # NAME.xml: its definition
 
@@ -35,7 +35,7 @@ class SavedDefinition:
     """The definition of one VM as it was when it was fenced in `term`. OSErrors come as RemusError."""
 
     def __init__(self, state_dir: Path, vm: str, term: int) -> None:
-        self._folder = state_dir / "kept"
+        self._folder = state_dir / "quarantine"
         self._vm = vm
         stem = f"{file_stem(vm)}-term{term}"
         self.definition = self._folder / f"{stem}.xml"  # what `virsh define` takes
@@ -138,31 +138,31 @@ def _read(path: Path) -> ET.Element | None:
         return None
 
 
-def set_aside(path: str, folder: Path, term: int) -> str:
-    """Move a disk of `folder` into its `kept-termN`; where it is now. The same path for one that is elsewhere.
+def move_aside(path: str, folder: Path, term: int) -> str:
+    """Move a disk of `folder` into its `quarantine-termN`; where it is now. The same path for one that is elsewhere.
 
     It may have been moved before: by an earlier attempt, or in an earlier term (it is then left where it is).
     """
     disk = Path(path)
     if disk.parent.resolve() != folder.resolve():
         return path
-    kept = folder / f"{KEPT}{term}" / disk.name
+    aside = folder / f"{FOLDER}{term}" / disk.name
     try:
-        if disk.exists() and not kept.exists():
-            make_folder(kept.parent)
-            disk.rename(kept)
-            durable.sync_folder(kept.parent)
+        if disk.exists() and not aside.exists():
+            make_folder(aside.parent)
+            disk.rename(aside)
+            durable.sync_folder(aside.parent)
             durable.sync_folder(folder)
     except OSError as exc:
-        raise DiskError(f"{disk} cannot be kept aside as {kept}: {exc.strerror}") from exc
-    return str(kept) if kept.exists() else path
+        raise DiskError(f"{disk} cannot be moved aside to {aside}: {exc.strerror}") from exc
+    return str(aside) if aside.exists() else path
 
 
 def remove_older(folder: Path, term: int) -> list[Path]:
     """Remove what was kept of earlier terms, if something was kept in this one; the folders that went."""
-    if not (folder / f"{KEPT}{term}").is_dir():
+    if not (folder / f"{FOLDER}{term}").is_dir():
         return []
-    older = [path for path in sorted(folder.glob(f"{KEPT}*")) if _term_of(path) < term and path.is_dir()]
+    older = [path for path in sorted(folder.glob(f"{FOLDER}*")) if _term_of(path) < term and path.is_dir()]
     for path in older:
         try:
             shutil.rmtree(path)
@@ -173,5 +173,5 @@ def remove_older(folder: Path, term: int) -> list[Path]:
 
 def _term_of(folder: Path) -> int:
     """The term in the folder's name; of a name that is not ours, one that is never older."""
-    digits = folder.name.removeprefix(KEPT)
+    digits = folder.name.removeprefix(FOLDER)
     return int(digits) if digits.isascii() and digits.isdecimal() else 1 << 64

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a fenced VM away: it ends, nobody starts it again by accident, and what is worth keeping is kept.
+"""Quarantines a fenced VM: it ends, nobody starts it again by accident, and what is worth keeping is kept.
 
 Every step can be repeated: a crash or an error in the middle leaves a VM that does not speak, and a call that is
 made again does what is left. The order: first the definition is saved, then the VM ends, then it is undefined, and
@@ -20,7 +20,7 @@ import libvirt
 
 from remusdb.deadline import Deadline
 from remusdb.errors import RemusError, VmError
-from remusdb.host.quarantine.files import SavedDefinition, remove_older, set_aside
+from remusdb.host.quarantine.files import SavedDefinition, move_aside, remove_older
 from remusdb.names import file_stem
 from remusdb.net.factory import make_gate
 from remusdb.net.links import Links
@@ -49,7 +49,7 @@ UNDEFINE = (
 
 
 @dataclass(frozen=True)
-class PutAway:
+class Quarantined:
     """What is left of the VM here. `disks` (target to path) and `formats` are what VmState should hold of it."""
 
     disks: dict[str, str]
@@ -58,10 +58,10 @@ class PutAway:
     note: str
 
 
-def put_away(libvirt_uri: str, state: VmState, policy: Policy, image_dir: Path, state_dir: Path) -> PutAway:
+def quarantine(libvirt_uri: str, state: VmState, policy: Policy, image_dir: Path, state_dir: Path) -> Quarantined:
     """End the VM for good: it runs in `state.term` on `state.owner`. Blocks, up to some 40 s.
 
-    `keep`: disks in our own folder IMAGE_DIR/VM move to its `kept-termN` (older ones there are removed), all others
+    `keep`: disks in our own folder IMAGE_DIR/VM move to its `quarantine-termN` (older ones are removed), all others
     stay where they are; the result names them. `discard`: ours stay, as the base of the next resync, and are named
     nowhere; the others are named in the note alone. A disk that remusdb did not make is never deleted or moved.
 
@@ -76,17 +76,17 @@ def put_away(libvirt_uri: str, state: VmState, policy: Policy, image_dir: Path, 
     _remove_gates(state.gates)
     definition = saved.definition if saved.definition.exists() else None
     folder = image_dir / file_stem(state.vm)
-    if definition is None:  # put away long ago, or never defined here
-        disks = {target: path for target, path in state.kept.items() if Path(path).exists()}
-        return PutAway(disks, state.kept_formats, None, _note(state, None, disks, [], policy))
+    if definition is None:  # quarantined long ago, or never defined here
+        disks = {target: path for target, path in state.quarantined_disks.items() if Path(path).exists()}
+        return Quarantined(disks, state.quarantined_formats, None, _note(state, None, disks, [], policy))
     disks = saved.disks()
     if policy == "discard":
         disks = {target: path for target, path in disks.items() if Path(path).parent.resolve() != folder.resolve()}
-        return PutAway({}, {}, definition, _note(state, definition, disks, [], policy))
-    now = {target: set_aside(path, folder, state.term) for target, path in disks.items()}
+        return Quarantined({}, {}, definition, _note(state, definition, disks, [], policy))
+    now = {target: move_aside(path, folder, state.term) for target, path in disks.items()}
     saved.rename_disks({old: now[target] for target, old in disks.items()})
     removed = remove_older(folder, state.term)
-    return PutAway(now, saved.formats(), definition, _note(state, definition, now, removed, policy))
+    return Quarantined(now, saved.formats(), definition, _note(state, definition, now, removed, policy))
 
 
 def _end(libvirt_uri: str, vm: str, saved: SavedDefinition) -> None:
@@ -185,15 +185,15 @@ def _tap_goes(tap: str, guest_mac: str) -> bool:
 
 def _note(state: VmState, definition: Path | None, disks: dict[str, str], removed: list[Path], policy: Policy) -> str:
     """The words for status and history."""
-    said = [f"put away: host {state.owner or '(not known)'} owns the VM in term {state.term}"]
+    said = ["shut off and quarantined here"]
     if definition is not None:
         said.append(
-            f"its definition is kept in {definition} (to get it back under another name and uuid: edit both, and "
+            f"its definition is saved in {definition} (to get it back under another name and uuid: edit both, and "
             f"`virsh define {definition}`)"
         )
     named = ", ".join(f"{target} in {path}" for target, path in sorted(disks.items()))
     if named:
         said.append(f"disks kept: {named}" if policy == "keep" else f"no longer used, yours to delete: {named}")
     if removed:
-        said.append("removed, kept of earlier terms: " + ", ".join(str(path) for path in removed))
+        said.append("removed, from earlier terms: " + ", ".join(str(path) for path in removed))
     return "; ".join(said)

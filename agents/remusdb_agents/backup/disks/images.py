@@ -85,7 +85,7 @@ class ReplicaImages:
         self.reused.append(reused)
 
     def apply(self, raw_records: bytes) -> None:
-        """Apply the records of one epoch (or a part of the initial copy), in order."""
+        """Apply the records of one epoch (or a part of the initial sync), in order."""
         for record in iter_records(raw_records):
             self._check(record)
             with self._lock:
