@@ -75,12 +75,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     vm: Annotated[str, says("its name in libvirt")]
     at_ns: Annotated[int, Meta(ge=0, le=(1 << 63) - 1), says("when, by the clock of `host`")]
     host: Annotated[str, says("where it happened")]
-    by: Annotated[Author, says("who did it: operator: somebody asked for it")]
+    by: Annotated[Author, says("who did it; operator: it was asked for")]
     event: Annotated[EventName, says("what")]
     was: Annotated[str, says("the state before it, as `status` names it")]
     now: Annotated[str, says("the state after it")]
     reason: Annotated[str, says("why, in words")]
-    why: Annotated[Reason | None, says("the same for programs; null: told by a version that had no codes")] = None
+    why: Annotated[Reason | None, says("the same for programs; null: written by a version that had no codes")] = None
     hint: Annotated[str, says("what to do about it; empty: nothing")] = ""
     term: Annotated[int, Meta(ge=0), says("the VM's")]
     epoch: Annotated[int | None, says("the newest that is committed")]

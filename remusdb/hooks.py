@@ -149,7 +149,7 @@ def _fault(found: os.stat_result) -> str:
     """Who could have put something there for us to run, with our rights?"""
     if found.st_uid not in (0, os.geteuid()):
         return "it is not owned by root"
-    return "others than its owner may write it" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
+    return "users other than its owner may write it" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
 
 
 def _run(path: Path, event: Event, timeout_s: float) -> None:

@@ -147,7 +147,7 @@ def require_peer(sock: socket.socket, pid: int) -> None:
 def make_folder(path: Path, mode: int = PASS_THROUGH) -> None:
     """The folder with exactly this mode whatever the umask is, and those above it; one that is there stays as it is.
 
-    OSError: also where others than root may write in it, for then no name in it is ours to trust.
+    OSError: also where users other than root may write in it, for then no name in it is ours to trust.
     """
     for folder in (*reversed(path.parents), path):
         try:
@@ -156,13 +156,13 @@ def make_folder(path: Path, mode: int = PASS_THROUGH) -> None:
             continue
         os.chmod(folder, mode)
     if not only_ours(path.stat()):
-        raise PermissionError(errno.EPERM, "others than root may write in this folder", str(path))
+        raise PermissionError(errno.EPERM, "users other than root may write in this folder", str(path))
 
 
 def require_only_ours(path: Path, what: str) -> None:
     """ConfigError where others than root may put files or links into a folder in which root works by name."""
     if path.exists() and not only_ours(path.stat()):
         raise ConfigError(
-            f"{what} {path}: others than root may write there",
+            f"{what} {path}: users other than root may write there",
             hint=f"chown root: {path}; chmod go-w {path} (QEMU's user needs to pass through, not to write)",
         )

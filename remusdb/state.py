@@ -156,5 +156,5 @@ def _name_in(path: Path) -> str:
             raise UsageError(f"that of VM {name} is called {file_stem(name)}.json")
         return name
     except (OSError, KeyError, TypeError, ValueError, RecursionError, UsageError) as exc:
-        log.error("%s: left alone, it does not tell whose it is: %s", path, exc)
+        log.error("%s: left alone, it does not say whose it is: %s", path, exc)
         return ""

@@ -65,7 +65,7 @@ def vital(work: Callable[..., object], *args: object, name: str) -> threading.Th
         try:
             work(*args)
         except BaseException:
-            log.critical("thread `%s` died: nobody would be heard any more, so this process ends", name, exc_info=True)
+            log.critical("thread `%s` died: this process cannot go on without it, and ends", name, exc_info=True)
             os._exit(DEAF_EXIT_CODE)
 
     return spawn(live, name=name)

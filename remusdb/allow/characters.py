@@ -30,11 +30,11 @@ def character(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     if kind == "unix" and element.tag == "channel" and _is_agents(element):
         yield from _log(element, name, vm)
     elif kind in ("dev", "host", "passthrough"):
-        hint = edit(vm, f"take <{element.tag} type='{kind}'> out, or make its type pty")
+        hint = edit(vm, f"remove <{element.tag} type='{kind}'>, or make its type pty")
         yield Problem("devices", f"a {element.tag} device that is this host's own", hint)
     elif kind not in UNHEARD:
         why = f"{name} goes out by a {kind} backend, which no gate holds"
-        yield Problem("devices", why, edit(vm, f"take <{element.tag} type='{kind}'> out, or make its type pty"))
+        yield Problem("devices", why, edit(vm, f"remove <{element.tag} type='{kind}'>, or make its type pty"))
     else:
         yield from _file(element.find("source") if kind == "file" else None, name, vm)
         yield from _log(element, name, vm)
@@ -44,10 +44,10 @@ def redirection(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """USB redirection and smart cards: by the SPICE display or not at all."""
     tag, mode, kind = element.tag, element.get("mode", "passthrough"), element.get("type", "spicevmc")
     if mode != "passthrough":
-        yield Problem("devices", f"a smartcard of this host (mode {mode})", edit(vm, f"take <{tag} mode='{mode}'> out"))
+        yield Problem("devices", f"a smartcard of this host (mode {mode})", edit(vm, f"remove <{tag} mode='{mode}'>"))
     elif kind != "spicevmc":
         why = f"a {tag} by a {kind} backend, which no gate holds"
-        yield Problem("devices", why, edit(vm, f"take <{tag} type='{kind}'> out"))
+        yield Problem("devices", why, edit(vm, f"remove <{tag} type='{kind}'>"))
     else:
         yield from _log(element, f"a {tag}", vm)
 
@@ -83,7 +83,7 @@ def _file(source: ET.Element | None, name: str, vm: Vm) -> Iterator[Problem]:
 def _log(element: ET.Element, name: str, vm: Vm) -> Iterator[Problem]:
     log = element.find("log")
     if log is not None and not _is_log(path := log.get("file", "")):
-        hint = edit(vm, f"take <log file='{path}'/> out, or write {_base(path)}")
+        hint = edit(vm, f"remove <log file='{path}'/>, or write {_base(path)}")
         yield Problem("devices", f"{name} is logged to {path}, outside {LOG_FOLDER}", hint)
 
 

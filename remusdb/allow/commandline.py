@@ -41,11 +41,11 @@ def command_line(element: ET.Element, vm: Vm) -> Iterator[Problem]:
             words.append(child.get("value", ""))
         else:
             setting = f"{tag} {child.get('name', '')}".strip()
-            yield Problem("command line", f"<{setting}>: not known to be harmless", edit(vm, f"take <{setting}> out"))
+            yield Problem("command line", f"<{setting}>: not known to be harmless", edit(vm, f"remove <{setting}>"))
     for said in options(words):
         if not _is_harmless(said):
             text = " ".join(said)
-            yield Problem("command line", f"{text}: not known to be harmless", edit(vm, f"take {_args(said)} out"))
+            yield Problem("command line", f"{text}: not known to be harmless", edit(vm, f"remove {_args(said)}"))
 
 
 def override(element: ET.Element, vm: Vm) -> Iterator[Problem]:
@@ -54,7 +54,7 @@ def override(element: ET.Element, vm: Vm) -> Iterator[Problem]:
         name, value = prop.get("name", ""), prop.get("value", "")
         if shown(prop.tag) == "qemu:property" and not re.fullmatch(WORD, value):
             what = f"qemu:override sets {name} to {value}"
-            yield Problem("command line", f"{what}: not known to be harmless", edit(vm, f"take {name} out of it"))
+            yield Problem("command line", f"{what}: not known to be harmless", edit(vm, f"remove {name} from it"))
 
 
 def options(words: list[str]) -> Iterator[list[str]]:

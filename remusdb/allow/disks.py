@@ -77,11 +77,11 @@ def _flags(element: ET.Element, vm: Vm) -> Iterator[Problem]:
         hint = f"a seed disk that has done its work: {out}"
         yield Problem("disks", f"{target} is read-only, and would not be mirrored", hint)
     if element.find("shareable") is not None:
-        hint = edit(vm, f"take <shareable/> out of {target} if no other VM uses it")
+        hint = edit(vm, f"remove <shareable/> from {target} if no other VM uses it")
         yield Problem("disks", f"{target} is shared with other VMs, whose writes would not be mirrored", hint)
     if element.find("transient") is not None:
-        hint = edit(vm, f"take <transient/> out of {target}")
-        yield Problem("disks", f"{target} is transient: what the guest writes to it is thrown away", hint)
+        hint = edit(vm, f"remove <transient/> from {target}")
+        yield Problem("disks", f"{target} is transient: what the guest writes to it is discarded", hint)
     if element.find("encryption") is not None or element.find("source/encryption") is not None:
         hint = (
             "encrypt inside the guest instead (LUKS), which is mirrored as it is: with the VM off, qemu-img convert "

@@ -36,7 +36,7 @@ def name_of(element: ET.Element) -> str:
 def _parts(element: ET.Element, name: str, vm: Vm) -> Iterator[Problem]:
     for tag, what in PASSED_BY.items():
         if element.find(tag) is not None:
-            hint = edit(vm, f"take <{tag}> out of {name}")
+            hint = edit(vm, f"remove <{tag}> from {name}")
             yield Problem("interfaces", f"{name} has {what}, a rule on its tap that the gate passes by", hint)
     virtualport = element.find("virtualport")
     if virtualport is not None:

@@ -93,13 +93,13 @@ def _walk(element: ET.Element, path: Path, vm: Vm) -> Iterator[Problem]:
 def _unknown(path: Path, vm: Vm) -> Problem:
     nested = len(path) > 1 and path[:-1] != ("devices",)
     what = f"<{path[-1]}>" + (f" in <{path[-2]}>" if nested else "")
-    return Problem(_area(path), f"{what} is not known to be harmless", edit(vm, f"take {what} out"))
+    return Problem(_area(path), f"{what} is not known to be harmless", edit(vm, f"remove {what}"))
 
 
 def _unknown_value(row: Row, path: Path, name: str, value: str, vm: Vm) -> Problem:
     where = f"<{path[-1]}>" if path else "<domain>"
     allowed = row.values.get(name)
-    instead = f"set {name} of {where} to {' or '.join(sorted(allowed))}" if allowed else f"take {name} out of {where}"
+    instead = f"set {name} of {where} to {' or '.join(sorted(allowed))}" if allowed else f"remove {name} from {where}"
     return Problem(_area(path), f"{name}='{value}' of {where} is not known to be harmless", edit(vm, instead))
 
 

@@ -40,7 +40,7 @@ def too_huge(size: int, vm: Vm) -> Problem:
 def hostdev(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """A passed-through device writes memory by DMA, and its own state cannot be had."""
     kind = element.get("type", "host")
-    yield _foreign(f"a passed-through {kind} device", f"take <hostdev type='{kind}'> out", vm)
+    yield _foreign(f"a passed-through {kind} device", f"remove <hostdev type='{kind}'>", vm)
 
 
 def filesystem(element: ET.Element, vm: Vm) -> Iterator[Problem]:
@@ -48,28 +48,28 @@ def filesystem(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     driver, target = element.find("driver"), element.find("target")
     name = f" ({target.get('dir')})" if target is not None and target.get("dir") else ""
     if driver is not None and driver.get("type") == "virtiofs":
-        yield _foreign(f"a virtiofs share{name}", "take <filesystem> out", vm)
+        yield _foreign(f"a virtiofs share{name}", "remove <filesystem>", vm)
     else:
         what = f"a shared folder of this host (9p){name}, whose files are not mirrored"
-        yield Problem("devices", what, edit(vm, "take <filesystem> out"))
+        yield Problem("devices", what, edit(vm, "remove <filesystem>"))
 
 
 def shmem(_element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """ivshmem."""
-    yield _foreign("shared memory with another process (shmem)", "take <shmem> out", vm)
+    yield _foreign("shared memory with another process (shmem)", "remove <shmem>", vm)
 
 
 def launch_security(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """SEV, TDX: nobody can read it, which is their point."""
     kind = element.get("type", "")
-    yield _foreign(f"encrypted memory (launchSecurity {kind})", "take <launchSecurity> out", vm)
+    yield _foreign(f"encrypted memory (launchSecurity {kind})", "remove <launchSecurity>", vm)
 
 
 def video(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """Displays that another process or a GPU draws."""
     driver, model = element.find("driver"), element.find("model")
     if driver is not None and driver.get("name") == "vhostuser":
-        yield _foreign("a vhost-user video", "take <driver name='vhostuser'> of <video> out", vm)
+        yield _foreign("a vhost-user video", "remove <driver name='vhostuser'> from <video>", vm)
     elif model is not None and model.find("acceleration[@accel3d='yes']") is not None:
         hint = edit(vm, "accel3d='no' in <acceleration> of <video>")
         yield Problem("devices", "a 3D-accelerated display: its state is in this host's GPU", hint)
@@ -78,7 +78,7 @@ def video(element: ET.Element, vm: Vm) -> Iterator[Problem]:
 def module(element: ET.Element, vm: Vm) -> Iterator[Problem]:
     """Memory modules that are files or enclaves of this host."""
     if (model := element.get("model", "")) in ("nvdimm", "virtio-pmem", "sgx-epc"):
-        hint = edit(vm, f"take <memory model='{model}'> out")
+        hint = edit(vm, f"remove <memory model='{model}'>")
         yield Problem("devices", f"{model} memory: what is in it is not on the backup", hint)
 
 

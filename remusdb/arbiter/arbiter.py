@@ -103,7 +103,7 @@ class _Record:
         ours = all(pair.key == self._key and int(pair.mod_revision) <= int(found.header.revision) for pair in found.kvs)
         if not fits or not ours:
             raise ArbiterUnreachable(
-                f"the arbiter does not answer what it was asked for {self._name}",
+                f"the arbiter gives no valid answer about {self._name}",
                 hint="see whether [arbiter] names an etcd, and nothing that stands before one",
             )
 

@@ -97,7 +97,7 @@ class Etcd:
                 problems.append(f"{endpoint.url}: {problem}")
                 if isinstance(problem, _Unanswered) and not repeatable:
                     raise ArbiterSilent(
-                        f"the arbiter may have made a change, but does not say so: {problems[-1]}"
+                        f"the arbiter may have made a change, but did not confirm it: {problems[-1]}"
                     ) from problem
                 continue
             self._prefer(endpoint)

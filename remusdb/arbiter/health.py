@@ -39,9 +39,9 @@ def _judge(said: Mapping[str, Status], members: int, refusal: str, control: str)
     alarms = " ".join(error for answer in said.values() for error in answer.errors)
     if NO_SPACE in alarms or "space exceeded" in refusal:
         revision = max((int(answer.header.revision) for answer in said.values()), default=0)
-        return Health("etcd has used up its space and takes no change", _make_room(control, revision))
+        return Health("etcd has used up its space and accepts no change", _make_room(control, revision))
     if CORRUPT in alarms:
-        return Health("etcd's members have different data (alarm CORRUPT), and take no change", _REPLACE)
+        return Health("etcd's members have different data (alarm CORRUPT), and accept no change", _REPLACE)
     if said and not any(answer.leader for answer in said.values()):
         told = f"etcd has no quorum: {len(said)} of {members} endpoints answer, and have no leader"
         return Health(told, "start etcd's other members, or see why they do not reach each other")

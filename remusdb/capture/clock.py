@@ -216,7 +216,7 @@ class GuestClock:
                 self.why_not = f"{why}; it is set once a second instead"
             except VmError as exc:
                 self.why_not = f"{why}; it runs slow: {exc}"
-        log.warning("the guest's clock is not put right at each cut: %s", self.why_not)
+        log.warning("the guest's clock is not corrected at each cut: %s", self.why_not)
         if mended:
             self.told(self.why_not)
 

@@ -105,7 +105,7 @@ class Timers:
     def forward(self, clocks: Clocks, ns: int, ticks_per_ns: float) -> None:
         """Move it, if it is what `clocks` says. VmError or OSError when it is not, and nothing was moved then."""
         if self._at is None:
-            raise VmError("QEMU does not tell where it keeps its clock")
+            raise VmError("where QEMU keeps its clock cannot be found out")
         with open(f"/proc/{self._pid}/mem", "rb", buffering=0) as memory:
             copy = os.pread(memory.fileno(), SYMBOL_BYTES, self._at)
         fields = Fields(self._pid, find_timers([(self._at, copy)], clocks))

@@ -19,7 +19,7 @@ from remusdb.preflight.checks import Check
 @json_option
 @run_dir_option
 def check(vm: VmName, to: str | None, as_json: bool) -> None:
-    """Say whether VM can be protected, and what to do if it cannot.
+    """Show whether VM can be protected, and what to do if it cannot.
 
     Nothing is changed. Exit code 8 if something required is missing.
     """
@@ -37,7 +37,7 @@ def check(vm: VmName, to: str | None, as_json: bool) -> None:
         names = ", ".join(found.name for found in failed)
         raise CannotProtect(f"VM {vm} cannot be protected: {names}", hint="each line that says FAIL says what to do")
     if not as_json:
-        say(f"Looks good, with {len(advice)} to think about." if advice else "Looks good.")
+        say(f"Looks good; notes: {len(advice)}." if advice else "Looks good.")
 
 
 def _line(found: Check) -> str:

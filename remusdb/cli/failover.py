@@ -22,14 +22,14 @@ FAILOVER_TIMEOUT_S = 120.0
 @click.option(
     "--primary-is-dead",
     is_flag=True,
-    help="Your word instead of the arbiter's, when that does not answer. Only if the primary's host is off.",
+    help="Confirm it yourself if the arbiter does not answer. Only if the primary's host is off.",
 )
 @json_option
 @run_dir_option
 def failover(vm: VmName, yes: bool, primary_is_dead: bool, as_json: bool) -> None:
     """Resume VM on this machine, the backup, where its last committed epoch left it.
 
-    The primary is shut off by the new term: if it still runs, its VM never speaks again.
+    The new term fences the primary: if it still runs, the VM there can send nothing more, and is shut off.
     """
     if not yes:
         _confirm(vm)
@@ -42,5 +42,5 @@ def failover(vm: VmName, yes: bool, primary_is_dead: bool, as_json: bool) -> Non
 
 def _confirm(vm: str) -> None:
     if not sys.stdin.isatty():
-        raise UsageError("failover wants to be confirmed, and there is no terminal", hint="say --yes")
+        raise UsageError("failover must be confirmed, and there is no terminal", hint="use --yes")
     click.confirm(f"Resume {vm} here? Its primary, if it still runs, is shut off for good.", abort=True, err=True)

@@ -22,24 +22,24 @@ FORGET_TIMEOUT_S = 60.0
 @click.option(
     "--lose-the-replica",
     is_flag=True,
-    help="Also where this host holds a whole replica whose primary is not heard: it may be the only copy of VM.",
+    help="Also if this host holds a complete replica whose primary is silent: it may be the only copy of VM.",
 )
 @json_option
 @run_dir_option
 def forget(vm: VmName, yes: bool, lose_the_replica: bool, as_json: bool) -> None:
-    """Let another host, or another VM of that name, be protected to this machine.
+    """Allow another host, or another VM of that name, to be protected to this machine.
 
-    The agent keeps a VM for one owner and one UUID. For a VM that was made anew, or moved by hand, say here that what
-    it knows does not hold any more. No disk is deleted. Be sure that the VM runs only where it is to be protected.
+    The agent keeps a VM for one owner and one UUID. Run this for a VM that was made again, or moved by
+    hand. No disk is deleted. Be sure that the VM runs only where it is to be protected.
     """
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError("forget wants to be confirmed, and there is no terminal", hint="say --yes")
+            raise UsageError("forget must be confirmed, and there is no terminal", hint="use --yes")
         click.confirm(f"Forget who owns {vm}? An old primary of it must not come back.", abort=True, err=True)
     done = ask("agent", Forget(vm=vm, lose_replica=lose_the_replica), timeout_s=FORGET_TIMEOUT_S)
     if as_json:
         print_json(done)
         return
-    say(f"{vm} is forgotten here: whoever protects a VM of that name to this machine next may.")
+    say(f"{vm} is forgotten here: any listed host may protect a VM of that name to this machine now.")
     for path in [*done.quarantined_disks, *done.moved]:
         say(f"not deleted: {path}")

@@ -34,14 +34,15 @@ HEAD = ("TIME", "HOST", "BY", "EVENT", "WAS -> NOW", "TERM", "EPOCH", "LAST HEAR
 def history(vm: str, last: int | None, state_dir: Path, as_json: bool) -> None:
     """Show what happened to VM, when and why. Needs no daemon.
 
-    Each host tells what it did itself: ask both. LAST HEARD is how long ago the other side had last been heard.
+    Each host has what it did itself: ask both. LAST HEARD is how long before the event the other host had last been
+    heard.
     """
     folders = [state_dir, *(state_dir / name for name in DAEMONS)]
     # Each file is in the order in which things happened, even where the clock was set back.
     events = list(heapq.merge(*(read(folder, vm) for folder in folders), key=lambda event: event.at_ns))
     if not events:
         raise NotProtected(
-            f"nothing ever happened to VM {vm} here, as far as {state_dir} tells",
+            f"no event of VM {vm} is recorded in {state_dir}",
             hint="ask on the other host too; `remusdb status` lists the VMs of this one",
         )
     shown = events[-last:] if last else events

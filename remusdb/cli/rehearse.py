@@ -24,10 +24,10 @@ REFUSED = 1
 @run_dir_option
 @click.pass_context
 def rehearse(ctx: click.Context, vm: VmName, tcp_port: int | None, seconds: float, as_json: bool) -> None:
-    """Resume a copy of VM's last committed state on this machine, the backup, cut off from every network; look
-    whether it runs, and throw it away.
+    """Resume a copy of VM's last committed state on this machine, the backup, cut off from every network;
+    see whether it runs, and discard it.
 
-    Protection goes on, and a takeover ends the rehearsal at once. Exit code 1 when the copy showed no life.
+    Protection goes on, and a takeover ends the rehearsal at once. Exit code 1 if the copy gave no sign of life.
     """
     with Steps() as steps:
         result = ask_backup(Rehearse(vm=vm, tcp_port=tcp_port, seconds=seconds), steps.show, SILENCE_S)
@@ -40,11 +40,11 @@ def rehearse(ctx: click.Context, vm: VmName, tcp_port: int | None, seconds: floa
 
 
 def _tell(result: Rehearsed) -> None:
-    said = "runs" if result.ok else "shows no proof of life"
+    said = "runs" if result.ok else "shows no sign of life"
     say(f"A copy of {result.vm} at epoch {result.epoch} (term {result.term}) {said}.")
     rows = [("ok" if look.ok else "no", look.name, look.detail) for look in result.checks]
     say(*words.table(("", "CHECK", "DETAIL"), rows))
     say(
-        f"Resumed in {result.resume_ms:.0f} ms, thrown away after {words.age(result.took_ms)}; "
+        f"Resumed in {result.resume_ms:.0f} ms, discarded after {words.age(result.took_ms)}; "
         f"{result.held_back_epochs} epochs waited meanwhile, and were acknowledged."
     )

@@ -38,7 +38,7 @@ HEAD = ("VM", "ROLE", "STATE", "PEER", "TERM", "COMMITTED", "AGE", "PAUSE", "EPO
 def status(vm: VmName | None, agent_only: bool, as_json: bool) -> None:
     """Show the VMs of this machine, or one VM in full.
 
-    AGE is how old the newest state is that the backup holds: nothing later has been seen by anyone outside.
+    AGE is how old the newest state is that the backup holds: nothing later has been seen by any client.
     """
     found = _found(_daemons(agent_only), vm)
     if as_json:

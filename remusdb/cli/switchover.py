@@ -18,7 +18,7 @@ from remusdb.names import VmName
 @json_option
 @run_dir_option
 def switchover(vm: VmName, peer: str | None, as_json: bool) -> None:
-    """Move VM to the host it is protected to: nothing is lost, connections stay, it stands still for a moment.
+    """Move VM to the host it is protected to: nothing is lost, connections stay, it is paused for a moment.
 
     Run it where the VM runs. Afterwards VM is not protected: `remusdb reprotect` there, or auto_reprotect = true.
     """
@@ -27,4 +27,4 @@ def switchover(vm: VmName, peer: str | None, as_json: bool) -> None:
     if as_json:
         print_json(done)
         return
-    say(f"{vm} runs on {done.to} now, in term {done.term}; this side heard so after {done.took_ms:.0f} ms.")
+    say(f"{vm} runs on {done.to} now, in term {done.term}; this host was told so after {done.took_ms:.0f} ms.")

@@ -19,11 +19,11 @@ UNPROTECT_TIMEOUT_S = 150.0  # longer than the daemon's own limit, so that its w
 @click.option(
     "--peer-is-dead",
     is_flag=True,
-    help="End it without the agent's word. Only if its host is off: otherwise two VMs may speak.",
+    help="End it without the agent's confirmation. Only if its host is off: otherwise two VMs may speak.",
 )
 @run_dir_option
 def unprotect(vm: VmName, peer_is_dead: bool) -> None:
-    """End the protection of VM: the agent gives its standby up, then output flows freely.
+    """End the protection of VM: the agent gives up its standby, then output flows freely.
 
     VM, network and block chain are left as they were found.
     """

@@ -54,7 +54,7 @@ class Switched(Struct, frozen=True, kw_only=True):
 
     to: Annotated[str, says("the host that runs it now")]
     term: Annotated[int, says("in which it owns the VM")]
-    took_ms: Annotated[float, says("from its stop here until this side heard that it runs there")]
+    took_ms: Annotated[float, says("from its stop here until it was reported to run there")]
 
 
 class Moved(Switched, frozen=True, kw_only=True):
@@ -82,7 +82,7 @@ class Evacuated(Struct, frozen=True, kw_only=True):
 class Unprotected(Struct, frozen=True, kw_only=True):
     """How a protection ended."""
 
-    note: Annotated[str, says("what is worth a word about it; empty: nothing")] = ""
+    note: Annotated[str, says("what is worth knowing about it; empty: nothing")] = ""
 
 
 class TakenOver(Struct, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ class TakenOver(Struct, frozen=True, kw_only=True):
     term: Annotated[int, says("in which this host owns it")]
     epoch: Annotated[int, says("at which it was resumed")]
     resume_ms: Annotated[float, says("from the decision until it ran")]
-    how: Annotated[str, says("how it came up, in words")] = ""
+    how: Annotated[str, says("how it was started, in words")] = ""
 
 
 class Look(Struct, frozen=True):
@@ -108,11 +108,11 @@ class Rehearsed(Struct, frozen=True, kw_only=True):
     vm: Annotated[str, says("its name")]
     term: Annotated[int, says("of the replica")]
     epoch: Annotated[int, says("that was resumed")]
-    ok: Annotated[bool, says("it ran, and showed life")]
+    ok: Annotated[bool, says("it ran, and gave a sign of life")]
     checks: Annotated[list[Look], says("what was looked at")]
     resume_ms: Annotated[float, says("until QEMU ran it")]
     took_ms: Annotated[float, says("all of it")]
-    frozen_ms: Annotated[float, says("so long the replica stood still")]
+    frozen_ms: Annotated[float, says("how long the replica was not updated")]
     held_back_epochs: Annotated[int, says("epochs that waited meanwhile, acknowledged")]
 
 
@@ -184,7 +184,7 @@ class Evacuate(Request[Evacuated], frozen=True, kw_only=True):
 class Unprotect(OfVm[Unprotected], frozen=True, kw_only=True):
     """End protection."""
 
-    peer_is_dead: Annotated[bool, says("an operator's word, instead of the agent's")] = False
+    peer_is_dead: Annotated[bool, says("confirmed by an operator instead of the agent")] = False
 
 
 class Fence(OfVm[Nothing], frozen=True, kw_only=True):
@@ -219,13 +219,13 @@ class AgentStatus(Request[AgentVms], frozen=True, kw_only=True, tag="status"):
 class Failover(OfVm[TakenOver], frozen=True, kw_only=True):
     """Take a VM over, now."""
 
-    primary_is_dead: Annotated[bool, says("an operator's word, instead of the arbiter's")] = False
+    primary_is_dead: Annotated[bool, says("confirmed by an operator instead of the arbiter")] = False
 
 
 class Rehearse(OfVm[Rehearsed], frozen=True, kw_only=True):
     """Resume a copy of the last committed state, look at it, throw it away."""
 
-    seconds: Annotated[float, Meta(ge=1, le=REHEARSE_MOST_S), says("so long the copy runs")]
+    seconds: Annotated[float, Meta(ge=1, le=REHEARSE_MOST_S), says("how long the copy runs")]
     tcp_port: Annotated[Annotated[int, Meta(ge=1, le=65535)] | None, says("a port that must answer")] = None
 
 
@@ -243,7 +243,7 @@ class Export(OfVm[Exported], frozen=True, kw_only=True):
 class Forget(OfVm[Forgotten], frozen=True, kw_only=True):
     """Forget whose a VM was."""
 
-    lose_replica: Annotated[bool, says("also where a whole replica is here that nobody feeds")] = False
+    lose_replica: Annotated[bool, says("also if a complete replica is here whose primary is silent")] = False
 
 
 HOST = (Protect, Reprotect, Switchover, Evacuate, Fence, Unprotect, HostStatus, CheckVm, Prepare)

@@ -53,7 +53,7 @@ class Progress(Struct, frozen=True, kw_only=True, tag_field="is", tag="progress"
 
     step: Annotated[str, says("what is done now, in words")]
     done: Annotated[float, says("so much of it")] = 0
-    total: Annotated[float, says("all of it; 0: nobody knows")] = 0
+    total: Annotated[float, says("all of it; 0: not known")] = 0
     unit: Annotated[str, says("of both")] = ""
 
 
@@ -63,7 +63,7 @@ class Failed(Struct, frozen=True, kw_only=True, tag_field="is", tag="failed"):
     id: Annotated[str, says("of the kind of error: the list is in `remusdb/errors.py`")]
     message: Annotated[str, says("what is wrong, in words")]
     hint: Annotated[str, says("what to do")] = ""
-    of: Annotated[str, says("of a worker that may have more than one order: the op")] = ""
+    of: Annotated[str, says("of a worker that may have more than one command: the op")] = ""
 
     @classmethod
     def by(cls, exc: RemusError, of: str = "") -> Failed:

@@ -40,7 +40,7 @@ Reasoned = Annotated[str, says("why it is in that state, in words; and what is w
 Why = Annotated[Reason | None, says("why it is in that state, for programs; null: there is nothing to say")]
 Hint = Annotated[str, says("what to do about it; empty: nothing")]
 Troubled = Annotated[list[Trouble], says("what is wrong while it is protected all the same: see hooks.md")]
-ProvenAt = Annotated[int | None, says("when QEMU on the backup last took this VM's state, by the backup's clock")]
+ProvenAt = Annotated[int | None, says("when QEMU on the backup last accepted this VM's state, by the backup's clock")]
 ProvenEpoch = Annotated[int | None, says("the epoch whose state that was")]
 ProvenTook = Annotated[float | None, says("how long QEMU took for it")]
 Unproven = Annotated[str, says("why the standby is not proven; empty: it is, or nobody has tried yet")]
@@ -52,10 +52,10 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     """One VM of this host, as its host daemon tells it. A number is null until there is one."""
 
     vm: Annotated[str, says("its name in libvirt")]
-    role: Annotated[Literal["primary"], says("told by the host daemon")] = "primary"
-    state: Annotated[State, says("held: output waits; solo: it runs alone for now; fenced: another host owns it")] = (
-        "unprotected"
-    )
+    role: Annotated[Literal["primary"], says("reported by the host daemon")] = "primary"
+    state: Annotated[
+        State, says("held: output waits; solo: it runs without a backup for now; fenced: another host owns it")
+    ] = "unprotected"
     reason: Reasoned = ""
     why: Why = None
     hint: Hint = ""
@@ -65,12 +65,12 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     quarantined_disks: QuarantinedDisks = {}
     term: Annotated[int, says("the newest that this host knows")] = 0
     epoch: Annotated[int, says("the last that was cut")] = 0
-    committed: Annotated[int, says("the last epoch that the backup holds whole")] = 0
+    committed: Annotated[int, says("the last epoch that the backup holds, complete")] = 0
     committed_age_ms: Annotated[float | None, says("how old the state is that it holds")] = None
-    epoch_ms: Annotated[int | None, says("an epoch is cut so often")] = None
+    epoch_ms: Annotated[int | None, says("how often an epoch is cut")] = None
     window: Annotated[int | None, says("epochs that may be under way at a time")] = None
     in_flight: Annotated[int, says("epochs that are under way")] = 0
-    pause_ms_p50: Annotated[float | None, says("so long the VM stands still for a cut: the median")] = None
+    pause_ms_p50: Annotated[float | None, says("how long the VM is paused for a cut: the median")] = None
     pause_ms_p99: Annotated[float | None, says("the same, of which 1 % are longer")] = None
     bytes_per_epoch: Annotated[float | None, says("what an epoch takes on the wire: the median")] = None
     dirty_pages: Annotated[float | None, says("pages of memory in an epoch: the median")] = None
@@ -88,9 +88,9 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     encoding: Annotated[str | None, says("how memory is sent: delta or full")] = None
     accel: Annotated[str | None, says("what runs the guest: kvm or tcg")] = None
     clock_lag_ms: Annotated[float | None, says("how late the guest's clock is because of the cuts")] = None
-    clock_lost_ppm: Annotated[float | None, says("that, as a part of the time since they began")] = None
-    clock_slow: Annotated[str, says("why the guest's clock is not put right at each cut; empty: it is")] = ""
-    page_kib: Annotated[int | None, says("one write of the guest makes so much memory count as written")] = None
+    clock_lost_ppm: Annotated[float | None, says("the same, as a share of the time since they began")] = None
+    clock_slow: Annotated[str, says("why the guest's clock is not corrected at each cut; empty: it is")] = ""
+    page_kib: Annotated[int | None, says("how much memory counts as written after one write of the guest")] = None
 
     def __post_init__(self) -> None:
         """Words of peers, QEMU and libvirt are cut. A name stays as it is: by it the VM is found again."""
@@ -111,12 +111,12 @@ class StandbyStatus(Struct, frozen=True, kw_only=True):
     peer: Annotated[str, says("the host that protects it to here, or did last")] = ""
     owner: Owner = ""
     term: Annotated[int, says("the newest that this host knows")] = 0
-    committed: Annotated[int, says("the last epoch that is here whole")] = 0
+    committed: Annotated[int, says("the last epoch that is here, complete")] = 0
     applied: Annotated[int, says("the last epoch that the replica's memory and disks have")] = 0
     troubles: Troubled = []
-    primary_silence_ms: Annotated[
-        int | None, says("since when the primary was not heard; null: none is waited for")
-    ] = None
+    primary_silence_ms: Annotated[int | None, says("how long the primary has been silent; null: none is expected")] = (
+        None
+    )
     proven_at_ns: ProvenAt = None
     proven_epoch: ProvenEpoch = None
     proven_ms: ProvenTook = None

@@ -179,7 +179,7 @@ def _require_free(my: State, event: Forget) -> None:
         )
     if my.standby.phase is Phase.READY and not event.lose_replica:
         raise RefusedForSafety(
-            f"{here} holds a whole replica of VM {vm}, and host {durable.peer} is not heard: it may be the only copy",
+            f"{here} holds a complete replica of VM {vm}, and host {durable.peer} is silent: it may be the only copy",
             hint=f"to run it here: remusdb failover {quote(vm)}; if it is not needed: --lose-the-replica",
         )
 

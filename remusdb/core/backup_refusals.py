@@ -42,7 +42,7 @@ def at_the_door(my: State, event: Hailed) -> Refuse | None:
         hint = "two VMs of one name cannot have the same backup: choose another, or rename one: virsh domrename"
         return Refuse(f"VM {my.vm} is being protected by host {durable.peer}", hint, code="preflight")
     if durable.uuid and durable.uuid != hello.uuid:
-        hint = f"where the old one is not needed any more, on {my.host}: remusdb forget {quote(my.vm)}"
+        hint = f"if the old one is not needed any more, on {my.host}: remusdb forget {quote(my.vm)}"
         reason = f"{my.host} knows VM {my.vm} with UUID {durable.uuid}, not {hello.uuid}"
         return Refuse(reason, hint, code="preflight")
     return None
@@ -66,7 +66,7 @@ def looked_up_in_vain(my: State, event: LookedUp) -> Refuse | None:
 
 def _same_uuid(my: State, event: LookedUp) -> Refuse:
     other, uuid = event.others[0], event.hailed.hello.uuid
-    hint = f"where that one is not needed any more, on {my.host}: remusdb forget {quote(other)}"
+    hint = f"if that one is not needed any more, on {my.host}: remusdb forget {quote(other)}"
     return Refuse(f"{my.host} knows UUID {uuid} as that of VM {other}", hint, code="preflight")
 
 
@@ -74,7 +74,7 @@ def stranger(my: State, hello: Hello, record: Ownership | None) -> Refuse:
     """Another host owns the VM, or did: a HELLO changes nothing of that."""
     if record is not None:
         owner = record.owner or f"nobody (before: {record.previous})"
-        why = f"by the arbiter {owner} owns VM {my.vm} since term {record.term}, not {hello.primary}"
+        why = f"the arbiter says that {owner} has owned VM {my.vm} since term {record.term}, not {hello.primary}"
         hint = f"if the VM was moved by hand, delete its key in etcd: {my.prefix}{my.vm}"
         return Refuse(why, hint, code="preflight")
     mine = known(my)

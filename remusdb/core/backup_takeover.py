@@ -79,8 +79,8 @@ def arbiter_read(my: State, event: ArbiterRead) -> Effects:
     asked, owner, term = event.asked, event.owner, event.term
     if event.away:
         error = ArbiterAway(
-            f"the arbiter does not answer, so nobody can know whether {owner} went on alone: {event.away}",
-            hint="bring etcd back; or, if you are sure that the VM does not run there, say --primary-is-dead",
+            f"the arbiter does not answer, so it is not known whether {owner} went on alone: {event.away}",
+            hint="bring etcd back; or, if you are sure that the VM does not run there, use --primary-is-dead",
         )
         yield from _refuse(my, asked, error)
     # The second: our own claim of before, which we could not follow up.

@@ -42,11 +42,11 @@ def judge_claim(known: int, claim: Claim, host: str, vm: str, key: str) -> Refus
         return None
     record = claim.record
     if record is not None and host in (record.owner, record.owner or record.previous):
-        error = PeerRefused(f"by the arbiter this host is in term {record.term} already", hint=AGAIN)
+        error = PeerRefused(f"the arbiter says that this host is in term {record.term} already", hint=AGAIN)
         return Refused(error, reached(known, record.term))
     owner, newer = (record.owner, record.term) if record else ("nobody", 0)
     error = PeerRefused(
-        f"by the arbiter {owner or 'nobody'} owns VM {vm} since term {newer}",
+        f"the arbiter says that {owner or 'nobody'} has owned VM {vm} since term {newer}",
         hint=f"see `remusdb status` there; if it was moved by hand, delete its key in etcd: {key}",
     )
     return Refused(error)

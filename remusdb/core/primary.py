@@ -47,7 +47,7 @@ from remusdb.wording import words
 
 WORD_S = 5.0  # so long the agent may take to give its word that it cannot take over
 ASK_AGAIN_S = 0.25  # the arbiter
-DEAD_HINT = "stop the agent's host first, then say --peer-is-dead; or try again when the agent is back"
+DEAD_HINT = "stop the agent's host first, then use --peer-is-dead; or try again when the agent is back"
 ASKED, OVER = Reason.of(Code.UNPROTECT_ASKED), "the session is over"
 
 
@@ -212,7 +212,7 @@ class Primary:
         if self.phase is PrimaryState.FENCED:
             return Fenced(
                 f"host {self._known.peer} runs this VM now; its output stays shut here",
-                hint="it is quarantined by itself; see: remusdb status",
+                hint="it is quarantined automatically; see: remusdb status",
             )
         return RefusedForSafety(f"the session is over, VM {self._known.vm} is {self._state}", hint=DEAD_HINT)
 

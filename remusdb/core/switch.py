@@ -88,7 +88,7 @@ class Switch:
             yield from start_vm()
         yield effects.CutOn()
         if self.stage is not Stage.UNANSWERED:
-            why = f"{self._peer} does not take the VM over, it runs on here: {why}"
+            why = f"{self._peer} does not take the VM over, which runs on here: {why}"
             yield effects.Answer("switchover", RefusedForSafety(why))
 
 

@@ -42,6 +42,6 @@ def following(term: int) -> int:
     if term >= TERM_MAX:
         raise RefusedForSafety(
             f"term {term} is the last one there is",
-            hint="end protection; move vms/VM.json away on both hosts, and the arbiter's key, and protect again",
+            hint="end protection; move vms/VM.json away on both hosts, remove the arbiter's key, and protect again",
         )
     return term + 1

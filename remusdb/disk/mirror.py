@@ -149,7 +149,7 @@ def _start_hint(error: libvirt.libvirtError, target: str) -> str:
         return f"another block job runs on this disk: wait for it, or `virsh blockjob VM {target} --abort`"
     if "ermission denied" in str(error):
         return "QEMU's user must be able to reach the NBD socket (folder modes, AppArmor, SELinux)"
-    return "libvirt's log of this domain has QEMU's own words"
+    return "libvirt's log of this domain has QEMU's own message"
 
 
 def _job_of(jobs: Sequence[Mapping[str, Any]], target: str) -> Mapping[str, Any] | None:

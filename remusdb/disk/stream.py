@@ -108,7 +108,7 @@ class LogStream:
         if self.failed is not None:
             raise DiskError(f"disk mirror lost: {self.failed}", hint="unprotect the VM and protect it again")
         if self._discarding:
-            raise DiskError("the write log was given up")
+            raise DiskError("the write log was closed")
         if self._received < upto:
             raise DiskError(f"write log at {self._received} of {upto} bytes after {timeout_s} s")
 

@@ -109,7 +109,7 @@ class LibvirtInspection:
         return advice(
             "libvirt hook",
             "libvirt was started before remusdb's hook was there, and does not ask it" if asked is False else "",
-            "libvirt does not start what another host owns" if asked else "not to be told from here",
+            "libvirt starts no VM that another host owns" if asked else "not known from here",
             "restart libvirtd once: VMs run on",
         )
 
@@ -119,14 +119,14 @@ class LibvirtInspection:
             return []
         arbiter = Arbiter(self._config.arbiter)
         health = arbiter.health()
-        good = "" if health.problem else f"etcd cluster {arbiter.cluster()} takes changes"
+        good = "" if health.problem else f"etcd cluster {arbiter.cluster()} accepts changes"
         return [
             required("arbiter", [health.problem] if health.problem else [], good, health.hint),
             advice(
                 "arbiter members",
                 "; ".join(health.weak),
                 "every endpoint answers",
-                "bring them back: if one more is lost, nobody can decide who goes on",
+                "bring them back: if one more is lost, no host can go on automatically",
             ),
         ]
 

@@ -198,7 +198,7 @@ class ManagedVm:
         state = self.state
         if state.role == "fenced":
             raise Fenced(
-                f"host {state.owner or state.peer} owns VM {self.vm} since term {state.term}",
+                f"host {state.owner or state.peer} has owned VM {self.vm} since term {state.term}",
                 hint=f"to have it back here, run on that host: remusdb reprotect {self.vm} --to THIS-HOST",
                 term=state.term,
             )

@@ -106,7 +106,7 @@ class Reconciler:
                 for managed in self._supervisor.managed_vms():
                     self._consider(managed)
             except Exception:  # task boundary: this thread is the only one that looks
-                log.exception("looking after the VMs failed")
+                log.exception("managing the VMs failed")
 
     def _consider(self, managed: ManagedVm) -> None:
         try:

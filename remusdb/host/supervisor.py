@@ -156,7 +156,7 @@ class Supervisor:
             if not self._is_off(managed.vm):
                 raise
             # No VM, no output: whatever runs elsewhere, nothing of it can be heard from here.
-            note = f"{managed.vm} does not run here, so it was only forgotten ({exc})"
+            note = f"{managed.vm} does not run here, so only its protection here was ended ({exc})"
             managed.log(log).warning("%s", note)
         if link is not None:
             link.stop()
@@ -278,7 +278,7 @@ class Supervisor:
         )
         managed.settle(shown, Reason.by(exc, Code.ERROR_HELD if shown == "held" else Code.ERROR))
         if shown == "solo":
-            again = f"{managed.vm} runs on alone; this is tried again by itself, until: remusdb unprotect {managed.vm}"
+            again = f"{managed.vm} runs on without a backup; retrying, until: remusdb unprotect {managed.vm}"
             exc.hint = f"{exc.hint}; {again}" if exc.hint else again
         link.stop()
         managed.drop_link(link)

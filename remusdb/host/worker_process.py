@@ -238,7 +238,7 @@ class WorkerLink:
                 if answer.of in ("", pending.request.op()):
                     self._pending.remove(pending)
                     return pending
-        self._log.warning("the worker answers what nobody asked: %s", answer)
+        self._log.warning("the worker answers what was not asked: %s", answer)
         return None
 
     def _finish(self, channel: LineChannel) -> None:

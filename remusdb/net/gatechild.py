@@ -21,7 +21,7 @@ _START_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 5.0
 _FLUSH_TIMEOUT_S = 30.0
 _END_TIMEOUT_S = 2.0
-_DIED = "its frames stay held and nothing leaves; the VM must be protected anew, or `remusdb unprotect` ends it"
+_DIED = "its frames stay held and nothing leaves; protect the VM again, or end it with `remusdb unprotect`"
 
 
 class GateChild:

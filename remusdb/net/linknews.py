@@ -43,7 +43,7 @@ class LinkNewsSocket:
             self._socket.bind((0, _GROUP_LINK))
         except OSError as exc:
             self._socket.close()
-            raise GateError(f"the kernel's news of links cannot be heard: {exc.strerror}", hint="run as root") from exc
+            raise GateError(f"the kernel's news of links cannot be read: {exc.strerror}", hint="run as root") from exc
 
     def close(self) -> None:
         """Hear no more."""

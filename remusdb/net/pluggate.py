@@ -215,7 +215,7 @@ class PlugGate:
         tc, deadline = self._ready(), Deadline.after(_DRAIN_TIMEOUT_S)
         while tc.root_stats(index).held_frames:
             if deadline.over:
-                raise GateError(f"an IFB of {self.tap} does not let its frames go")
+                raise GateError(f"an IFB of {self.tap} does not release its frames")
             time.sleep(0)
 
     def _ready(self) -> Tc:

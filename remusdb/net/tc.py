@@ -222,7 +222,7 @@ class Tc:
                 _TC_STATS, reply.attributes.get(_STATS, b"")
             )
             return QdiscStats(sent, queued, backlog, dropped)
-        raise GateError("the kernel told nothing about the qdisc")
+        raise GateError("the kernel reported nothing about the qdisc")
 
     def _ask(self, what: str, kind: int, flags: int, body: bytes) -> list[Reply]:
         return self._netlink.ask(what, kind, flags, body, _TCMSG)

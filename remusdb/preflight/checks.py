@@ -17,7 +17,9 @@ class Check(msgspec.Struct, frozen=True):
 
     name: Annotated[str, says("see check.md")]
     ok: Annotated[bool, says("nothing is wrong with it")]
-    level: Annotated[Level, says("required: without it `protect` fails; advice: it goes without, not as well")]
+    level: Annotated[
+        Level, says("required: without it `protect` fails; advice: protection works without it, less well")
+    ]
     detail: Annotated[str, says("what was found")]
     hint: Annotated[str, says("what to do where it is not `ok`")] = ""
 

@@ -23,13 +23,13 @@ WINDOWS_HINT = (
 def decide(inventory: Inventory, tree: ET.Element) -> list[Check]:
     """One check: whether the guest's clock is expected to lose nothing."""
     if _hyperv(tree):
-        problem, hint = "it is put right for kvmclock; Windows' own, made of it, was never measured", WINDOWS_HINT
+        problem, hint = "it is corrected for kvmclock; Windows' own, made of it, was never measured", WINDOWS_HINT
     elif not inventory.vm.clock_named:
         problem = "QEMU's program does not say where it keeps the clock: it is searched for when protection begins"
         hint = KVM_HINT if tree.get("type") == "kvm" else TCG_HINT
     else:
         problem = hint = ""
-    return [advice("guest clock", problem, "it is put right at each epoch", hint)]
+    return [advice("guest clock", problem, "it is corrected at each epoch", hint)]
 
 
 def _hyperv(tree: ET.Element) -> bool:

@@ -49,7 +49,7 @@ def _host(host: HostInventory) -> list[Check]:
     tracking = [f"Linux {host.kernel}: {host.tracking_error}"] if host.tracking_error else []
     ptrace = ["kernel.yama.ptrace_scope is 3: not even root may trace QEMU"] if host.ptrace_scope >= 3 else []
     return [
-        required("architecture", x86, host.machine, "x86-64 is what the capture is written for"),
+        required("architecture", x86, host.machine, "the capture is written for x86-64"),
         required(
             "kernel",
             tracking,
@@ -95,13 +95,13 @@ def _qemu(vm: VmInventory) -> list[Check]:
             "qemu",
             old,
             f"QEMU {version}" if vm.running else "not known while it is off",
-            "8.2 is the oldest that will do; the VM uses it from its next start",
+            "8.2 is the oldest that works; the VM uses it from its next start",
         ),
         required(
             "blockers",
             [f"QEMU cannot save it: {reason}" for reason in vm.migration_blockers],
             "QEMU can save all its devices",
-            "take the device out of the VM's definition, or the CPU feature (invtsc)",
+            "remove the device from the VM's definition, or the CPU feature (invtsc)",
         ),
     ]
 
@@ -110,7 +110,7 @@ def _how_to_run(vm: VmInventory) -> str:
     name = shlex.quote(vm.name)
     resume = f"virsh resume {name}"
     if "I/O error" in vm.paused:
-        return f"virsh domblkerror {name} names the disk; mend what is behind it (is it full?), then: {resume}"
+        return f"virsh domblkerror {name} names the disk; repair what is behind it (is it full?), then: {resume}"
     return {
         "paused": resume,
         "suspended by the guest": f"virsh dompmwakeup {name}",
@@ -145,7 +145,7 @@ def _capacity(inventory: Inventory, tree: ET.Element) -> list[Check]:
             "lock manager",
             f"libvirt uses {inventory.host.lock_manager}" if inventory.host.lock_manager else "",
             "none",
-            "every epoch lets go of the disks' leases and takes them again: slower, and the standby needs its own",
+            "every epoch releases the disks' leases and takes them again: slower, and the standby needs its own",
         ),
         advice(
             "monitor",

@@ -76,7 +76,7 @@ def _network(tree: ET.Element) -> Check:
         "network",
         "" if tree.find("./devices/interface") is not None else "the VM has no interface",
         "its output is held",
-        "nobody sees it from outside, so there is nothing to hold",
+        "no client reaches it from outside, so there is nothing to hold",
     )
 
 

@@ -24,7 +24,7 @@ from remusdb.preflight.here import Here
 def decide(peer: str, answer: Answer | None, here: Here, tree: ET.Element) -> list[Check]:
     """Every check of what the agent of `peer` says."""
     if answer is None:
-        old = f"the agent of {peer} is older, and does not say what this VM would lack there"
+        old = f"the agent of {peer} is older, and does not report what this VM would lack there"
         return [advice("peer answer", old, "", f"install the same remusdb on {peer}, and restart its remusdb-agent")]
     return [
         _session(peer, answer, here),
@@ -68,7 +68,7 @@ def _arbiter(peer: str, answer: Answer, here: Here) -> list[Check]:
         mine, theirs = (f"cluster {one}" if one else "none" for one in (here.arbiter, said.cluster))
         problems = [f"this host uses {mine}, {peer} uses {theirs}"]
         hint = "give host.toml and agent.toml of both hosts the same [arbiter], or none, and restart both daemons"
-    return [required("peer arbiter", problems, f"{peer} uses the same, and it takes changes", hint)]
+    return [required("peer arbiter", problems, f"{peer} uses the same, and it accepts changes", hint)]
 
 
 def _refusals(peer: str, answer: Answer, tree: ET.Element) -> Check:

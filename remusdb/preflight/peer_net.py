@@ -40,7 +40,7 @@ def decide(peer: str, answer: Answer, here: Here, tree: ET.Element) -> list[Chec
         checks += _vlans(peer, answer, here, [nic for nic in nics if nic.there.there])
     if answer.taken_links is not None and needs.own_taps(tree):
         taken = [f"{peer} has a link named {name}" for name in answer.taken_links if not answer.standby]
-        hint = "take <target dev=.../> out of the interface (virsh edit), from the VM's next start, or rename that link"
+        hint = "remove <target dev=.../> from the interface (virsh edit), from the VM's next start, or rename that link"
         checks.append(required("peer taps", taken, "their names are free", hint))
     if answer.listens:
         checks += _displays(peer, answer, tree)
@@ -207,7 +207,7 @@ def _filter(peer: str, answer: Answer) -> list[Check]:
     found = answer.forwarding
     if found is None:
         return []
-    certain = [f"{chain} on {peer} drops what bridges forward: nobody would reach the VM" for chain in found.drops]
+    certain = [f"{chain} on {peer} drops what bridges forward: no client would reach the VM" for chain in found.drops]
     hints = [f"on {peer}: nft add rule {chain} accept" for chain in found.drops if chain.startswith("bridge ")]
     if found.called:
         hints.append(f"on {peer}: sysctl -w {BRIDGE_SYSCTLS} (and into /etc/sysctl.d)")

@@ -21,7 +21,7 @@ _OURS = {
 }
 _THEIRS = {
     "TLSV1_ALERT_UNKNOWN_CA": ("it does not trust our certificate: another CA signed it", _CERTS),
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": ("it wants a certificate and we presented none", _CERTS),
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": ("it requires a certificate and we presented none", _CERTS),
     "SSLV3_ALERT_BAD_CERTIFICATE": ("it finds our certificate bad", _CERTS),
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": ("it finds our certificate expired; are both clocks right?", _CERTS),
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": ("it does not accept our certificate", _CERTS),

@@ -176,7 +176,7 @@ class Domain:
         """The folder libvirt keeps for this run of the domain: QEMU may open files there under any confinement."""
         found = domain_folder(self.name)
         if found is None:
-            raise VmError(f"{RUN_FOLDER} does not tell which folder libvirt keeps for {self.name}")
+            raise VmError(f"{RUN_FOLDER} does not say which folder libvirt keeps for {self.name}")
         return found
 
 

@@ -62,7 +62,7 @@ class LibvirtLink:
     def _keep(self) -> None:
         while self._lost.wait() and not self._closed.is_set():
             if self._there:
-                log.warning("libvirtd went away; the VM runs on, and it is looked for")
+                log.warning("libvirtd is gone; the VM runs on; reconnecting")
             self._there = False
             self._lost.clear()
             try:

@@ -170,7 +170,7 @@ class AgentLink:
                 self._act(frame)
                 looked = time.monotonic()
             elif time.monotonic() - stream.last_heard > (patience_s := self._silence_s()):
-                raise PeerUnreachable(f"agent {self._spec.peer.name} is silent for {patience_s:g} s")
+                raise PeerUnreachable(f"agent {self._spec.peer.name} has been silent for {patience_s:g} s")
 
     def _silence_s(self) -> float:
         """How long the agent may be silent on a connection before it is made anew."""
@@ -217,7 +217,7 @@ class AgentLink:
         hello, try_s = self._hello(), TRY_S
         while not self._ended.wait(min(RECONNECT_MAX_S, RECONNECT_S * 2 ** min(self._bad_answers, 10))):
             if self._too_late():
-                return self._give_up(f"agent {self._spec.peer.name} is away for {self._copy_patience_s:g} s")
+                return self._give_up(f"agent {self._spec.peer.name} has been away for {self._copy_patience_s:g} s")
             try:
                 greeting = self._agent.hello(hello, try_s)
             except Fenced as exc:

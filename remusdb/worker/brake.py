@@ -81,7 +81,9 @@ class BrakeThread(threading.Thread):
         while not self._quit.wait(LOOK_S):
             if not self._brake.look(time.monotonic(), self._silent_ms() or 0.0):
                 return self._give_up(
-                    PeerUnreachable("the backup is away and the guest's disk writes would wait: the copy is begun anew")
+                    PeerUnreachable(
+                        "the backup is away and the guest's disk writes would wait: the initial sync begins again"
+                    )
                 )
 
     def finish(self) -> None:

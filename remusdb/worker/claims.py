@@ -26,7 +26,7 @@ def claim_session(arbiter: Arbiter, vm: str, host: str, term: int) -> Claim:
         if claim.verdict in (Verdict.WON, Verdict.LOST):
             return claim
         time.sleep(ASK_AGAIN_S)
-    raise ArbiterUnreachable("the arbiter does not answer: the session is not begun", hint="is etcd running?")
+    raise ArbiterUnreachable("the arbiter does not answer: no session begins", hint="is etcd running?")
 
 
 def claim_alone(arbiter: Arbiter, vm: str, host: str, question: AskArbiter) -> Claim:

@@ -171,7 +171,7 @@ class DeviceWatch:
             asked = calls.start(lambda: self._domain.handle.XMLDesc(0))
             tree = safexml.parse(calls.finish(asked, "devices", ANSWER_S))
         except VmError as exc:
-            log.debug("libvirt does not tell the devices: %s", exc)
+            log.debug("libvirt does not report the devices: %s", exc)
             return []
         # Without an id it is the definition of a VM that is off.
         return changes(self._devices, inventory(tree)) if tree.get("id") else []

@@ -22,7 +22,7 @@ def ask_for_word(spec: ProtectionSpec, hello: Hello) -> tuple[int, str]:
     try:
         greeting = spec.agent.hello(hello)
         term = greeting.welcome.term
-        notice = pack(Notice("unprotect was asked", forget=True))
+        notice = pack(Notice("unprotect was asked for", forget=True))
         greeting.stream.send(FrameType.BYE, term, 0, notice)
         _await_renounce(greeting.stream, spec.peer.name)
     except NoStandby:
@@ -40,4 +40,4 @@ def _await_renounce(stream: FrameStream, peer: str) -> None:
         frame = stream.receive(WORD_S)
         if frame is not None and frame.type is FrameType.RENOUNCE:
             return stream.close()
-    raise PeerUnreachable(f"agent {peer} does not give its standby up")
+    raise PeerUnreachable(f"agent {peer} does not give up its standby")

@@ -38,7 +38,7 @@ SAMPLES: list[msgspec.Struct] = [
     messages.Base(0, 16, bytes(64)),
     messages.Refuse("it is fenced", "look", 8, True, False, "preflight"),
     messages.Commit(3, 8192, ["192.0.2.1", "2001:db8::1"], 1_000_000, True),
-    messages.Notice("unprotect was asked", True),
+    messages.Notice("unprotect was asked for", True),
     messages.Proof("proven", 1_790_000_000_000_000_000, 3, 2.5, "", ""),
     messages.Question(VmName("db1"), "alpha", 7),
     messages.Standing(VmName("db1"), 7, "alpha", "standby", "because"),

@@ -88,7 +88,7 @@ def test_space_used_up_is_told_and_the_hint_makes_room(small: Etcd) -> None:
     fill(small, "again and again")
     assert arbiter.read("pg") is None
     health = arbiter.health()
-    assert health.problem == "etcd has used up its space and takes no change"
+    assert health.problem == "etcd has used up its space and accepts no change"
     assert arbiter.claim("pg", open_session("a", 1)).verdict is not Verdict.WON
     compact = re.search(
         rf"etcdctl --endpoints={re.escape(small.url)} compact (\d+); .* defrag; .* disarm;", health.hint

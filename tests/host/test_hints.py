@@ -82,7 +82,7 @@ def test_a_medium_is_ejected(tmp_path: Path, name: str, drive: str, target: str,
     assert problems(virsh(path, f"start {shown}", command, f"dumpxml {shown}")) == []
 
 
-MEND = "names the disk; mend what is behind it (is it full?), then"
+MEND = "names the disk; repair what is behind it (is it full?), then"
 
 
 def shown_hint(**vm: object) -> str:
@@ -122,8 +122,8 @@ def test_a_vm_that_is_paused_is_resumed_to_the_letter(tmp_path: Path) -> None:
 DISKS = [
     ("<readonly/>", "file", "virtio", "virsh detach-disk 'a & b' vdb --live --config"),
     ("<readonly/>", "file", "sata", "virsh detach-disk 'a & b' vdb --config; in effect from the VM's next start"),
-    ("<shareable/>", "file", "virtio", "take <shareable/> out of vdb"),
-    ("<transient/>", "file", "virtio", "take <transient/> out of vdb"),
+    ("<shareable/>", "file", "virtio", "remove <shareable/> from vdb"),
+    ("<transient/>", "file", "virtio", "remove <transient/> from vdb"),
     ("<encryption format='luks'/>", "file", "virtio", "encrypt inside the guest"),
     ("<source protocol='rbd' name='p/v'/>", "network", "virtio", "map it on this host (rbd map"),
     ("<driver name='qemu' type='vmdk'/>", "file", "virtio", "qemu-img convert -O qcow2"),
@@ -144,7 +144,7 @@ def test_each_disk_that_is_refused_has_a_hint_of_its_own(part: str, kind: str, b
 def test_what_the_gate_passes_by_is_taken_out(tag: str, word: str) -> None:
     nic = f"<interface type='bridge'><source bridge='br0'/><{tag}/></interface>"
     [(area, hint)] = problems(f"<domain type='kvm'><name>v</name><devices>{nic}</devices></domain>")
-    assert area == "interfaces" and f"take <{word}> out" in hint and "from the VM's next start" in hint
+    assert area == "interfaces" and f"remove <{word}>" in hint and "from the VM's next start" in hint
 
 
 def test_another_architecture_is_told_that_there_is_no_way() -> None:

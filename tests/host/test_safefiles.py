@@ -210,8 +210,8 @@ def test_root_works_in_no_folder_that_others_may_write(tmp_path: Path, folder: P
     for path in (folder, tmp_path / "wide"):
         with pytest.raises(ConfigError, match="image_dir"):
             safefiles.require_only_ours(path, "image_dir")
-        with pytest.raises(PermissionError, match="others than root"):
+        with pytest.raises(PermissionError, match="users other than root"):
             safefiles.make_folder(path)
-        with pytest.raises(DiskError, match="others than root"):
+        with pytest.raises(DiskError, match="users other than root"):
             ReplicaImages(path, [512], ["vda"])
         assert list(path.iterdir()) == []

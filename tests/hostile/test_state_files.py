@@ -40,7 +40,7 @@ FILES: dict[str, bytes] = {
     "another-vm": changed(vm="pg"),
     "a-path": changed(vm="../pg"),
     "role-unknown": changed(vm="role-unknown", role="king"),
-    "kept-wrong": changed(vm="kept-wrong", kept=7),
+    "disks-wrong": changed(vm="disks-wrong", quarantined_disks=7),
 }
 
 

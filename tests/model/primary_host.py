@@ -220,7 +220,7 @@ class Worker:
         assert connection is not None
         stream: Any = End(self._world, connection, is_agent=False)
         if self.orphan:
-            stream.send(FrameType.BYE, welcome.term, 0, pack(Notice("unprotect was asked", forget=True)))
+            stream.send(FrameType.BYE, welcome.term, 0, pack(Notice("unprotect was asked for", forget=True)))
         elif self.stage == "hello":
             self._welcome, self.stage = welcome, "claim"
             self.outbox.attach(stream, welcome.term, 0)

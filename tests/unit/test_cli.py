@@ -229,7 +229,7 @@ def test_check_that_looks_good(daemons: FakeDaemons) -> None:
 def test_check_with_advice(daemons: FakeDaemons) -> None:
     daemons.start("host", {CheckVm: Checked(checks=[a_check("socket", False, "advice")])})
     out = run(daemons, "check", "db1", "--to", "beta").stdout
-    assert out == "  note  socket: socket it is\n        mend socket\nLooks good, with 1 to think about.\n"
+    assert out == "  note  socket: socket it is\n        mend socket\nLooks good; notes: 1.\n"
 
 
 def test_check_that_fails(daemons: FakeDaemons) -> None:
@@ -254,7 +254,7 @@ def test_prepare_again(daemons: FakeDaemons) -> None:
 
 def test_failover(daemons: FakeDaemons, monkeypatch: pytest.MonkeyPatch) -> None:
     daemons.start("agent", {Failover: TakenOver(term=4, epoch=812, resume_ms=23.7)})
-    assert "say --yes" in run(daemons, "failover", "db1", exit_code=2).stderr
+    assert "use --yes" in run(daemons, "failover", "db1", exit_code=2).stderr
     assert daemons.asked == []
     out = run(daemons, "failover", "db1", "--yes").stdout
     assert out == "db1 runs here: term 4, epoch 812, resumed in 24 ms.\n"
@@ -364,7 +364,7 @@ def test_rehearse(daemons: FakeDaemons) -> None:
 
 def test_rehearse_without_proof_of_life_fails(daemons: FakeDaemons) -> None:
     daemons.start("agent", {Rehearse: replace(REHEARSED, ok=False)})
-    assert "no proof of life" in run(daemons, "rehearse", "db2", exit_code=1).stdout
+    assert "no sign of life" in run(daemons, "rehearse", "db2", exit_code=1).stdout
 
 
 @pytest.mark.parametrize("agent", [True, False])
@@ -384,7 +384,7 @@ def test_rehearse_where_nobody_knows(daemons: FakeDaemons) -> None:
 def test_forget(daemons: FakeDaemons) -> None:
     done = Forgotten(vm="db1", quarantined_disks=["/kept/vda.raw"], moved=["/i/db1/forgotten-term7/vda.raw"])
     daemons.start("agent", {Forget: done})
-    assert "say --yes" in run(daemons, "forget", "db1", exit_code=2).stderr
+    assert "use --yes" in run(daemons, "forget", "db1", exit_code=2).stderr
     out = run(daemons, "forget", "db1", "--yes").stdout
     assert out.startswith("db1 is forgotten here") and "not deleted: /kept/vda.raw\nnot deleted: /i/db1/" in out
     run(daemons, "forget", "db1", "--yes", "--lose-the-replica", "--json")

@@ -131,7 +131,7 @@ def test_a_vm_that_is_off_can_always_be_forgotten(daemon: Running, config: HostC
     script(config, "db1", lets_go=False)
     daemon.protect("db1")
     daemon.libvirt.known["db1"] = False
-    assert "only forgotten (beta does not answer)" in daemon.unprotect("db1")
+    assert "only its protection here was ended (beta does not answer)" in daemon.unprotect("db1")
     with pytest.raises(NotProtected):
         daemon.unprotect("db1")
 
@@ -150,7 +150,7 @@ def test_a_fenced_vm_is_protected_to_nobody(config: HostConfig) -> None:
     running = Running(config)
     assert running.status("db1").term == 8
     for peer in ("beta", "gamma"):
-        with pytest.raises(Fenced, match="host beta owns VM db1 since term 8"):
+        with pytest.raises(Fenced, match="host beta has owned VM db1 since term 8"):
             running.protect("db1", peer)
     running.daemon.stop()
 
@@ -163,11 +163,11 @@ def test_an_initial_copy_that_was_broken_off_may_go_elsewhere(config: HostConfig
 
 
 def test_a_vm_that_cannot_be_protected(daemon: Running, config: HostConfig) -> None:
-    script(config, "db1", refusal=Failed.by(CannotProtect("vhost-user", hint="take it out")))
+    script(config, "db1", refusal=Failed.by(CannotProtect("vhost-user", hint="remove it")))
     for _ in range(2):  # the second try gets as far as the first
         with pytest.raises(CannotProtect, match="vhost-user") as caught:
             daemon.protect("db1")
-        assert caught.value.hint == "take it out"
+        assert caught.value.hint == "remove it"
         assert (daemon.status("db1").state, daemon.status("db1").reason) == ("failed", "vhost-user")
 
 
@@ -175,7 +175,7 @@ class Picky(NoLibvirt):
     """An inspection that finds something."""
 
     def check(self, vm: str, peer: str | None) -> list[Check]:
-        return [Check("devices", False, "required", "a TPM", "take it out")]
+        return [Check("devices", False, "required", "a TPM", "remove it")]
 
 
 def test_the_preflight_refuses_before_a_worker_is_started(config: HostConfig) -> None:

@@ -105,7 +105,7 @@ def test_an_arbiters_record_takes_a_host_a_bounded_way() -> None:
 @pytest.mark.parametrize("record", [Ownership("gamma", 500), Ownership("", 500, previous="gamma")])
 def test_another_hosts_record_teaches_nothing(record: Ownership) -> None:
     rig = Rig(term=5)
-    with pytest.raises(PeerRefused, match="owns VM pg since term 500"):
+    with pytest.raises(PeerRefused, match="has owned VM pg since term 500"):
         rig.tell(events.SessionClaimed(Claim(Verdict.LOST, record), "/remusdb/pg"))
     assert rig.saved == []
 
@@ -184,7 +184,7 @@ def test_an_agent_that_counts_what_cannot_be_is_lost_again() -> None:
 def test_unprotect_waits_for_the_agents_word() -> None:
     rig = Rig().protect()
     assert rig.tell(events.Unprotect()) == [
-        effects.SayBye("unprotect was asked", forget=True),
+        effects.SayBye("unprotect was asked for", forget=True),
         effects.SetTimer("word", WORD_S),
     ]
     assert not rig.opened

@@ -57,7 +57,7 @@ def names(cell: str) -> list[str]:
 
 TERMS = {name for word, also, *_ in rows("Words") for name in [*names(word), *names(also)]}
 DEFINED = {piece for term in TERMS for piece in term.split()}
-BANNED = sorted({name for *_, others in rows("Words") for name in names(others)})
+BANNED = sorted({name for *_, others in rows("Words") + rows("Plain words") for name in names(others)})
 DOCUMENTS = ["README.md", "docs/guarantees.md", "docs/hooks.md", "docs/configuration.md"]
 
 

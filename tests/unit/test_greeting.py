@@ -111,7 +111,7 @@ def test_the_arbiters_record_is_read_first(replica: Replica, tmp_path: Path, yie
     assert isinstance(replica.greet(session, hello("d", 9)), Welcome) and yielded == [("d", 9)]
     replica.lost(session, "reset")
     answer = refused(replica, hello("c", 99))
-    assert "by the arbiter d owns VM vm since term 9" in answer.reason and "etcd" in answer.hint
+    assert "the arbiter says that d has owned VM vm since term 9" in answer.reason and "etcd" in answer.hint
 
 
 def test_who_knows_another_owner_names_the_operators_word(replica: Replica, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_who_knows_another_owner_names_the_operators_word(replica: Replica, tmp_
 
 def test_a_vm_that_was_unprotected_may_come_from_anywhere(replica: Replica, tmp_path: Path) -> None:
     session: Any = ready(replica)
-    assert not replica.take(session, Frame(FrameType.BYE, 1, 0, pack(Notice("unprotect was asked", forget=True))))
+    assert not replica.take(session, Frame(FrameType.BYE, 1, 0, pack(Notice("unprotect was asked for", forget=True))))
     kept = StateStore(tmp_path).load("vm")
     assert (kept.role, kept.term, kept.owner, kept.peer, kept.uuid) == ("none", 1, "", "", "")
     answer = told(replica, hello("c", 0, uuid=OTHER))

@@ -179,7 +179,7 @@ def test_megabytes_of_output_end_and_are_cut_short_in_the_log(folder: Path, capl
 
 @pytest.mark.parametrize(
     ("mode", "why"),
-    [(0o644, "not executable"), (0o775, "others than its owner may write it"), (0o757, "others than its owner")],
+    [(0o644, "not executable"), (0o775, "users other than its owner may"), (0o757, "users other than its owner may")],
 )
 def test_what_is_no_hook_is_left_alone_and_said_once(
     folder: Path, tmp_path: Path, mode: int, why: str, caplog: pytest.LogCaptureFixture

@@ -46,7 +46,7 @@ def test_a_copy_that_broke_off_is_begun_anew(daemon: Running, config: HostConfig
     script(config, "db1", saves=seeding, dies=True)
     with pytest.raises(RemusError, match="exit code 3") as caught:
         daemon.protect("db1")
-    assert "its log says more" in caught.value.hint and "tried again by itself" in caught.value.hint
+    assert "its log says more" in caught.value.hint and "retrying, until" in caught.value.hint
     assert "remusdb unprotect db1" in caught.value.hint
     script(config, "db1")
     eventually(lambda: daemon.status("db1").state == "protected")

@@ -69,7 +69,7 @@ SAMPLES: list[msgspec.Struct] = [
     Taken(7),
     Base(1, 1024, bytes(32)),
     Commit(3, 4096, ["192.0.2.7", "2001:db8::7"], 5_000_000, True),
-    Notice("unprotect was asked", True),
+    Notice("unprotect was asked for", True),
     Proof("refused", 1_700_000_000_000_000_000, 7, 12.5, "no", "look"),
     Question(VmName("pg"), "alpha", 7),
     Standing(VmName("pg"), 8, "beta", "promoted", "it took over"),

@@ -56,9 +56,9 @@ def test_every_code_is_made_somewhere() -> None:
 
 
 def test_an_error_is_a_reason_with_its_own_hint() -> None:
-    why = Reason.by(CannotProtect("a TPM", hint="take it out"))
+    why = Reason.by(CannotProtect("a TPM", hint="remove it"))
     assert (why.code, why.params["error"]) == (Code.ERROR, "E-PREFLIGHT")
-    assert (words(why), hint(why, "db1")) == ("a TPM", "take it out")
+    assert (words(why), hint(why, "db1")) == ("a TPM", "remove it")
     for code in (Code.ERROR, Code.ERROR_HELD):
         assert parameters(code)[0] <= {"error", "why", "hint"}
 
@@ -67,7 +67,7 @@ def test_a_part_is_left_out_where_there_is_nothing_to_say() -> None:
     assert words(Reason.of(Code.WORKER_LOST, how="ended", last="")) == "the worker ended; output stays held"
     assert words(Reason.of(Code.WORKER_LOST, how="ended", last="x")) == "the worker ended (last: x); output stays held"
     assert words(Reason.of(Code.SUSPENDED)) == "it is suspended"
-    assert words(Reason.of(Code.SUSPENDED, stays=True)) == "it is suspended; after a takeover it stays so"
+    assert words(Reason.of(Code.SUSPENDED, stays=True)) == "it is suspended; it stays so after a takeover"
     assert (words(None), hint(None, "db1")) == ("", "")
 
 
@@ -81,7 +81,7 @@ def test_what_others_said_is_shown_and_nothing_else() -> None:
     foul = "\x1b[2J{peer}[still?]{vm}"
     assert words(Reason.of(Code.ALONE, why=Reason.of(Code.OTHER, why=foul))).endswith("{peer}[still?]{vm}")
     why = Reason.of(Code.PEER_RENOUNCED, peer="beta", why=foul)
-    assert words(why) == "agent beta gave up: \N{REPLACEMENT CHARACTER}[2J{peer}[still?]{vm}"
+    assert words(why) == "agent beta gave its replica up: \N{REPLACEMENT CHARACTER}[2J{peer}[still?]{vm}"
     assert len(words(Reason.of(Code.OTHER, why="x" * (15 << 20)))) < 2000
     assert "'a b'" in hint(Reason.of(Code.OFF, peer="beta"), "a b")  # a command to be pasted
 
@@ -105,5 +105,5 @@ def test_the_state_file_has_the_words_and_never_another_reasons_code(tmp_path: P
     state = store.update("db1", why=Reason.of(Code.FORGOTTEN)) if codes else store.update("db1", reason="in words")
     assert state == store.load("db1")
     assert (state.reason, state.why and state.why.code) == (
-        ("an operator had it forgotten", Code.FORGOTTEN) if codes else ("in words", None)
+        ("an operator ran `remusdb forget`", Code.FORGOTTEN) if codes else ("in words", None)
     )

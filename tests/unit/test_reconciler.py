@@ -167,7 +167,7 @@ FENCED = {"role": "fenced", "term": 9, "owner": "beta", "reason": "term 9", "qua
 @pytest.mark.parametrize(
     ("does", "state"),
     [
-        ({"refusal": Failed.by(CannotProtect("vhost-user", hint="take it out"))}, "held"),
+        ({"refusal": Failed.by(CannotProtect("vhost-user", hint="remove it"))}, "held"),
         ({"saves": FENCED, "refusal": Failed.by(Fenced("term 9 exists"))}, "fenced"),
     ],
     ids=["unfit", "fenced"],
@@ -436,14 +436,14 @@ def test_a_vm_that_became_unfit_says_why_once_and_is_protected_when_it_is_fit(co
 def test_what_the_worker_refuses_is_tried_at_longer_intervals(config: HostConfig) -> None:
     """Looks at the VM while its worker is at work must not make the next try a first one."""
     put(config, "db1", **SOLO)
-    script(config, "db1", refusal=Failed.by(CannotProtect("vhost-user", hint="take it out")))
+    script(config, "db1", refusal=Failed.by(CannotProtect("vhost-user", hint="remove it")))
     with Running(config, timing=replace(FAST, retry_s=(0.05, 30.0))) as running:
         eventually(lambda: events(running, config, "db1").count("resync") == 2)
         shows(running, "solo")  # the second try is over, however long a process takes to start
         time.sleep(1.5)
         told = events(running, config, "db1")
         assert told.count("resync") == 2 and told.count("failed") == 1
-        assert running.status("db1").state == "solo" and running.status("db1").hint.startswith("take it out")
+        assert running.status("db1").state == "solo" and running.status("db1").hint.startswith("remove it")
 
 
 def test_after_its_end_a_daemon_begins_nothing(config: HostConfig) -> None:

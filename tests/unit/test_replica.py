@@ -287,7 +287,7 @@ def with_arbiter(replica: Replica, arbiter: Any) -> None:
 def test_a_primary_that_went_on_alone_is_not_taken_over(replica: Replica, tmp_path: Path) -> None:
     ready(replica)
     with_arbiter(replica, Etcd(Ownership("a", 2)))
-    with pytest.raises(RefusedForSafety, match=r"by the arbiter a \(term 2\) owns"):
+    with pytest.raises(RefusedForSafety, match=r"the arbiter says that a \(term 2\) owns"):
         replica.promote(SILENCE)
     assert FakeMachine.made[0].closed and replica.status().state == "empty"
     assert StateStore(tmp_path).load("vm").role == "none"
@@ -474,7 +474,7 @@ def test_a_vm_that_stood_still_does_so_after_the_takeover(replica: Replica, tmp_
     assert replica.take(stream, Frame(FrameType.COMMIT, 1, 2, pack(Commit(0, 0, [], stays=True))))
     FakeMachine.gate.set()
     FakeMachine.dead = dead
-    assert "stands still" in replica.promote(SILENCE).how
+    assert "is paused as it was" in replica.promote(SILENCE).how
     assert FakeMachine.made[0].stays
     why = StateStore(tmp_path).load("vm").why
     assert why is not None and why.params["why"] == SILENCE and why.params["still"]

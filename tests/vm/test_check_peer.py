@@ -132,7 +132,7 @@ def test_all_that_the_backup_lacks_is_named_and_the_hints_help(pair: Pair) -> No
 
 
 def test_a_full_etcd_is_told_from_both_hosts(pair: Pair) -> None:
-    """It answers every read, and takes no change: no session could begin, no takeover be decided."""
+    """It answers every read, and accepts no change: no session could begin, no takeover be decided."""
     vm = pair.bare()
     assert failed(checks_of(pair, vm.name)) == set()
     assert pair.etcd is not None

@@ -138,7 +138,7 @@ def test_worker_dies_at_any_moment(pair: Pair) -> None:
         if pair.await_state(vm.name, "fenced", "protected", within_s=30)["state"] == "fenced":
             assert pair.product.standby(vm.name)["state"] == "promoted" and pair.runs(vm, pair.b)
             again = pair.protect(vm.name, check=False)
-            assert again.returncode == 7 and "host b owns" in again.stderr, again.stderr
+            assert again.returncode == 7 and "host b has owned" in again.stderr, again.stderr
             pair.await_event(vm.name, "quarantined")
             assert vm.name not in pair.a.run(["virsh", "list", "--all", "--name"]).stdout
         for host in (pair.a, pair.b):

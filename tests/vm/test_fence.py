@@ -118,7 +118,7 @@ def test_a_running_vm_ends_and_can_be_got_back(fenced: Fenced) -> None:
     assert disks == {"vda": vm.disk}
     assert fenced.host.path(vm.disk).exists(), "a disk that is not ours stays where it is"
     assert definition.stat().st_mode & 0o777 == 0o600
-    assert vm.disk in note and "host b owns" in note and "virsh define" in note
+    assert vm.disk in note and "quarantined here" in note and "virsh define" in note
     assert fenced.quarantine(vm) == (disks, definition, note), "again: nothing changes"
     fenced.host.run(["virsh", "define", "/dev/stdin"], stdin=definition.read_text())
     assert vm.name in fenced.domains("--no-autostart")

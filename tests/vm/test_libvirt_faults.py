@@ -83,7 +83,7 @@ def test_libvirtd_of_the_primary(pair: Pair, fault: str, seconds: float, private
         time.sleep(seconds / 2)
         status = pair.product.status(vm.name)
         assert status["state"] == "protected"
-        assert private or "libvirt does not answer" in status["reason"], status
+        assert private or "libvirt has not answered" in status["reason"], status
         assert pair.runs(vm)
         time.sleep(seconds / 2)
         assert not private or pair.product.status(vm.name)["committed"] > status["committed"]

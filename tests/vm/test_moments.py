@@ -151,7 +151,7 @@ def test_a_vm_that_is_suspended_says_so_and_stays_so(pair: Pair) -> None:
     said = len(vm.serial_text(pair.a))
     os.kill(pair.a.qemu_pid(vm.name), signal.SIGKILL)
     promoted = pair.await_event(vm.name, "promoted", on="b")
-    assert "stands still" in promoted["reason"] and f"virsh resume {vm.name}" in promoted["hint"]
+    assert "is paused as it was" in promoted["reason"] and f"virsh resume {vm.name}" in promoted["hint"]
     assert domstate(pair.b, vm.name) == "paused" and said > 0
     assert not pair.runs(vm, pair.b)
     pair.b.run(["virsh", "resume", vm.name])

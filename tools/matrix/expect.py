@@ -84,7 +84,7 @@ _PROTECTED: dict[str, Expect] = {
         ("protected", "taken over", "rejoined"),
     ),
     "link-short": _either("TCP's second try comes 0.6 s after the first frame that was lost: about silence_ms"),
-    "link-reset": _stays("the session is taken up again in the same term, or begun anew"),
+    "link-reset": _stays("the session resumes in the same term, or another begins"),
     "backuplink-cut": _stays("the primary has the arbiter, the backup has nobody", ("solo",)),
     "backuplink-out": _stays("the backup can ask nobody for the VM; the primary goes solo", ("solo",)),
     "backuplink-in": _stays("the backup hears no arbiter, so it cannot take over; the primary goes solo", ("solo",)),

@@ -141,7 +141,7 @@ class Errands:
             if machine is not None:
                 machine.close(keep_images=keep_images)
         except Exception:  # task boundary: the next session takes away what is left
-            self._here.log(log).exception("its standby cannot be taken away")
+            self._here.log(log).exception("its standby cannot be removed")
         return event.Gone()
 
     def _sweep(self) -> None:

@@ -44,5 +44,5 @@ def refusal(exc: Exception, vm: str, host: str) -> Refuse:
     if isinstance(exc, RemusError):
         return Refuse(reason=str(exc), hint=exc.hint, code="preflight")
     VmLog(log, vm).error("a HELLO failed", exc_info=exc, extra=NOISY)
-    hint = f"its log tells what: journalctl -u remusdb-agent, on {host}"
+    hint = f"its log says what: journalctl -u remusdb-agent, on {host}"
     return Refuse("internal error of the agent", hint)

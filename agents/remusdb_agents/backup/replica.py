@@ -261,7 +261,7 @@ class Replica:
         error = here.outcomes.pop(asked.number).error
         if error is not None:
             raise error
-        self.log(log).warning("an operator had it forgotten")
+        self.log(log).warning("an operator ran `remusdb forget`")
         return Forgotten(vm=self.vm, quarantined_disks=here.quarantined_disks, moved=here.moved)
 
     def recover(self) -> None:

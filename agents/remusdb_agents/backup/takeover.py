@@ -54,8 +54,8 @@ def _problem(context: Context) -> str:
     try:
         return context.arbiter_problem()
     except Exception as exc:  # task boundary
-        log.exception("the arbiter's health cannot be told")
-        return f"it does not answer, and its health cannot be told: {type(exc).__name__}: {exc}"
+        log.exception("the arbiter's health is not known")
+        return f"it does not answer, and its health is not known: {type(exc).__name__}: {exc}"
 
 
 def drain(machine: StandbyMachine, vm: str) -> None:
@@ -100,5 +100,7 @@ def hand_back(context: Context, vm: str, owner: str, term: int) -> None:
     """Tell the arbiter that `owner` may have the VM again, until it has heard."""
     rule: Rule = give_back(context.name, owner, term)
     while (verdict := context.claim(vm, rule).verdict) not in (Verdict.WON, Verdict.LOST):
-        VmLog(log, vm).warning("the arbiter does not hear yet that %s may have the VM again (%s)", owner, verdict.value)
+        VmLog(log, vm).warning(
+            "the arbiter has not been told yet that %s may run the VM again (%s)", owner, verdict.value
+        )
         time.sleep(1.0)

@@ -43,7 +43,7 @@ class Ticker:
             try:
                 self.tick(time.monotonic())
             except Exception:  # task boundary: nobody else sees a silence
-                log.exception("looking after the replicas failed")
+                log.exception("managing the replicas failed")
 
     def tick(self, now: float) -> None:
         """One look. `now`: time.monotonic()."""
@@ -56,4 +56,4 @@ class Ticker:
                 if beat:
                     replica.beat()
             except Exception:  # task boundary: one replica's failure is not the others'
-                replica.log(log).exception("looking after it failed")
+                replica.log(log).exception("managing it failed")

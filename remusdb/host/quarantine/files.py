@@ -121,7 +121,7 @@ def _with_volumes(handle: libvirt.virDomain, xml: str) -> str:
             pool = handle.connect().storagePoolLookupByName(source.get("pool", ""))
             source.set("file", pool.storageVolLookupByName(source.get("volume", "")).path())
         except libvirt.libvirtError as exc:
-            log.warning("where volume %s is cannot be told: %s", source.get("volume"), exc)
+            log.warning("where volume %s is not known: %s", source.get("volume"), exc)
     return ET.tostring(root, encoding="unicode")
 
 

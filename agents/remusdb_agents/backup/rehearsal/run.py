@@ -118,9 +118,7 @@ class Rehearsals:
                 held_back = frozen.waiting
             thawed = time.monotonic()
         passed = verdict(checks, wanted.tcp_port is not None)
-        VmLog(log, self._hello.vm).info(
-            "rehearsed epoch %d: %s", frozen.epoch, "runs" if passed else "NO PROOF OF LIFE"
-        )
+        VmLog(log, self._hello.vm).info("rehearsed epoch %d: %s", frozen.epoch, "runs" if passed else "NO SIGN OF LIFE")
         return Rehearsed(
             vm=self._hello.vm,
             term=term,

@@ -22,7 +22,7 @@ from remusdb.errors import DiskError
 QEMU_LOCKS = (100, 164)
 F_OFD_GETLK = 36  # linux/fcntl.h
 FLOCK = struct.Struct("hhqqi4x")
-HINT = "name another block device in agent.toml, or take the line out: the disk is then a file in the images folder"
+HINT = "name another block device in agent.toml, or remove the line: the disk is then a file in the images folder"
 
 
 @dataclass(frozen=True)

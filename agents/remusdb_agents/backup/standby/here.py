@@ -70,7 +70,7 @@ def require_free_taps(xml: str) -> None:
     if taken := [name for name in needs.own_taps(tree) if name in links]:
         raise CannotProtect(
             f"the VM's tap would be called {', '.join(taken)}, as a link of the backup host is already",
-            hint=f"virsh edit {vm_of(tree)}: take <target> out of the interface; in effect from the VM's next start",
+            hint=f"virsh edit {vm_of(tree)}: remove <target> from the interface; in effect from the VM's next start",
         )
 
 

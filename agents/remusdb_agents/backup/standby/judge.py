@@ -143,7 +143,7 @@ def _interfaces(bare: ET.Element, vm: Vm) -> Iterator[Problem]:
             hint = edit(vm, "<interface type='bridge'> with <source bridge='BRIDGE'/>")
             yield Problem("interfaces", "an interface that names no bridge", hint)
         if target is not None and not LINK.fullmatch(target.get("dev", "")):
-            hint = edit(vm, "take <target> out of the interface")
+            hint = edit(vm, "remove <target> from the interface")
             yield Problem("interfaces", f"{target.get('dev', '')!r:.80} is no name of a tap", hint)
 
 
@@ -186,7 +186,7 @@ def _strays(element: ET.Element, path: Path, judged: Collection[Place], vm: Vm) 
         if (id(element), name) not in judged:
             where = f"<{path[-1] if path else 'domain'}>"
             where = f"{shown(name)} of {where}" if name is not None else where
-            yield Problem("definition", f"{where} names {value.strip():.200}", edit(vm, f"take {where} out"))
+            yield Problem("definition", f"{where} names {value.strip():.200}", edit(vm, f"remove {where}"))
     for child in element:
         yield from _strays(child, (*path, shown(child.tag)), judged, vm)
 

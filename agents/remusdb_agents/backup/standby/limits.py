@@ -108,7 +108,7 @@ def _most(bare: ET.Element, path: str, attribute: str | None, most: int, vm: Vm)
     for value in _values(bare, path, attribute):
         if not _plain(value) or int(value) > most:
             yield Problem(
-                "size", f"{what} is {value:.40}: at most {most} are let in there", edit(vm, f"{what}: {most} or less")
+                "size", f"{what} is {value:.40}: at most {most} are allowed there", edit(vm, f"{what}: {most} or less")
             )
 
 
@@ -136,7 +136,7 @@ def _counts(bare: ET.Element, vm: Vm) -> Iterator[Problem]:
     for what, (count, most) in found.items():
         if count > most:
             yield Problem(
-                "size", f"{count} of {what}: at most {most} are let in there", edit(vm, f"{most} of {what} or less")
+                "size", f"{count} of {what}: at most {most} are allowed there", edit(vm, f"{most} of {what} or less")
             )
 
 
@@ -144,7 +144,7 @@ def _scheduling(bare: ET.Element, vm: Vm) -> Iterator[Problem]:
     """A guest that never gives a CPU back would keep this host's agent, and all standbys, from running."""
     for element in bare.iterfind("./cputune/*"):
         if element.get("scheduler") in REAL_TIME:
-            hint = edit(vm, f"take <{element.tag}> out of <cputune>")
+            hint = edit(vm, f"remove <{element.tag}> from <cputune>")
             yield Problem(
                 "size", f"{element.tag} {element.get('scheduler')}: real-time priority is not given there", hint
             )

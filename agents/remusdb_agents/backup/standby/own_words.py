@@ -14,11 +14,11 @@ from remusdb.allow.problem import Problem, Vm, edit, shown
 
 OWN = ("-chardev", "-mon", "-incoming")  # as `remusdb prepare`, and an agent before its VM was promoted, write them
 INSTEAD = {
-    "-fw_cfg": "say it as <sysinfo type='fwcfg'> instead",
-    "-smbios": "say it as <sysinfo type='smbios'> instead",
-    "-cpu": "say it in <cpu> instead",
-    "-global": "say it as a number or a switch of one device in <qemu:override> instead",
-    "-overcommit": "say it in <memoryBacking> instead",
+    "-fw_cfg": "use <sysinfo type='fwcfg'> instead",
+    "-smbios": "use <sysinfo type='smbios'> instead",
+    "-cpu": "set it in <cpu> instead",
+    "-global": "set it as a number or a switch of one device in <qemu:override> instead",
+    "-overcommit": "set it in <memoryBacking> instead",
 }
 PLAIN_TYPES = ("bool", "unsigned", "signed", "remove")  # of a property: none of them can name anything of a host
 
@@ -27,12 +27,12 @@ def command_line(line: ET.Element, vm: Vm) -> Iterator[Problem]:
     """Each word that is not ours."""
     words = [child.get("value", "") for child in line if shown(child.tag) == "qemu:arg"]
     if len(words) != len(line):
-        yield Problem("command line", "an environment for QEMU", edit(vm, "take <qemu:env> out"))
+        yield Problem("command line", "an environment for QEMU", edit(vm, "remove <qemu:env>"))
     for said in options(words):
         if len(said) != 2 or said[0] not in OWN or not HARMLESS[said[0]].fullmatch(said[1]):
             text = " ".join(said)
-            instead = INSTEAD.get(said[0], f"take {' and '.join(said)} out of <qemu:commandline>")
-            yield Problem("command line", f"{text:.200} is said to QEMU past libvirt", edit(vm, instead))
+            instead = INSTEAD.get(said[0], f"remove {' and '.join(said)} from <qemu:commandline>")
+            yield Problem("command line", f"{text:.200} is passed to QEMU outside of libvirt", edit(vm, instead))
 
 
 def override(element: ET.Element, vm: Vm) -> Iterator[Problem]:
@@ -41,4 +41,4 @@ def override(element: ET.Element, vm: Vm) -> Iterator[Problem]:
         name, kind = prop.get("name", ""), prop.get("type", "")
         if shown(prop.tag) == "qemu:property" and kind not in PLAIN_TYPES:
             what = f"qemu:override sets {name:.80}, which is of type {kind:.80}"
-            yield Problem("command line", what, edit(vm, f"take {name:.80} out of it"))
+            yield Problem("command line", what, edit(vm, f"remove {name:.80} from it"))

@@ -162,7 +162,7 @@ class StandbyQemu:
             words = said.words() if refused or self.domain.ends_within(END_S) else ""
             if not words and not refused:
                 raise
-            raise StateRefused(f"QEMU does not take the device state: {words}" if words else str(exc)) from exc
+            raise StateRefused(f"QEMU refuses the device state: {words}" if words else str(exc)) from exc
 
     def _load(self, devices: bytes, catch_up: CatchUp, stay: bool) -> None:
         self._await_stream(f"unix:{self._folder / LOAD_SOCKET}", stay)
@@ -173,7 +173,7 @@ class StandbyQemu:
                 self._caught_up = catch_up.apply(devices)
                 sock.sendall(device_stream(self._caught_up.devices, self.domain.machine))
             except OSError as exc:
-                raise VmError(f"standby {self.name} does not take its device state: {exc}") from exc
+                raise VmError(f"standby {self.name} refuses its device state: {exc}") from exc
             self._await_load()
             with contextlib.suppress(OSError):
                 remove(folder, LOAD_SOCKET)
@@ -215,7 +215,7 @@ class StandbyQemu:
                 return
             if status == "failed":
                 said = printable(str(state.get("error-desc", state)))
-                raise StateRefused(f"QEMU does not take the device state: {said}")
+                raise StateRefused(f"QEMU refuses the device state: {said}")
             time.sleep(POLL_S)
         raise VmError(f"standby {self.name} did not load the device state within {LOAD_S:g} s")
 
