@@ -228,7 +228,7 @@ def check_silence(heartbeat_ms: int, silence_ms: int) -> None:
 
 
 def check_copy_patience(primary_ms: int, agent_ms: int) -> None:
-    """Refuse an agent that gives an initial sync up before the primary does: it would be begun anew for nothing."""
+    """Refuse an agent that gives an initial sync up before the primary does: it would be begun again for nothing."""
     if primary_ms > agent_ms:
         raise ConfigError(
             f"protection.copy_patience_ms = {primary_ms} is more than the agent's failover.copy_patience_ms = "

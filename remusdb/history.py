@@ -62,7 +62,7 @@ EventName = Literal[
     "resync",
     "changed",  # the VM's devices did: its session ends, and one with the new devices follows
     "failed",
-    "clock",  # the guest's clock was put right at each cut, and is not any more
+    "clock",  # the guest's clock was corrected at each cut, and is not any more
     "trouble",  # something is wrong while it is protected all the same; `details.what` names it
     "cleared",  # it is so no longer
     "adopted",  # a restarted daemon found the VM protected, and went on with it

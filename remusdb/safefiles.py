@@ -82,7 +82,7 @@ def folder_of(path: Path) -> Iterator[int]:
 
 
 def _step(at: int | None, name: str) -> int:
-    """What stands there, be it a link; an absolute name starts anew."""
+    """What stands there, be it a link; an absolute name starts again."""
     return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
 
 

@@ -46,7 +46,7 @@ class VmState(msgspec.Struct, frozen=True, kw_only=True):
     peer: str = ""  # the other host of the pair
     reason: str = ""  # in words
     why: Reason | None = None  # the same, where it is one of ours
-    wanted: bool = False  # protection was asked for here: it is taken up again after whatever ended it
+    wanted: bool = False  # protection was asked for here: it is resumed after whatever ended it
     armed: bool = False  # the peer may hold epochs of `term`: output is held until it is known that it cannot take over
     paused: bool = False  # the VM was stopped here for a switchover that is not decided
     autostart: bool = False  # libvirt's autostart, as it was found

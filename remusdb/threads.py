@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 2.0  # `apart` tries for so long: sessions and requests that end give threads back
 RETRY_S = 0.05
-DEAF_EXIT_CODE = 70  # EX_SOFTWARE; systemd starts the daemon anew (Restart=always)
+DEAF_EXIT_CODE = 70  # EX_SOFTWARE; systemd starts the daemon again (Restart=always)
 
 
 def spawn(work: Callable[..., object], *args: object, name: str) -> threading.Thread:

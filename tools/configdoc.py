@@ -32,7 +32,7 @@ WORDS = {
     "host.name": "this host's name, the one in its certificate",
     "host.run_dir": "sockets",
     "host.state_dir": "state and history; the same as the agent's on one machine",
-    "host.hooks_dir": "executables that are told what happens: [hooks.md](hooks.md)",
+    "host.hooks_dir": "executables that are run on each event: [hooks.md](hooks.md)",
     "host.image_dir": "the same as the agent's on one machine",
     "host.libvirt_uri": "which libvirt",
     "tls.ca": "what `remusdb certs` made: the CA of all hosts",
@@ -51,24 +51,25 @@ WORDS = {
     "protection.gate": (
         "what holds output back: `tap`, `plug` (needs the kernel's `sch_plug` and IFB), or the one that fits"
     ),
-    "protection.held_max_bytes": "output that may wait; what is over it is dropped, and said",
+    "protection.held_max_bytes": "output that may wait; what is over it is dropped, and reported",
     "protection.heartbeat_ms": "how often this host says that it lives; three must fit into the agent's `silence_ms`",
     "protection.connect_timeout_ms": "of one try to reach the agent",
     "protection.vm_call_timeout_ms": "of one call to QEMU",
     "protection.libvirt_patience_ms": (
-        "so long cuts, and output, wait for a libvirtd that hangs or is restarted; then protection ends"
+        "how long cuts, and output, wait for a libvirtd that hangs or is restarted; then protection ends"
     ),
     "protection.copy_patience_ms": (
-        "so long the backup may be away in the initial copy before that is begun anew; at most the agent's"
+        "how long the backup may be away in the initial sync before that begins again; at most the agent's"
     ),
-    "protection.sync_bandwidth_mib_s": "limit of the initial copy in MiB/s; 0: none",
+    "protection.sync_bandwidth_mib_s": "limit of the initial sync in MiB/s; 0: none",
     "protection.on_backup_loss": (
         "`auto`: goes on alone where there is an arbiter, else holds output. `hold`: always holds. "
         "`solo`: as `auto`, and refused without an arbiter"
     ),
-    "protection.solo_after_ms": "so long after the backup was lost the arbiter is asked",
+    "protection.solo_after_ms": "how long after the backup was lost the arbiter is asked",
     "protection.on_fenced": (
-        "disks of a VM that runs elsewhere now: `keep` puts them aside, `discard` lets the next copy be made over them"
+        "disks of a VM that runs elsewhere now: `keep` quarantines them, `discard` lets the next initial sync "
+        "overwrite them"
     ),
     "protection.on_host_shutdown": "a host that shuts down moves its VMs first; `nothing`: it does not",
     "protection.auto_reprotect": "after a takeover: protect back as soon as the other host can",
@@ -89,10 +90,10 @@ WORDS = {
         "`[primaries.NAME]` is a host, by the name in its certificate, that may keep standbys here; with "
         "`vms` these alone. Who is not named is refused"
     ),
-    "failover.silence_ms": "so long the primary may be silent before this host takes over",
+    "failover.silence_ms": "how long the primary may be silent before this host takes over",
     "failover.automatic": "false: only `remusdb failover VM` takes over",
     "failover.copy_patience_ms": (
-        "so long the primary may be away in the initial copy before its half replica is given up"
+        "how long the primary may be away in the initial sync before its half replica is given up"
     ),
     "limits.epoch_max_bytes": (
         "memory of one epoch: a larger one ends the session. While as much waits to be applied, no more is read"

@@ -44,7 +44,7 @@ wanted="$(cat tools/venv.sh pyproject.toml requirements.lock | sha256sum) $("$py
 if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
     say "making the virtual environment .venv with $python"
     rm -f "$stamp"
-    # A .venv of another Python, or one that was cut short, is made anew.
+    # A .venv of another Python, or one that was cut short, is made again.
     if ! .venv/bin/python -m pip --version > /dev/null 2>&1 || [ "$(.venv/bin/python -VV)" != "$("$python" -VV)" ]; then
         rm -rf .venv
     fi

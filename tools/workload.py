@@ -42,7 +42,7 @@ def connect(server: str) -> psycopg.Connection:
 class Client(threading.Thread):
     """One connection in a loop of transactions.
 
-    Invariant: `seq` is the one transaction whose outcome is not known yet; every earlier one is either on record as
+    Invariant: `seq` is the one transaction whose outcome is not known yet; every earlier one is either saved as
     acknowledged or in `unknown`. A lost connection goes to `resets` before a new one is tried.
     """
 

@@ -42,7 +42,7 @@ SHOWN_CUTS = 101  # what status shows is the median of so many
 
 @dataclass(frozen=True)
 class ClockMetrics:
-    """How late the guest's clock is, how much that is of the time since the cuts began, and why it is not put right."""
+    """How late the guest's clock is, how much that is of the time since the cuts began, and why it is not corrected."""
 
     lag_ms: float | None = None
     lost_ppm: float | None = None
@@ -119,7 +119,7 @@ class GuestClock:
             book.wrote(wanted)
 
     def _after(self, book: Book, devices: bytes) -> bool:
-        """Whether the VM ran until the cut. A clock that is wrong is followed anew, from what was saved on."""
+        """Whether the VM ran until the cut. A clock that is wrong is followed again, from what was saved on."""
         saved = None
         try:
             saved = clock_stream.read(devices, self._where(devices))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The second way to put kvmclock right: KVM's own calls, made inside QEMU, which alone may make them (EIO for others).
 
-QEMU's main thread is held for 0.05 to 0.4 ms while the VM runs. What is set lasts because QEMU reads the clock anew
+QEMU's main thread is held for 0.05 to 0.4 ms while the VM runs. What is set lasts because QEMU reads the clock again
 at the next stop.
 """
 
@@ -52,7 +52,7 @@ class KvmClock:
 
 
 class SlowWay:
-    """kvmclock put right once a second, after a cut."""
+    """kvmclock corrected once a second, after a cut."""
 
     def __init__(self, pid: int) -> None:
         """VmError when the process has no KVM VM."""

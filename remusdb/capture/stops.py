@@ -4,7 +4,7 @@
     monitor call ─▶ QEMU stops the VM, drains and flushes its disks, offers device state
                     │ first byte readable: the VM is stopped, no device read or write is in flight
                     ├─ work()
-                    └─ the guest's clock is put right, the state drained ─▶ QEMU starts the VM
+                    └─ the guest's clock is corrected, the state drained ─▶ QEMU starts the VM
 
 The read end of the FIFO is closed in any case, so that QEMU goes on whatever fails. A VM that was paused stays so.
 
@@ -31,7 +31,7 @@ from remusdb.vm.domain import Domain
 from remusdb.vm.libvirt_link import LibvirtLink
 
 SAVE = "xen-save-devices-state"
-LOOK_S = 0.1  # how often a call that hangs, or a libvirtd that is gone, is looked after
+LOOK_S = 0.1  # how often a call that hangs, or a libvirtd that is gone, is checked
 TELL_S = 0.5  # a libvirt that is silent for less is not worth a word
 CONFIRM_S = 0.2  # for the answer to a save whose state is here in whole
 # What a whole state ends with: the footer of its last section (its number is the VM's own), then QEMU_VM_EOF.
@@ -115,14 +115,14 @@ class Stops:
             self._wake = -1
 
     def _drain(self, fd: int, stopped_at: int) -> bytes:
-        """The device state. The guest's clock is put right as late as can be: what follows is lost to it for now."""
+        """The device state. The guest's clock is corrected as late as can be: what follows is lost to it for now."""
         timeout_s = self._domain.calls.timeout_s
         head = drain(fd, timeout_s, self._clock.after_bytes)
         self._clock.repair(stopped_at)
         return head + drain(fd, timeout_s)
 
     def _await_stop(self, fd: int, save: _Save, waiting: Waiting) -> None:
-        """Return at the first byte of device state: the VM is stopped. Calls that die with libvirtd are made anew."""
+        """Return at the first byte of device state: the VM is stopped. Calls that die with libvirtd are made again."""
         began = time.monotonic()
         while fd not in (ready := wait_any((fd, self._wake, self._domain.pidfd), LOOK_S)):
             away_s = time.monotonic() - began

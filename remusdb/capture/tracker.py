@@ -12,7 +12,7 @@ writes (vCPUs, QEMU, vhost, KVM) that is the moment of the write. For a disk's r
 which the page is *pinned*: the data lands later, past the page table, and a protection that was put on in between
 stays as it is. So there must be no pin at that moment. A stop of QEMU drains its block layer before anything else
 happens (system/cpus.c, do_vm_stop), however long a read takes: each pin is released, its page noted as written, its
-data in memory. A read that pins a page after the stop notes it anew, whether it was copied meanwhile or not.
+data in memory. A read that pins a page after the stop notes it again, whether it was copied meanwhile or not.
 
 Looking (`written`) changes nothing and may be done at any time. At first all is protected, whatever the kernel says of
 it (`everything`); then only what was found, page by page: one protecting scan over all RAM would drop every mapping of

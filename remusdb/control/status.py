@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a VM is, as each daemon tells it. Every key is always there, so that readers need no guesses.
 
-A status is a value, made anew each time: the worker makes one of its VM, the host daemon adds what it knows itself,
+A status is a value, made again each time: the worker makes one of its VM, the host daemon adds what it knows itself,
 the agent makes one of each replica. docs/json.md is made from these types.
 """
 

@@ -15,7 +15,7 @@ durable: backup_end.py. Another host is told that this one has the VM (`fenced`)
 switchover hears what came of it.
 
 The phases are in core/standby.py. Of one VM one event is worked off at a time (see backup_events.py); an effect that
-was begun may end at any time after, so each rule looks at the phase anew.
+was begun may end at any time after, so each rule looks at the phase again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Hashes of a disk's blocks: both sides tell by them what they hold alike, so that only what differs is copied.
 
 A disk is cut into blocks of BLOCK_BYTES, the last one may be short; a table is the hashes of consecutive blocks,
-HASH_BYTES each, one after the other. The hash is xxh3-128 with a seed that the agent draws anew for each session.
+HASH_BYTES each, one after the other. The hash is xxh3-128 with a seed that the agent draws for each session.
 
 xxh3 is not cryptographic: whoever knows the seed can make two blocks with one hash. Both sides are ours, but what is
 hashed is the guest's. The guest never learns a seed, and blocks that it made alike for one seed differ with the next;

@@ -51,7 +51,7 @@ class CopyLog:
             self._taken += 1
 
     def since(self, count: int) -> list[CopyFrame]:
-        """The agent was greeted anew and has `count` frames: what has to be sent again."""
+        """The agent was greeted again and has `count` frames: what has to be sent again."""
         if count < self._taken:
             raise BadFrame(f"the agent has {count} frames of the copy, it had {self._taken} before")
         self.taken(count)

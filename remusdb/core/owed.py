@@ -13,7 +13,7 @@ WINDOW_MAX = 16  # the largest protection.window of host.toml
 
 
 class Hopeless(BadFrame):
-    """What a session that is taken up again would bring again, for it sends the same bytes: it must end."""
+    """What a session that is resumed would bring again, for it sends the same bytes: it must end."""
 
 
 class Unbridled(Hopeless):

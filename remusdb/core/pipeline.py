@@ -10,7 +10,7 @@ only after the agent acknowledged it *in the term that is in force*, and nothing
                        └──────────────fence / end─────────▶ FENCED, ENDED          SOLO
 
 Before an epoch was cut, a copy that lost the agent waits (`away`). DECIDING asks the arbiter whether this side may go
-on alone: the session is not taken up again meanwhile, since the answer may be yes already.
+on alone: the session is not resumed meanwhile, since the answer may be yes already.
 
 Sans-IO: no socket, no clock. The caller makes a term durable before it calls `begin` or `fence` with it.
 """

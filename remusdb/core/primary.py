@@ -18,9 +18,9 @@
                        `Unprotect(peer_is_dead)`: the operator's word, while the agent is not heard
                        nothing was ever cut that could be taken over with
 
-What is decided is on record only after the deed: `Save` of a VM that is free comes after the gates were opened, so that
+What is decided is saved only after the deed: `Save` of a VM that is free comes after the gates were opened, so that
 a death in between leaves a VM that is called held, never a mute one that nothing calls so. What another host must not
-be surprised by is on record before it: `Save(armed)` before `HoldOutput`, that before the first cut; a term before it
+be surprised by is saved before it: `Save(armed)` before `HoldOutput`, that before the first cut; a term before it
 is used; `Save(paused)` before the VM is stopped for a switchover.
 
 `handle` is a generator: each effect is performed before the decision goes on, so what stands after a `yield` happens
@@ -241,7 +241,7 @@ class Primary:
         if self._gated:
             yield effects.OpenGates()
         pair = {"owner": self._known.host, "peer": self._known.peer, **event.facts}
-        # Wanted from here on: if this worker dies in the copy, another one begins anew.
+        # Wanted from here on: if this worker dies in the copy, another one begins again.
         yield Save({"role": "seeding", "term": event.term, "armed": False, "wanted": True, **pair})
         self._term = event.term
         self.pipeline.begin(event.term)
@@ -403,7 +403,7 @@ class Primary:
     def _abandoned(self, event: events.Abandoned) -> Steps:
         """protect() failed. Before the first epoch went out the agent cannot take over; after it, it must say so.
 
-        A copy that had begun and lost the other host, or whose VM got other devices, is begun anew by the host daemon,
+        A copy that had begun and lost the other host, or whose VM got other devices, is begun again by the host daemon,
         and so is one that was wanted before; what is wrong here is not.
         """
         again = event.again or self._known.wanted
@@ -466,7 +466,7 @@ class Primary:
     def _finish(self, leaving: Leaving) -> Steps:
         """Nobody can take over any more: all that protection added is taken down, and output flows. Once.
 
-        `solo`: protection is still wanted, and is begun anew by the host daemon.
+        `solo`: protection is still wanted, and is begun again by the host daemon.
         """
         self.pipeline.end()
         self.over = self.ended = True

@@ -131,7 +131,7 @@ class Detach:
 
 @dataclass(frozen=True)
 class HangUp:
-    """Close connection `line`: the session is not taken up again on it."""
+    """Close connection `line`: the session is not resumed on it."""
 
     line: int
     why: str
@@ -183,7 +183,7 @@ class AskArbiter:
 
 @dataclass(frozen=True)
 class SetTimer:
-    """TimeIsUp comes so much later. Setting it again begins anew."""
+    """TimeIsUp comes so much later. Setting it again begins again."""
 
     timer: Timer
     seconds: float

@@ -63,7 +63,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class Abandoned:
-    """protect() failed. `again`: it is one of those failures after which it is begun anew."""
+    """protect() failed. `again`: it is one of those failures after which it is begun again."""
 
     why: Reason
     again: bool = False
@@ -82,7 +82,7 @@ class Acked:
 
 @dataclass(frozen=True)
 class Lost:
-    """The connection is gone; it is tried anew."""
+    """The connection is gone; it is tried again."""
 
     why: str
 

@@ -2,7 +2,7 @@
 """The primary host's daemon: answers the control socket; the supervisor behind it has one worker a protected VM.
 
 Invariant: whatever dies here, no VM is touched and no output is let go; workers go on without the daemon, and the
-next one takes up what it finds.
+next one adopts what it finds.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class HostDaemon:
         log.info("host daemon ends; VMs are left as they are")
 
     def start(self) -> None:
-        """Open the control socket (which refuses a second daemon) and take up what an earlier one protected."""
+        """Open the control socket (which refuses a second daemon) and resume what an earlier one protected."""
         self._server.start()
         unmark(self._run_dir)
         self._install_hook()

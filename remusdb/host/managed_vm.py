@@ -204,7 +204,7 @@ class ManagedVm:
             )
 
     def _left_behind(self) -> tuple[bool, bool]:
-        """Of a worker that died: whether output is held, and whether another one begins anew."""
+        """Of a worker that died: whether output is held, and whether another one begins again."""
         try:
             return self.state.armed, self.state.wanted
         except RemusError:

@@ -36,7 +36,7 @@ class Workers:
         return link
 
     def adopt(self, managed: ManagedVm) -> bool:
-        """Take up the worker of an earlier daemon, if there is one."""
+        """Adopt the worker of an earlier daemon, if there is one."""
         link = WorkerLink(managed.vm, self._outside, managed, self._lock_file(managed.vm))
         found = link.adopt()
         if found:

@@ -37,7 +37,7 @@ class Gate(Protocol):
         """Take over a wiring that a dead process left behind, closed."""
 
     def hold(self) -> None:
-        """From now on nothing leaves but by `release`. Epochs count anew, unless it was holding already."""
+        """From now on nothing leaves but by `release`. Epochs count from 1 again, unless it was holding already."""
 
     def mark(self, epoch: int) -> None:
         """Everything sent so far and not yet marked belongs to `epoch`. Called while the VM is stopped.
@@ -58,7 +58,7 @@ class Gate(Protocol):
         """Let go everything held and pass from now on (protection ended in good order)."""
 
     def drop_held(self) -> None:
-        """Throw away everything held; stay closed (this side was fenced). Epochs count anew."""
+        """Throw away everything held; stay closed (this side was fenced). Epochs count from 1 again."""
 
     def remove(self) -> None:
         """Take the wiring out; the interface is left as `install` found it."""

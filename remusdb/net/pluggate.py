@@ -171,7 +171,7 @@ class PlugGate:
             links.delete(name)
 
     def _replug(self, links: Links, tc: Tc) -> None:
-        """Fresh plugs. A plug that is emptied keeps its counts and would leak later, so it is made anew."""
+        """Fresh plugs. A plug that is emptied keeps its counts and would leak later, so it is made again."""
         for name in self.ifbs:
             index = links.get(name).index
             before = tc.root_stats(index)

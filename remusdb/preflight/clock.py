@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a guest will see of time under protection: decided from its definition and its QEMU, told as advice.
 
-Each epoch stops the VM, and QEMU stops the guest's clocks with it. They are put right at each cut (capture/clock.py);
+Each epoch stops the VM, and QEMU stops the guest's clocks with it. They are corrected at each cut (capture/clock.py);
 what that cannot do, or was never seen to do, is named here, with what to do in the guest.
 """
 
@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from remusdb.preflight.checks import Check, advice
 from remusdb.preflight.gather import Inventory
 
-# Each cut loses up to 10 % where the clock is not put right. ntpd and systemd-timesyncd follow 0.05 %, chrony 9 %.
+# Each cut loses up to 10 % where the clock is not corrected. ntpd and systemd-timesyncd follow 0.05 %, chrony 9 %.
 KVM_HINT = "should it run slow (status: clock_slow), chrony in the guest follows: `refclock PHC /dev/ptp_kvm poll 2`"
 TCG_HINT = "should it run slow (status: clock_slow), chrony in the guest follows: `refclock RTC /dev/rtc0:utc`"
 WINDOWS_HINT = (

@@ -31,7 +31,7 @@ class Here:
     tap_vlans: dict[str, dict[int, bool]] = field(default_factory=dict)  # see Bridges.vlans
     tun_offloads: int | None = None
     vhost: int | None = None
-    cpu: str | None = None  # why this host could not build the VM's CPU anew, empty if it could
+    cpu: str | None = None  # why this host could not build the VM's CPU, empty if it could
     disks: dict[str, int] = field(default_factory=dict)  # target -> bytes that it takes
     errors: dict[str, str] = field(default_factory=dict)
 

@@ -2,7 +2,7 @@
 """What a VM's XML names of the host that runs it: files, addresses, CPUs, bridges. Pure; both hosts ask the same.
 
 The backup answers about these, and about nothing else, so whoever asks cannot make it look at a path in any place of
-the XML: only where libvirt's schema has a file that QEMU or libvirt opens on the standby. What the standby gets anew
+the XML: only where libvirt's schema has a file that QEMU or libvirt opens on the standby. What the standby gets new
 (disks, ptys, libvirt's own sockets) is not asked for.
 """
 
@@ -120,7 +120,7 @@ def listens(tree: ET.Element) -> list[Listen]:
 
 
 def own_taps(tree: ET.Element) -> list[str]:
-    """Names of taps that the definition asks for; libvirt's own ones are chosen anew."""
+    """Names of taps that the definition asks for; libvirt's own ones are chosen again."""
     targets = (target.get("dev", "") for target in tree.iterfind("./devices/interface/target"))
     return [name for name in targets if name and not name.startswith(("vnet", "tap"))]
 

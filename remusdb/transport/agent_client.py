@@ -89,7 +89,7 @@ class Agent:
             raise
         return Greeting(stream, welcome)
 
-    def hello_anew(self, hello: Callable[[], Hello]) -> Greeting:
+    def hello_again(self, hello: Callable[[], Hello]) -> Greeting:
         """A new session, as `hello`; an agent whose term is behind is asked again while it comes nearer."""
         for _ in range(STEPS - 1):
             try:

@@ -25,7 +25,7 @@ from remusdb.vm.process import RUN_FOLDER, domain_folder, qemu_pid
 from remusdb.vm.qmp import private_monitor
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 
-LOOK_S = 0.1  # how often a libvirt that is away is looked after
+LOOK_S = 0.1  # how often a libvirt that is away is checked
 STATE_LOOK_S = 0.02
 EXIT_CODE_FIELD = 49  # of /proc/PID/stat, counted from the state on
 SHUTOFF_S = 0.3  # less than the shortest sensible failover.silence_ms

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection to libvirt that is made anew when libvirtd went away and came back.
+"""A connection to libvirt that is made again when libvirtd went away and came back.
 
 Owns one thread, which waits for the connection's end. Invariant: while `there`, everybody who asked with
 `on_renewed` holds handles of the present connection. QEMU, its block jobs and the tracker know nothing of all this.

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 RECONNECT_S = 0.02
 CALM_S = 10.0  # a connection that lasted so long was a good one
 RECONNECT_MAX_S = 1.0  # with an agent whose answers cannot be: each time would be a line in log and history
-# After half of the agent's silence limit without a word the connection is made anew: TCP, which doubles its waits,
+# After half of the agent's silence limit without a word the connection is made again: TCP, which doubles its waits,
 # may need longer than that limit to notice that a link which was cut for a moment is back.
 PATIENCE_OF_SILENCE = 0.5
 COPY_SILENCE = 0.1  # of protection.copy_patience_ms: nothing is at stake in the initial sync, so there is time
@@ -50,7 +50,7 @@ class Listener(Protocol):
         """The agent holds everything up to `epoch`."""
 
     def on_lost(self, reason: str) -> None:
-        """The connection is gone; it is being tried anew."""
+        """The connection is gone; it is being tried again."""
 
     def on_resumed(self, stream: FrameStream, welcome: Welcome) -> None:
         """The agent took the session up again on this new connection."""
@@ -173,7 +173,7 @@ class AgentLink:
                 raise PeerUnreachable(f"agent {self._spec.peer.name} has been silent for {patience_s:g} s")
 
     def _silence_s(self) -> float:
-        """How long the agent may be silent on a connection before it is made anew."""
+        """How long the agent may be silent on a connection before it is made again."""
         return self._patience_s if self._listener.may_be_replaced() else COPY_SILENCE * self._copy_patience_s
 
     def _act(self, frame: Frame) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a session hears of its agent, as events; and what it has done with the connection.
 
-Owns the connections on which a session may be taken up again, until that is decided. What the agent says of the initial
+Owns the connections on which a session may be resumed, until that is decided. What the agent says of the initial
 sync and of its standby decides nothing, and goes to those who wait for it.
 """
 
@@ -40,7 +40,7 @@ class AgentSide:
         proof: StandbyProof,
         failed: Callable[[Exception], None],
     ) -> None:
-        """`hello`: with which the session is taken up again. `failed` is told why the initial sync cannot go on."""
+        """`hello`: with which the session is resumed. `failed` is told why the initial sync cannot go on."""
         self._mailbox = mailbox
         self._pipeline = pipeline
         self._outbox = outbox
@@ -78,7 +78,7 @@ class AgentSide:
         self._mailbox.post(events.Acked(term, epoch))
 
     def on_lost(self, reason: str) -> None:
-        """The connection is gone; it is being made anew."""
+        """The connection is gone; it is being made again."""
         self._mailbox.post(events.Lost(reason))
 
     def on_resumed(self, stream: FrameStream, welcome: Welcome) -> None:

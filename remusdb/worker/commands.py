@@ -57,7 +57,7 @@ class Channel:
         return self._daemon
 
     def tell(self, report: Report, *, only_to: int | None = None) -> None:
-        """Send one line; without a daemon it is lost: the next one asks anew. `only_to`: an answer to that daemon."""
+        """Send one line; without a daemon it is lost: the next one asks again. `only_to`: an answer to that daemon."""
         with self._lock:
             try:
                 if self._lines is not None and only_to in (None, self._daemon):

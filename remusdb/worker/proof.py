@@ -2,7 +2,7 @@
 """What the agent says of its standby: whether QEMU there would take this VM's state at a takeover.
 
 The agent tries it on a copy once the first epoch is committed. A refusal is `protect`'s; where nobody waits for an
-answer (a session begun anew by itself) the VM stays protected, and everybody is told what that is worth.
+answer (a session begun again automatically) the VM stays protected, and everybody is told what that is worth.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ from remusdb.worker.spec import ProtectionSpec, known
 from remusdb.worker.vm_side import VmSide
 
 FIRST_ACK_S = 60.0
-BEGUN_ANEW = (PeerUnreachable, LibvirtAway, DevicesChanged)  # a copy that failed so is begun anew by itself
+BEGUN_AGAIN = (PeerUnreachable, LibvirtAway, DevicesChanged)  # a copy that failed so begins again automatically
 
 
 class Session:
@@ -103,7 +103,7 @@ class Session:
             self._protect()
         except BaseException as exc:
             cause = vm_end.why(self._resources, self._failure or self._primary.gave_up or exc)
-            self._tell(events.Abandoned(because(cause), isinstance(cause, BEGUN_ANEW)))
+            self._tell(events.Abandoned(because(cause), isinstance(cause, BEGUN_AGAIN)))
             self.ended.wait()
             raise cause from exc
 
@@ -179,7 +179,7 @@ class Session:
     def _greet(self) -> Greeting:
         """A new session with the agent; when another host owns the VM, this side is fenced."""
         try:
-            return self._spec.agent.hello_anew(lambda: self._hello(resume=False))
+            return self._spec.agent.hello_again(lambda: self._hello(resume=False))
         except Fenced as exc:
             self._tell(events.FencedOff(exc.term, str(exc)))
             raise
@@ -199,7 +199,7 @@ class Session:
             raise PeerUnreachable(f"agent {self._spec.peer.name} did not take the first epoch: {why}")
 
     def _clock_runs_slow(self, why: str) -> None:
-        """The clock was put right at each cut, and cannot be any more: protection goes on."""
+        """The clock was corrected at each cut, and cannot be any more: protection goes on."""
         self._journal.note("clock", Reason.of(Code.CLOCK_SLOW, why=why))
 
     def _hello(self, resume: bool = True) -> Hello:

@@ -48,7 +48,7 @@ KINDS = [type(sample) for sample in SAMPLES]
 
 
 def header(data: bytes) -> None:
-    """A frame; the first byte says whether its checksum is put right."""
+    """A frame; the first byte says whether its checksum is corrected."""
     raw = bytearray(data[1:])
     if data[:1] > b"\x7f" and len(raw) >= wire.HEADER_BYTES:
         raw[32:40] = wire._checksum(bytes(raw[:32]), raw[40:]).to_bytes(8, "little")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block devices as replica disks: written, told as a base, never made anew, and none that is in use. Needs root."""
+"""Block devices as replica disks: written, told as a base, never made again, and none that is in use. Needs root."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def test_an_agent_that_says_nothing_is_unreachable(question: Callable[[Agent], o
 
 
 class Listening:
-    """The session's side of a peer; `resume` is what it does with a connection that is taken up again."""
+    """The session's side of a peer; `resume` is what it does with a connection that is resumed."""
 
     def __init__(self, resume: Callable[[], None] = lambda: None) -> None:
         self.told: list[str] = []

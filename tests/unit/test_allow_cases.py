@@ -88,7 +88,7 @@ def test_a_case_that_is_taken(name: str) -> None:
 def test_a_word_that_qemu_is_told_past_libvirt_is_refused_by_name(words: tuple[str, ...]) -> None:
     [text] = told(qemu(*words))
     last = words[2:] or words
-    assert text.startswith(f"command line: {' '.join(last)}: ") and "virsh edit db1: take" in text
+    assert text.startswith(f"command line: {' '.join(last)}: ") and "virsh edit db1: remove" in text
 
 
 def test_the_words_are_what_they_are_under_any_prefix() -> None:

@@ -236,7 +236,7 @@ def test_while_a_session_begins_or_ends_its_owner_waits_and_a_stranger_does_not(
             said = hailed(2, hello(1, primary, resume=resume))
             done = run.tell(said) if resume else run.tell(event.LookedUp(said))
             assert kinds(done) == [kind]
-            assert kind is do.Refused or done[0].event == said, "it is looked into anew"
+            assert kind is do.Refused or done[0].event == said, "it is looked into again"
     ending.tell(event.Gone())
     assert refusal(ending.tell(hailed(2, hello(1, resume=True)))).renounced
 
@@ -307,7 +307,7 @@ def test_a_primary_that_is_far_ahead_teaches_a_term_that_is_saved_first() -> Non
     assert answer.reason == "no space" and run.now.durable.term == 1 + HELLO_JUMP_MAX
 
 
-# --- a session is taken up again ---
+# --- a session is resumed ---
 
 
 def test_a_session_is_taken_up_where_it_was_and_the_old_connection_is_void() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a gate may open, what is on record before and after it, and that nobody is left waiting."""
+"""When a gate may open, what is saved before and after it, and that nobody is left waiting."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def test_an_honest_agent_that_is_behind_is_asked_again_at_once() -> None:
     def hello(term: int) -> Any:
         return lambda: SimpleNamespace(term=term)
 
-    assert agent.hello_anew(hello(5 + JUMP_MAX)).welcome.term == 6 + JUMP_MAX
+    assert agent.hello_again(hello(5 + JUMP_MAX)).welcome.term == 6 + JUMP_MAX
     agent.standby.term = 5
     with pytest.raises(AgentBehind):
-        agent.hello_anew(hello(TERM_MAX))
+        agent.hello_again(hello(TERM_MAX))
     assert agent.standby.term > 5 + JUMP_MAX

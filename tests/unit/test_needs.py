@@ -23,7 +23,7 @@ NOT_NEEDED = {
     },
     "the variables are a part of the VM, and copied like a disk": {"os/nvram"},
     "other hypervisors' VMs": {"os/init", "os/initdir", "root"},
-    "chosen anew by the host's libvirt": {
+    "chosen again by the host's libvirt": {
         "resource/partition", "@tty", "console/@tty", "graphics/@socket", "listen/@socket", "emulator",
     },
     "taken out: a block device of the other host's": {"blkiotune/device/path"},

@@ -18,7 +18,7 @@ BOOKS = [parse(path.stem, path.read_text()) for path in runbooks()]
 NAMES = {
     "primary-host-died", "backup-host-died", "status-says-not-protected", "output-held", "both-hosts-up-after-a-cut",
     "planned-maintenance", "host-reboot", "upgrade", "database-slow-since-protected", "guest-clock-behind",
-    "restore-from-kept-disk", "arbiter-down", "disk-full", "change-the-VM",
+    "restore-from-quarantined-disk", "arbiter-down", "disk-full", "change-the-VM",
 }  # fmt: skip
 NOT_RUN = {"apt install ./remusdb_*.deb", "chronyc makestep"}
 PROGRAMS = {

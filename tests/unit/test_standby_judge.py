@@ -307,7 +307,7 @@ def test_a_path_in_any_place_of_libvirts_schema_is_refused_or_is_not_started(con
             continue
         strip(tree)
         choose_emulator(tree, None)
-        for line in tree.findall(COMMAND_LINE):  # made anew
+        for line in tree.findall(COMMAND_LINE):  # made again
             tree.remove(line)
         if EVIL in ET.tostring(tree, encoding="unicode"):
             read.append("/".join(path) + (f"@{attribute}" if attribute else ""))

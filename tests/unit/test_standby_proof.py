@@ -90,7 +90,7 @@ def test_what_could_not_be_tried_is_told_until_it_could() -> None:
     assert "not proven" in session.status.reason and "no memory" in session.status.unproven
     session.proof.take(PROVEN)
     assert session.status.reason == "epoch by epoch to b" and session.status.proven_at_ns == 5
-    session.proof.take(PROVEN)  # as after a connection that was made anew
+    session.proof.take(PROVEN)  # as after a connection that was made again
     assert session.events == [("unproven", Code.UNPROVEN_UNABLE), ("proven", Code.PROVEN)]
 
 

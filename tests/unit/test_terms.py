@@ -57,7 +57,7 @@ def test_a_hello_of_any_term_leaves_the_vm_protectable() -> None:
 
 @pytest.mark.parametrize("state", [Phase.EMPTY, Phase.SEEDING, Phase.READY])
 def test_a_term_far_ahead_begins_nothing(state: Phase) -> None:
-    """The replica of a primary that begins anew goes, as it would with a term that can be had."""
+    """The replica of a primary that begins again goes, as it would with a term that can be had."""
     standby = Standby()
     if state is not Phase.EMPTY:
         standby.begin("alpha", 3)

@@ -58,7 +58,7 @@ def mended(status: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("vcpus", [1, 24])
 def test_cuts_and_a_takeover_cost_no_time(pair: Pair, vcpus: int) -> None:
-    """With 24 vCPUs QEMU has not read kvmclock yet when it first waits: the clock is put right later then."""
+    """With 24 vCPUs QEMU has not read kvmclock yet when it first waits: the clock is corrected later then."""
     vm = pair.bare(Mode.CLOCKS, vcpus=vcpus)
     pair.protect(vm.name)
     here = clocks(pair, pair.a, vm)

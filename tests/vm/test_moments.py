@@ -83,12 +83,12 @@ def cut_link(pair: Pair, seconds: float) -> None:
 
 
 def test_the_copy_goes_on_whatever_happens_to_the_other_host_in_it(pair: Pair) -> None:
-    """Stalls and cuts of the backup in one and the same copy: it is not begun anew, and the replica is equal."""
+    """Stalls and cuts of the backup in one and the same copy: it is not begun again, and the replica is equal."""
     vm = copied(pair)
     with copying(pair, vm) as protect:
         stop_agent(pair, 0.35)
         cut_link(pair, 3.0)
-        stop_agent(pair, 5.0)  # longer than a connection of the copy may be silent: it is made anew
+        stop_agent(pair, 5.0)  # longer than a connection of the copy may be silent: it is made again
         assert protect.wait(90) == 0
     assert pair.state(vm.name) == "protected"
     told = [event["event"] for event in pair.events(vm.name)]

@@ -113,7 +113,7 @@ def test_refusal_is_protects(pair: Pair) -> None:
 
 
 def renew(pair: Pair, vm: str) -> None:
-    """The agent is started anew: a fresh session begins by itself."""
+    """The agent is started again: a fresh session begins automatically."""
     pair.kill(pair.b, "remusdb", "agent")
     term = pair.product.status(vm)["term"]
     pair.product.daemons["agent", "b"].wait(10)

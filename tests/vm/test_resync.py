@@ -92,7 +92,7 @@ def test_writes_during_the_second_copy_and_a_torn_base(pair: Pair) -> None:
             io(pair, vm.name, f"{kind} {at} {unit * chance.randint(1, 4)}")
 
     pair.protect(vm.name)
-    for again_after_s in (2.0, 2.6, 3.2):  # about when the copy that begins by itself is under way
+    for again_after_s in (2.0, 2.6, 3.2):  # about when the copy that begins automatically is under way
         kill_agent(pair)
         io(pair, vm.name, "write -P 40 0 30M")
         pair.product.start_agent()

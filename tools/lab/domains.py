@@ -99,7 +99,7 @@ def _bare_boot(kernel: Path) -> str:
 
 
 def change(host: Host, name: str, edit: Callable[[ET.Element], None]) -> None:
-    """Defines a VM anew, in effect from its next start: `edit` is given its <domain>."""
+    """Defines a VM again, in effect from its next start: `edit` is given its <domain>."""
     root = ET.fromstring(host.run(["virsh", "dumpxml", "--inactive", "--security-info", name]).stdout)
     edit(root)
     host.run(["virsh", "define", "/dev/stdin"], stdin=ET.tostring(root, encoding="unicode"))

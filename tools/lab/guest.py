@@ -39,7 +39,7 @@ POWER_OFF, RESET, WRITE = 1, 2, 3
 
 
 def build(mode: Mode) -> Path:
-    """The guest of this mode, built anew (some 50 ms). Raises subprocess.CalledProcessError when gcc fails."""
+    """The guest of this mode, built again (some 50 ms). Raises subprocess.CalledProcessError when gcc fails."""
     source, writes, reads = mode.value
     return _build(f"guest-{mode.name.lower()}", [f"-DWRITES={writes}", f"-DREADS={reads}", str(_SOURCES / source)])
 

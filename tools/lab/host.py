@@ -86,7 +86,7 @@ class Host(Node):
     def boot(self) -> None:
         """The next boot after `kill()`: what a power failure forgets is gone, the cable is in, libvirt answers.
 
-        Links and /run are made anew. libvirt knows the VMs that are defined, all shut off.
+        Links and /run are made again. libvirt knows the VMs that are defined, all shut off.
         """
         links = json.loads(self.run(["ip", "-j", "link"]).stdout)
         own = {link["ifname"] for link in links} - {"lo", "eth0"}

@@ -26,7 +26,7 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 class Lab:
     """Hosts `a` and `b`, a `client`, a `witness`, and the LAN's switch between them. Needs root.
 
-    Invariant: everything that belongs to a lab is named by its id, and its owner is on record before the first
+    Invariant: everything that belongs to a lab is named by its id, and its owner is saved before the first
     thing is made, so that `sweep` finds all of a lab whose owner died.
 
     Leaving the `with` block removes it: on success, on any exception, on SIGINT and on SIGTERM. When the owner is

@@ -71,7 +71,7 @@ _PROTECTED: dict[str, Expect] = {
     "agent-stop": _stays("the primary goes solo or waits; when the agent goes on, they are together again"),
     "backup-kill": _stays("the primary goes solo in the arbiter, and resyncs when the host is back", ("solo",)),
     "backup-stop": _stays("the primary goes solo in the arbiter, and resyncs when the host goes on"),
-    "standby-kill": _stays("the agent gives the replica up and says so; the primary starts anew"),
+    "standby-kill": _stays("the agent gives the replica up and says so; the primary starts again"),
     "standby-stop": _stays("the agent writes into its memory from outside: it need not run"),
     "etcd-kill": _stays("the pair is healthy: nobody asks the arbiter"),
     "etcd-stop": _stays("the pair is healthy: nobody asks the arbiter"),
@@ -102,21 +102,21 @@ _SYNC: dict[str, Expect] = {
     "qemu-kill": Expect(("down",), "there is no replica yet: the VM is on its disk", REJOIN_S, restarts=True),
     **dict.fromkeys(
         ("host-stop", "qemu-stop", "daemon-kill", "daemon-stop", "worker-kill", "worker-stop"),
-        _stays(f"{_NO_REPLICA}; the copy goes on or begins anew"),
+        _stays(f"{_NO_REPLICA}; the copy goes on or begins again"),
     ),
     **dict.fromkeys(
         ("agent-kill", "agent-stop", "standby-kill", "standby-stop", "backup-stop", "link-short", "link-reset"),
-        _stays(f"{_NO_REPLICA}; the copy goes on or begins anew"),
+        _stays(f"{_NO_REPLICA}; the copy goes on or begins again"),
     ),
     "backup-kill": _stays(
-        f"{_NO_REPLICA}; the copy begins anew once the host is back", ("solo", "failed", "unprotected", "seeding")
+        f"{_NO_REPLICA}; the copy begins again once the host is back", ("solo", "failed", "unprotected", "seeding")
     ),
     "etcd-kill": _stays("the session was entered in the arbiter when it began"),
     "etcd-stop": _stays("the session was entered in the arbiter when it began"),
     **dict.fromkeys(
         ("link-cut", "link-out", "link-in", "backuplink-cut", "backuplink-out", "backuplink-in"),
         _stays(
-            f"{_NO_REPLICA}; the copy goes on, or begins anew, once the link is back",
+            f"{_NO_REPLICA}; the copy goes on, or begins again, once the link is back",
             ("solo", "failed", "unprotected", "seeding"),
         ),
     ),

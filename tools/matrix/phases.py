@@ -75,7 +75,7 @@ def _load(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed
 def _sync(scene: Scene, fault: Fault, chance: random.Random) -> tuple[int, Armed]:
     """While `remusdb protect` waits for the initial sync; the command is left to end as it may.
 
-    Before the agent's WELCOME there is no copy: a `protect` that fails then has failed, and nothing is begun anew.
+    Before the agent's WELCOME there is no copy: a `protect` that fails then has failed, and nothing is begun again.
     """
     rig = scene.rig
     rig.product.cli(scene.primary, "unprotect", VM)

@@ -32,7 +32,7 @@ from remusdb_agents.backup.standby.proof import Prover
 log = logging.getLogger(__name__)
 
 RETRY_S = (30.0, 60.0, 300.0, 1800.0)  # a proof that was not possible is tried again; the last one repeats
-AGAIN_S = 3600.0  # a guest that was started anew may use what it did not use before
+AGAIN_S = 3600.0  # a guest that was started again may use what it did not use before
 LOOK_S = 1.0
 
 
@@ -96,7 +96,7 @@ class Proving:
         self._take(term, Proof("proven", time.time_ns(), epoch, took_ms))
 
     def again(self) -> None:
-        """Tell the primary, whose connection was made anew, what is known."""
+        """Tell the primary, whose connection was made again, what is known."""
         last = self._last
         if last is not None and self._current(self._of):
             self._send(last)

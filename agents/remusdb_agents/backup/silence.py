@@ -3,7 +3,7 @@
 
 A late look must not become a verdict: if this process did not run for a while (a stopped or starved agent), the
 bytes that would have proved the primary alive may still wait in the socket. After such a gap the silence is
-counted anew.
+counted again.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def verdict(checks: list[Look], tcp_wanted: bool) -> bool:
 
 
 def _mark(path: Path) -> tuple[int, int]:
-    """What changes when something is printed, also when libvirt's log daemon begins the file anew."""
+    """What changes when something is printed, also when libvirt's log daemon begins the file again."""
     try:
         stat = path.stat()
     except OSError:

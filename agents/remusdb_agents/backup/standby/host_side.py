@@ -80,7 +80,7 @@ def _remove(root: ET.Element, path: str) -> None:
 
 
 def _variables(nvram: ET.Element) -> None:
-    """The template stays: from it libvirt makes the variables anew, if the file is gone one day."""
+    """The template stays: from it libvirt makes the variables again, if the file is gone one day."""
     kept = {name: nvram.get(name, "") for name in ("template", "templateFormat") if nvram.get(name)}
     nvram.clear()
     nvram.attrib.update(kept)

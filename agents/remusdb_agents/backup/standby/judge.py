@@ -177,7 +177,7 @@ def _files(bare: ET.Element, here: Here, all_there: bool, vm: Vm) -> Iterator[Pr
 
 def _strays(element: ET.Element, path: Path, judged: Collection[Place], vm: Vm) -> Iterator[Problem]:
     """Whatever is a path, wherever it is: a place that nobody thought of is one of these."""
-    if path in (("metadata",), ("qemu:commandline",)):  # the latter is made anew here, of words judged by themselves
+    if path in (("metadata",), ("qemu:commandline",)):  # the latter is rebuilt here, of words judged by themselves
         return
     places: list[tuple[str | None, str]] = [*element.attrib.items(), (None, element.text or "")]
     for name, value in places:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`<qemu:commandline>` of a VM that another host sends: remusdb's own words alone, and those are made anew here.
+"""`<qemu:commandline>` of a VM that another host sends: remusdb's own words alone, and those are rebuilt here.
 
 libvirt does not look at what stands there: it can open any file, socket or program's output that QEMU's user may.
 """

@@ -41,7 +41,7 @@ class QemuLog:
 
     def _new(self) -> str:
         size = self._size()
-        since = self._from if self._from <= size else 0  # it was begun anew
+        since = self._from if self._from <= size else 0  # it was begun again
         try:
             with self._path.open("rb") as file:
                 file.seek(max(since, size - MOST_BYTES))
