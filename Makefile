@@ -10,6 +10,7 @@ SEED ?= 1
 RUNS ?= 1
 UV ?= uv
 KILL ?= host
+DB ?= postgresql
 ROUNDS ?= 10
 BY ?= kill
 CELLS ?= all
@@ -21,8 +22,8 @@ FUZZ_RUNS ?=
 .PHONY: help setup venv demo soak matrix machines vagrant-box vagrant-demo test check lint lock bench fuzz dist dist-test clean
 
 help:
-	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link]'
-	@echo '             kill the host of a protected PostgreSQL VM under load; see that no client noticed'
+	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link] [DB=postgresql|mariadb]'
+	@echo '             kill the host of a protected database VM under load; see that no client noticed'
 	@echo 'make soak [ROUNDS=n] [BY=kill|switchover]'
 	@echo '             fail over (or move), rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
 	@echo 'make matrix [CELLS=all|ci|FAULT/PHASE,...] [KEEP=1]'
@@ -51,7 +52,7 @@ venv:
 	@tools/venv.sh
 
 demo: setup
-	@$(PYTHON) -m tools.demo --seed $(SEED) --runs $(RUNS) --kill $(KILL)
+	@$(PYTHON) -m tools.demo --seed $(SEED) --runs $(RUNS) --kill $(KILL) --db $(DB)
 
 soak: setup
 	@$(PYTHON) -m tools.soak --rounds $(ROUNDS) --by $(BY)

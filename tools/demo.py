@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make demo`: kills the host of a protected PostgreSQL VM under load, and checks what its clients saw.
+"""`make demo`: kills the host of a protected database VM under load, and checks what its clients saw.
 
-    python -m tools.demo [--seed N] [--runs N] [--kill host|qemu|link]
+    python -m tools.demo [--seed N] [--runs N] [--kill host|qemu|link] [--db postgresql|mariadb]
 
 Progress is on stderr. The last line on stdout is one JSON object, which build/demo/report.json holds as well; of
 several runs it has the sums, the worst and the medians, and under `runs` each run's own. Exit 1 if anything that a
@@ -19,13 +19,14 @@ from typing import Any
 
 from rich.markup import escape
 
+from tools.dbms import BY_KEY, POSTGRESQL
 from tools.lab import image
 from tools.lab.paths import BUILD
 from tools.show import TROUBLE, run_to_exit, say, step
 from tools.trial import Kill, Outcome, Trial
 
 _FOLDER = BUILD / "demo"
-_SUMMED = ("acked", "lost", "duplicated", "reconnects", "epochs")
+_SUMMED = ("acked", "acked_ipv6", "lost", "duplicated", "reconnects", "epochs")
 _WORST = ("detect_ms", "resume_ms", "outage_ms", "pause_ms_p99")
 _MEDIAN = ("pause_ms_p50", "bytes_per_epoch", "tps_unprotected", "tps_protected")
 
@@ -65,11 +66,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first run; each further run has the next")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--kill", type=Kill, choices=list(Kill), default=Kill.HOST, metavar="{host,qemu,link}")
+    parser.add_argument("--db", choices=list(BY_KEY), default=POSTGRESQL.key)
     args = parser.parse_args()
     shutil.rmtree(_FOLDER, ignore_errors=True)
     _FOLDER.mkdir(parents=True)
     with step("the database VM's image (about a minute if it is not there yet)"):
-        built = image.ensure(_FOLDER / "image.log")
+        built = image.ensure(_FOLDER / "image.log", BY_KEY[args.db])
     figures: list[dict[str, Any]] = []
     passed = True
     for number in range(args.runs):

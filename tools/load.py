@@ -14,9 +14,11 @@ from typing import Any
 
 from remusdb.deadline import Deadline, poll_until
 from tools import ledger
+from tools.dbms import POSTGRESQL, Dbms
 from tools.lab import Lab, domains
 
 CLIENTS = 8
+SERVERS = (domains.DB_IP4, domains.DB_IP6)  # client n uses the address n of these, round and round
 _PAUSE_S = 60.0  # for the transactions in flight; a takeover may be among what they wait for
 _VERIFY_S = 240.0
 
@@ -24,21 +26,26 @@ _VERIFY_S = 240.0
 class Load:
     """One run of the workload. `acks` grows with each look at its record."""
 
-    def __init__(self, lab: Lab, folder: Path, clients: int = CLIENTS) -> None:
-        """Starts it. Its record goes to `folder`/record, its words to `folder`/workload.log."""
+    def __init__(self, lab: Lab, folder: Path, clients: int = CLIENTS, dbms: Dbms = POSTGRESQL) -> None:
+        """Starts it; every second client uses IPv6.
+
+        Its record goes to `folder`/record, its words to `folder`/workload.log.
+        """
         self._lab = lab
         self._record = folder / "record"
         self._acked = self._record / "acked"
         shutil.rmtree(self._record, ignore_errors=True)  # of an earlier run: its rows are not in this database
         self._read_bytes = 0
         self.clients = clients
+        self._dbms = dbms
         self._acks: list[ledger.Ack] = []
         command = [sys.executable, "-m", "tools.workload", "run", "--clients", str(clients)]
         self._process = lab.client.popen([*command, *self._where], log=folder / "workload.log")
 
     @property
     def _where(self) -> list[str]:
-        return ["--server", domains.PG_IP4, "--record", str(self._record)]
+        servers = [option for address in SERVERS for option in ("--server", address)]
+        return ["--db", self._dbms.key, *servers, "--record", str(self._record)]
 
     @property
     def acks(self) -> list[ledger.Ack]:
@@ -73,6 +80,11 @@ class Load:
             found[ack.client] = max(found.get(ack.client, 0), ack.seq)
         return found
 
+    @property
+    def acked_ipv6(self) -> int:
+        """How many transactions were acknowledged to clients that use IPv6."""
+        return sum(":" in SERVERS[(ack.client - 1) % len(SERVERS)] for ack in self.acks)
+
     def outage_ms(self, at_ns: int) -> float:
         """The longest wait of a client since just before that time; see `ledger.outage_ms`."""
         # 10 s before are enough to hold every client's last acknowledgement, or it had none to wait for.
@@ -100,7 +112,9 @@ class Load:
         self._process.wait(30.0)
 
     def verify(self, quick: bool = False) -> dict[str, Any]:
-        """What the database holds against the record, of a load that rests or has ended; `quick`: without amcheck.
+        """What the database holds against the record, of a load that rests or has ended.
+
+        `quick`: the DBMS's own tools do not look at its files.
 
         Raises RuntimeError when the database cannot be read.
         """
@@ -120,12 +134,11 @@ def wait_for(done: Callable[[], object], timeout_s: float, otherwise: str, every
 
 
 def sql(lab: Lab, statement: str, timeout_s: float = 30.0) -> str:
-    """The answer to one statement, from the lab's client. RuntimeError when there is none."""
-    command = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc", statement, "bank"]
+    """PostgreSQL's answer to one statement, from the lab's client. RuntimeError when there is none."""
+    command = ["psql", "-h", domains.DB_IP4, "-U", "postgres", "-Atc", statement, "bank"]
     return lab.client.run(command, timeout_s=timeout_s, env={"PGCONNECT_TIMEOUT": "5"}).stdout
 
 
-def accepts(lab: Lab) -> bool:
-    """Whether PostgreSQL answers."""
-    command = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc", "SELECT 1", "bank"]
-    return lab.client.run(command, check=False, env={"PGCONNECT_TIMEOUT": "1"}).returncode == 0
+def accepts(lab: Lab, dbms: Dbms = POSTGRESQL) -> bool:
+    """Whether the VM's DBMS answers."""
+    return lab.client.run(dbms.answers(domains.DB_IP4), check=False).returncode == 0

@@ -133,7 +133,7 @@ def running_rig(folder: Path, protection: Settings | None = None, failover: Sett
         try:
             with step("two hosts, a client and a witness; the VM boots"):
                 lab.host("a").start_libvirt()
-                domains.define_pg(lab.host("a"), built, name=VM)
+                domains.define_db(lab.host("a"), built, name=VM)
                 lab.host("a").run(["virsh", "start", VM])
                 lab.host("b").start_libvirt()
                 etcd.start()

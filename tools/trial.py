@@ -19,7 +19,6 @@ from tools.lab.product import Product
 from tools.load import CLIENTS, Load, accepts, wait_for
 from tools.show import say, step
 
-VM = "pg"
 _BOOT_S = 240.0
 _UNPROTECTED_S = 8.0
 _KILL_S = (6.0, 12.0)  # after the VM is protected: long enough for figures that mean something
@@ -34,12 +33,12 @@ class Kill(Enum):
     QEMU = "qemu"  # the VM's QEMU alone dies
     LINK = "link"  # the cable is pulled, and plugged in again once the backup has taken over
 
-    def strike(self, host: Host) -> Killed:
+    def strike(self, host: Host, vm: str) -> Killed:
         """Does it, now."""
         if self is Kill.HOST:
             return host.kill()
         if self is Kill.QEMU:
-            return host.kill_qemu(VM)
+            return host.kill_qemu(vm)
         at, wall = time.monotonic_ns(), time.time_ns()
         host.cut_link()
         return Killed(at, wall, (time.monotonic_ns() - at) / 1e6, ())
@@ -58,6 +57,7 @@ class Trial:
 
     def __init__(self, image: Image, seed: int, kill: Kill, folder: Path) -> None:
         self._image = image
+        self._dbms = image.dbms
         self._kill = kill
         self._chance = random.Random(seed)
         self._folder = folder
@@ -75,32 +75,32 @@ class Trial:
         a = lab.host("a")
         with step("two hosts and a client; the VM starts"):
             a.start_libvirt()
-            vm = domains.define_pg(a, self._image, name=VM)
-            a.run(["virsh", "start", VM])
-        with step(f"libvirt and remusdb on both hosts; PostgreSQL boots meanwhile ({_accel(vm.accel)})"):
+            vm = domains.define_db(a, self._image)
+            a.run(["virsh", "start", vm.name])
+        with step(f"libvirt and remusdb on both hosts; {self._dbms.name} boots meanwhile ({_accel(vm.accel)})"):
             lab.host("b").start_libvirt()
             product.install()
             product.start()
-            wait_for(lambda: accepts(lab), _BOOT_S, "PostgreSQL does not accept connections", 0.25)
-        load = Load(lab, self._folder)
+            wait_for(lambda: accepts(lab, self._dbms), _BOOT_S, f"{self._dbms.name} does not accept connections", 0.25)
+        load = Load(lab, self._folder, dbms=self._dbms)
         with step(f"{CLIENTS} clients work, unprotected"):
             wait_for(lambda: len(load.acks) >= CLIENTS, 30.0, "the clients get nothing done")
             began = time.monotonic_ns()
             time.sleep(_UNPROTECTED_S)
         unprotected = ledger.tps(load.acks, began, time.monotonic_ns())
-        with step(f"remusdb protect {VM} --to b"):
-            product.cli("a", "protect", VM, "--to", "b", timeout_s=120.0)
+        with step(f"remusdb protect {vm.name} --to b"):
+            product.cli("a", "protect", vm.name, "--to", "b", timeout_s=120.0)
         protected_ns = time.monotonic_ns()
         with step(f"{CLIENTS} clients work, protected"):
             time.sleep(self._chance.uniform(*_KILL_S))
-            status = product.status(VM)
+            status = product.status(vm.name)
             time.sleep(self._chance.uniform(0.0, 0.5))  # so that the kill falls anywhere in an epoch
-        killed = self._kill.strike(a)
+        killed = self._kill.strike(a, vm.name)
         say(f"  [bold red]✗ {self._kill.value} killed[/bold red]  [dim]within {killed.took_ms:.1f} ms[/dim]")
         self._recover(lab, load, killed)
         with step("what the survivor holds against what the clients saw"):
             judged = load.verify()
-        standby = product.standby(VM)
+        standby = product.standby(vm.name)
         return self._outcome(load, judged, status, standby, killed, unprotected, protected_ns)
 
     def _recover(self, lab: Lab, load: Load, killed: Killed) -> None:
@@ -129,7 +129,9 @@ class Trial:
         if not decided or not resumed:
             complaints.append(f"the backup did not take over: {standby.get('state')} {standby.get('reason')}")
         figures = {
+            "db": self._dbms.key,
             "acked": judged["acked"],
+            "acked_ipv6": load.acked_ipv6,
             "lost": judged["lost"],
             "duplicated": judged["duplicated"],
             "reconnects": judged["reconnects"],

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clients of the bank database that write down what the server acknowledged.
 
-    python -m tools.workload run --server ADDRESS --record DIR [--clients N]     until SIGTERM or SIGINT
-    python -m tools.workload verify --server ADDRESS --record DIR
+    python -m tools.workload run --db DBMS --server ADDRESS [--server ADDRESS] --record DIR [--clients N]
+    python -m tools.workload verify --db DBMS --server ADDRESS --record DIR [--quick]
 
-`run` appends a line to DIR/acked for each acknowledged transaction and writes DIR/report.json when it ends. SIGUSR1
-makes it pause: every client finishes its transaction and keeps its connection; DIR/report.json is there once all have.
-SIGUSR2 removes that file and lets them go on.
+`run` ends by SIGTERM or SIGINT; its clients share the server's addresses in turn. It appends a line to DIR/acked for
+each acknowledged transaction and writes DIR/report.json when it ends. SIGUSR1 makes it pause: every client finishes its
+transaction and keeps its connection; DIR/report.json is there once all have. SIGUSR2 removes that file and lets them go
+on.
 `verify` prints one JSON object and exits with 1 if the database does not hold what was acknowledged; it needs the
 report of a `run` that has ended or pauses.
 """
@@ -15,28 +16,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
-import psycopg
-
 from tools import ledger
+from tools.dbms import BY_KEY, Connection, Cursor, Dbms
 
 _FINISH_S = 10.0  # for the transactions in flight when the workload is stopped
 _RETRY_S = 0.2
-# A client that waits for its server, however long: no keepalive and no timeout of TCP ends its connection.
-_PATIENT = "keepalives=0 tcp_user_timeout=0"
-
-
-def connect(server: str) -> psycopg.Connection:
-    """A connection to the bank. Raises psycopg.OperationalError when there is none in 30 s."""
-    return psycopg.connect(f"host={server} user=postgres dbname=bank connect_timeout=30 {_PATIENT}")
 
 
 class Client(threading.Thread):
@@ -46,7 +40,9 @@ class Client(threading.Thread):
     acknowledged or in `unknown`. A lost connection goes to `resets` before a new one is tried.
     """
 
-    def __init__(self, number: int, server: str, acked_fd: int, stop: threading.Event, go: threading.Event) -> None:
+    def __init__(
+        self, number: int, dbms: Dbms, server: str, acked_fd: int, stop: threading.Event, go: threading.Event
+    ) -> None:
         super().__init__(name=f"client-{number}", daemon=True)
         self.number = number
         self.seq = 0
@@ -54,6 +50,7 @@ class Client(threading.Thread):
         self.resting = False  # it waits to be let on
         self.unknown: list[tuple[int, int]] = []
         self.resets: list[dict[str, object]] = []
+        self._dbms = dbms
         self._server = server
         self._acked_fd = acked_fd
         self._stop_asked = stop
@@ -63,10 +60,10 @@ class Client(threading.Thread):
         """Transfers, one after the other, until it is told to stop; connects again after each error."""
         while not self._stop_asked.is_set():
             try:
-                with connect(self._server) as connection:
+                with closing(self._dbms.connect(self._server)) as connection, connection.cursor() as cursor:
                     while self._may_go():
-                        self._transact(connection)
-            except psycopg.Error as error:
+                        self._transact(connection, cursor)
+            except self._dbms.errors as error:
                 if self.in_transaction:
                     self.unknown.append((self.number, self.seq))
                     self.in_transaction = False
@@ -81,23 +78,23 @@ class Client(threading.Thread):
         self.resting = False
         return not self._stop_asked.is_set()
 
-    def _transact(self, connection: psycopg.Connection) -> None:
+    def _transact(self, connection: Connection, cursor: Cursor) -> None:
         """Each statement is a round trip of its own, as in most applications."""
         self.seq += 1
         self.in_transaction = True
         moved = ledger.transfer(self.number, self.seq)
         changes = [(-moved.amount, moved.source), (moved.amount, moved.target)]
         changes.sort(key=lambda change: change[1])  # all in one order, so that there is no deadlock
-        connection.execute("INSERT INTO ledger VALUES (%s, %s, %s)", (self.number, self.seq, moved.amount))
+        cursor.execute("INSERT INTO ledger VALUES (%s, %s, %s)", (self.number, self.seq, moved.amount))
         for change in changes:
-            connection.execute("UPDATE accounts SET balance = balance + %s WHERE id = %s", change)
+            cursor.execute("UPDATE accounts SET balance = balance + %s WHERE id = %s", change)
         connection.commit()
         # One write, so that lines of several threads do not mix and none is lost if this process is killed.
         os.write(self._acked_fd, f"{self.number} {self.seq} {time.monotonic_ns()}\n".encode())
         self.in_transaction = False
 
 
-def run(server: str, record: Path, clients: int) -> int:
+def run(dbms: Dbms, servers: list[str], record: Path, clients: int) -> int:
     """Runs the clients until a signal. Returns 0; what went wrong is in the report."""
     record.mkdir(parents=True, exist_ok=True)
     acked_fd = os.open(record / "acked", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
@@ -115,7 +112,8 @@ def run(server: str, record: Path, clients: int) -> int:
 
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, ordered)
-    threads = [Client(number, server, acked_fd, stop, go) for number in range(1, clients + 1)]
+    shared = itertools.cycle(servers)
+    threads = [Client(number, dbms, next(shared), acked_fd, stop, go) for number in range(1, clients + 1)]
     for thread in threads:
         thread.start()
     report = record / "report.json"
@@ -133,7 +131,7 @@ def run(server: str, record: Path, clients: int) -> int:
         thread.join(max(0.0, _FINISH_S - (time.monotonic_ns() - stopped_ns) / 1e9))
     _write_report(report, threads, [thread.number for thread in threads if thread.is_alive()], stopped_ns)
     sys.stdout.flush()
-    os._exit(0)  # a stuck thread is inside libpq, and would hold up an ordinary exit
+    os._exit(0)  # a stuck thread is inside its client library, and would hold up an ordinary exit
 
 
 def _write_report(path: Path, threads: list[Client], stuck: list[int], stopped_ns: int | None = None) -> None:
@@ -151,49 +149,40 @@ def _write_report(path: Path, threads: list[Client], stuck: list[int], stopped_n
     partial.rename(path)
 
 
-def verify(server: str, record: Path, quick: bool) -> dict[str, object]:
-    """Compares the database with the record, and unless `quick` has pg_amcheck look at its files.
+def verify(dbms: Dbms, server: str, record: Path, quick: bool) -> dict[str, object]:
+    """Compares the database with the record, and unless `quick` has the DBMS's own tools look at its files.
 
-    Gives the fields of `ledger.Verdict` and `reconnects`. Raises psycopg.Error when the database cannot be read.
+    Gives the fields of `ledger.Verdict` and `reconnects`. Raises one of `dbms.errors` when the database cannot be read.
     """
     acks = ledger.read_acks(record / "acked")
     report = json.loads((record / "report.json").read_text())
-    with connect(server) as connection:
-        # From the table itself: an index would hide a row that is there twice.
-        for path in ("indexscan", "indexonlyscan", "bitmapscan"):
-            connection.execute(f"SET enable_{path} = off".encode())
-        rows = connection.execute("SELECT client, seq, amount FROM ledger").fetchall()
-        balances: dict[int, int] = dict(connection.execute("SELECT id, balance FROM accounts").fetchall())
+    with closing(dbms.connect(server)) as connection, connection.cursor() as cursor:
+        for statement in dbms.before_reading:
+            cursor.execute(statement)
+        cursor.execute("SELECT client, seq, amount FROM ledger")
+        rows = list(cursor.fetchall())
+        cursor.execute("SELECT id, balance FROM accounts")
+        balances: dict[int, int] = dict(cursor.fetchall())
     verdict = ledger.judge(acks, {(client, seq) for client, seq in report["unknown"]}, rows, balances)
     verdict.complaints += [f"connection lost: {reset['error']}" for reset in report["resets"][:10]]
     verdict.complaints += [f"client {client} never got an answer" for client in report["stuck"]]
-    verdict.complaints += [] if quick else amcheck(server)
+    verdict.complaints += [] if quick else dbms.damage(server)
     return {**dataclasses.asdict(verdict), "reconnects": len(report["resets"]) + len(report["stuck"])}
-
-
-def amcheck(server: str) -> list[str]:
-    """What pg_amcheck finds wrong in the bank's tables and indexes."""
-    program = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_amcheck"))[-1]
-    options = ["--heapallindexed", "--parent-check", "--no-password"]
-    command = [str(program), "-h", server, "-U", "postgres", *options, "bank"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode == 0:
-        return []
-    return [f"pg_amcheck: {line}" for line in (done.stdout + done.stderr).splitlines()[:10]] or ["pg_amcheck failed"]
 
 
 def main() -> int:
     """As called on the command line; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.workload")
     parser.add_argument("action", choices=["run", "verify"])
-    parser.add_argument("--server", required=True, help="address of the database")
+    parser.add_argument("--db", required=True, choices=list(BY_KEY), help="the DBMS")
+    parser.add_argument("--server", required=True, action="append", help="address of the database; several for `run`")
     parser.add_argument("--record", required=True, type=Path, help="folder of the record")
     parser.add_argument("--clients", type=int, default=8, help="connections (default: 8)")
-    parser.add_argument("--quick", action="store_true", help="verify without pg_amcheck")
+    parser.add_argument("--quick", action="store_true", help="verify without the DBMS's own tools")
     args = parser.parse_args()
     if args.action == "run":
-        return run(args.server, args.record, args.clients)
-    result = verify(args.server, args.record, args.quick)
+        return run(BY_KEY[args.db], args.server, args.record, args.clients)
+    result = verify(BY_KEY[args.db], args.server[0], args.record, args.quick)
     print(json.dumps(result))
     return 1 if result["complaints"] else 0
 

@@ -79,16 +79,16 @@ def test_cuts_and_a_takeover_cost_no_time(pair: Pair, vcpus: int) -> None:
 
 def start_linux(pair: Pair) -> domains.Vm:
     """The PostgreSQL VM, answering."""
-    vm = domains.define_pg(pair.a, image.ensure(), name="pg-clock")
+    vm = domains.define_db(pair.a, image.ensure(), name="pg-clock")
     pair.a.run(["virsh", "start", vm.name])
-    psql = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc", "select 1", "bank"]
+    psql = ["psql", "-h", domains.DB_IP4, "-U", "postgres", "-Atc", "select 1", "bank"]
     eventually(lambda: pair.lab.client.run(psql, check=False).returncode == 0, 200, "no PostgreSQL")
     return vm
 
 
 def ahead_ms(pair: Pair) -> float:
     """By how much the Linux guest's time of day is ahead of the host's steady clock, plus a constant."""
-    told = pair.lab.client.run([sys.executable, "-c", ASK, domains.PG_IP4], timeout_s=60).stdout
+    told = pair.lab.client.run([sys.executable, "-c", ASK, domains.DB_IP4], timeout_s=60).stdout
     return float(told)
 
 

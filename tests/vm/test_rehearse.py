@@ -214,10 +214,10 @@ symlink /etc/systemd/system/multi-user.target.wants/agent.service {unit}
 
 def test_postgres_and_the_guest_agent_answer_in_the_copy(pair: Pair, tmp_path: Path) -> None:
     """The port is reached in the copy alone, and the clients of the VM itself notice nothing."""
-    vm = domains.define_pg(pair.a, image.ensure())
+    vm = domains.define_db(pair.a, image.ensure())
     put_agent(pair, vm, tmp_path)
     pair.a.run(["virsh", "start", vm.name])
-    psql = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc", "select 1", "bank"]
+    psql = ["psql", "-h", domains.DB_IP4, "-U", "postgres", "-Atc", "select 1", "bank"]
     eventually(lambda: pair.lab.client.run(psql, check=False).returncode == 0, 200, "no PostgreSQL")
     ping = ["virsh", "qemu-agent-command", vm.name, '{"execute":"guest-ping"}']
     eventually(lambda: pair.a.run(ping, check=False).returncode == 0, 30, "no guest agent")

@@ -44,9 +44,9 @@ def test_postgres_vm_memory_and_disk_are_equal(pair: Pair, encoding: str) -> Non
     pair.product.daemons["host", "a"].terminate()
     pair.product.daemons["host", "a"].wait(20)
     pair.product.start_host()
-    vm = domains.define_pg(pair.a, image.ensure(), name=name)
+    vm = domains.define_db(pair.a, image.ensure(), name=name)
     pair.a.run(["virsh", "start", name])
-    psql = ["psql", "-h", domains.PG_IP4, "-U", "postgres", "-Atc"]
+    psql = ["psql", "-h", domains.DB_IP4, "-U", "postgres", "-Atc"]
     eventually(
         lambda: pair.lab.client.run([*psql, "select 1", "bank"], check=False).returncode == 0, 200, "no PostgreSQL"
     )

@@ -22,7 +22,7 @@ from tools.lab.image import Image
 MACHINE = "pc-q35-10.0"
 IDE_MACHINE = "pc-i440fx-10.0"  # the one with a disk that a few port writes reach
 VIRTIO = "<target dev='vda' bus='virtio'/>"
-PG_IP4, PG_IP6, PG_MAC = "10.77.0.10", "fd77::10", "52:54:00:77:00:10"
+DB_IP4, DB_IP6, DB_MAC = "10.77.0.10", "fd77::10", "52:54:00:77:00:10"
 BARE_MAC = "52:54:00:77:00:20"
 _IMAGES = "/var/lib/libvirt/images"
 # A named model: `host` makes a nested KVM fail (docs/facts.md), and TCG knows no newer one in full. This one has
@@ -44,15 +44,16 @@ class Vm:
         return host.path(self.serial).read_text(errors="replace")
 
 
-def define_pg(host: Host, image: Image, *, name: str = "pg", memory_mib: int = 512) -> Vm:
+def define_db(host: Host, image: Image, *, name: str = "", memory_mib: int = 512) -> Vm:
     """Copies the database VM's disk to the host and defines the domain; `virsh start` boots it."""
     kind = accel.linux(image)
+    name = name or image.dbms.vm
     vm = Vm(name, kind, f"{_IMAGES}/{name}.raw", f"/var/log/libvirt/{name}-serial.log")
     image.copy_disk(host.path(vm.disk))
     # The kernel looks for no device that this VM lacks, and trusts its CPU: each saves boot time in emulation.
     append = "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off random.trust_cpu=on 8250.nr_uarts=1"
     boot = f"<kernel>{image.kernel}</kernel><initrd>{image.initrd}</initrd><cmdline>{append}</cmdline>"
-    _define(host, vm, boot, PG_MAC, memory_mib)
+    _define(host, vm, boot, DB_MAC, memory_mib)
     return vm
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The database VM's disk image, kernel and initrd: built once a recipe and kept in build/cache.
+"""The database VMs' disk images, kernels and initrds: each is built once a recipe and kept in build/cache.
 
-python -m tools.lab.image       builds it if need be, and prints where it is
+python -m tools.lab.image [DBMS]       builds it if need be, and prints where it is
 """
 
 from __future__ import annotations
@@ -18,39 +18,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.dbms import BY_KEY, POSTGRESQL, Dbms
 from tools.lab import debian
 from tools.lab.paths import CACHE
 
-_RECIPE = Path(__file__).parent / "pgvm"
+_RECIPE = Path(__file__).parent / "dbvm"
 _SIZE = "2G"  # sparse: the file takes what is in it
 # No lazy initialisation: the guest's kernel would do it in the background of every run.
 _FILE_SYSTEM = "-t ext4 -m 0 -L lab -N 65536 -J size=16 -E lazy_itable_init=0,lazy_journal_init=0".split()
-_PACKAGES = (
-    "linux-image-cloud-amd64",
-    "systemd-sysv",
-    "udev",
-    "iproute2",
-    "postgresql",
-    # for the test of the plug gate, which needs a kernel that has sch_plug: this one
-    "python3",
-    "python3-pyroute2",
-)
-# Never read in this VM, and about half of its bytes. libLLVM and bitcode are for JIT, which is off.
-_LEFT_OUT = (
-    "/usr/share/doc/*",
-    "/usr/share/man/*",
-    "/usr/share/locale/*",
-    "/usr/share/i18n/*",
-    "/usr/lib/postgresql/*/lib/bitcode/*",
-    "/usr/lib/x86_64-linux-gnu/libLLVM*",
-    "/usr/lib/llvm-*",
-)
+_PACKAGES = ("linux-image-cloud-amd64", "systemd-sysv", "udev", "iproute2")
+# Never read in these VMs, and much of their bytes.
+_LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/i18n/*")
 
 
 @dataclass(frozen=True)
 class Image:
     """What a VM boots from: copy the disk, share the rest."""
 
+    dbms: Dbms
     disk: Path
     kernel: Path
     initrd: Path
@@ -61,26 +46,28 @@ class Image:
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", self.disk, to], check=True, timeout=120)
 
 
-def ensure(log: Path | None = None) -> Image:
-    """The image, built first if there is none of this recipe (about a minute).
+def ensure(log: Path | None = None, dbms: Dbms = POSTGRESQL) -> Image:
+    """The image of the VM with this DBMS, built first if there is none of its recipe (about a minute).
 
     mmdebstrap's words go to `log`, or to stderr. Raises subprocess.CalledProcessError when the build fails.
     """
-    folder = CACHE / f"pgvm-{_key()}"
-    image = Image(folder / "disk.raw", folder / "vmlinuz", folder / "initrd")
-    with only_builder("image"):
+    folder = CACHE / f"{dbms.vm}vm-{key(dbms)}"
+    image = Image(dbms, folder / "disk.raw", folder / "vmlinuz", folder / "initrd")
+    with _only_builder():
         if not folder.exists():
-            for old in CACHE.glob("pgvm-*"):
+            for old in CACHE.glob(f"{dbms.vm}vm-*"):
                 shutil.rmtree(old)
             with log.open("w") if log else os.fdopen(os.dup(2), "w") as out:
-                _build(folder, out.fileno())
+                _build(dbms, folder, out.fileno())
     return image
 
 
-def _key() -> str:
+def key(dbms: Dbms) -> str:
     """Changes when anything that goes into the image changes."""
-    parts = [debian.codename().encode(), repr((_PACKAGES, _LEFT_OUT, _FILE_SYSTEM, _SIZE)).encode()]
-    parts += [file.read_bytes() for file in sorted(_RECIPE.iterdir())]
+    recipe = (_PACKAGES, dbms.packages, _LEFT_OUT, dbms.left_out, _FILE_SYSTEM, _SIZE)
+    parts = [debian.codename().encode(), repr(recipe).encode()]
+    files = [file for folder in (_RECIPE, _RECIPE / dbms.key) for file in sorted(folder.iterdir()) if file.is_file()]
+    parts += [file.read_bytes() for file in files]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -93,8 +80,8 @@ def only_builder(what: str) -> Iterator[None]:
         yield
 
 
-def _build(folder: Path, log_fd: int) -> None:
-    work = CACHE / "pgvm-build"
+def _build(dbms: Dbms, folder: Path, log_fd: int) -> None:
+    work = CACHE / f"{dbms.vm}vm-build"
     root = work / "root"
     made = work / "image"
     made.mkdir(parents=True)
@@ -104,12 +91,14 @@ def _build(folder: Path, log_fd: int) -> None:
         command = [
             # A mount namespace of its own: a build that is killed leaves no mounts behind.
             *("unshare", "--mount", "--propagation", "private"),
-            *("mmdebstrap", "--variant=minbase", "--format=directory", f"--include={','.join(_PACKAGES)}"),
+            *("mmdebstrap", "--variant=minbase", "--format=directory"),
+            f"--include={','.join((*_PACKAGES, *dbms.packages))}",
             *(f"--aptopt={option}" for option in options),
             "--dpkgopt=force-unsafe-io",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT),
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in (*_LEFT_OUT, *dbms.left_out)),
             f"--essential-hook={_RECIPE / 'essential.sh'}",
             f"--customize-hook={_RECIPE / 'customize.sh'}",
+            f"--customize-hook={_RECIPE / dbms.key / 'customize.sh'}",
             *(suite, str(root), f"deb {debian.mirror()} {suite} main"),
         ]
         run_logged(command, log_fd)
@@ -146,4 +135,4 @@ def run_logged(command: list[str], log_fd: int) -> None:
 
 
 if __name__ == "__main__":
-    print(ensure().disk, file=sys.stdout)
+    print(ensure(dbms=BY_KEY[sys.argv[1]] if sys.argv[1:] else POSTGRESQL).disk, file=sys.stdout)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from tools.lab.domains import PG_MAC
+from tools.lab.domains import DB_MAC
 from tools.lab.paths import REPO
 from tools.matrix.cell import Result, run_cell
 from tools.matrix.expect import CI, cells
@@ -45,7 +45,7 @@ class Runner:
         while self._left:
             self._labs += 1
             with running_rig(FOLDER / f"lab-{self._labs}") as rig:
-                speakers = Speakers(rig.lab, PG_MAC)
+                speakers = Speakers(rig.lab, DB_MAC)
                 try:
                     self._on(rig, speakers)
                 finally:

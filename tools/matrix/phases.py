@@ -140,7 +140,7 @@ def _heavy_writes(lab: Lab) -> Iterator[None]:
     """Memory and disk of the VM change fast, without a lock that the clients wait for."""
     sql(lab, "CREATE TABLE IF NOT EXISTS scratch (n int, filler text)")
     statements = "INSERT INTO scratch SELECT n, repeat('x', 100) FROM generate_series(1, 5000) n; TRUNCATE scratch;"
-    command = f'yes "{statements}" | psql -q -h {domains.PG_IP4} -U postgres bank'
+    command = f'yes "{statements}" | psql -q -h {domains.DB_IP4} -U postgres bank'
     writer = lab.client.popen(["sh", "-c", command], log=Path(os.devnull))
     try:
         yield
