@@ -12,7 +12,7 @@ install -d "$root/etc/mysql/mariadb.conf.d"
 # pages are written twice. The buffer pool's list of pages, read back in the background, is of no use to a VM this short.
 cat > "$root/etc/mysql/mariadb.conf.d/99-lab.cnf" <<'CONF'
 [mariadbd]
-bind_address = ::
+bind_address = *
 skip_name_resolve
 max_connections = 100
 innodb_buffer_pool_size = 64M
