@@ -90,7 +90,7 @@ lint: venv
 
 lock:
 	UV_CUSTOM_COMPILE_COMMAND='make lock' $(UV) pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
-		--extra lab --group dev -o requirements.lock pyproject.toml
+		--extra lab --extra setup --group dev -o requirements.lock pyproject.toml
 
 fuzz: venv
 	$(PYTHON) -m tests.fuzz $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS),--seconds $(FUZZ_S))

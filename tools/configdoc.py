@@ -128,7 +128,7 @@ Two files in `/etc/remusdb`: `host.toml` of the daemon that protects this host's
 keeps other hosts'. A key that is not listed here is refused when the daemon starts, and so is a value of the wrong
 kind or out of range, with the file and the key. `remusdb config check FILE` does the same without a daemon; with
 `--json` it shows every value in effect. A changed file counts from the daemon's next start. Examples:
-[README](../README.md).
+[packaging/examples](../packaging/examples).
 """
 TABLE = "\n| key | default | what it is |\n|---|---|---|\n"
 

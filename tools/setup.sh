@@ -11,7 +11,7 @@ fail() { say "$*"; exit 1; }
 packages="qemu-system-x86 qemu-utils seabios ovmf mtools libvirt-daemon libvirt-daemon-driver-qemu
 libvirt-daemon-driver-storage libvirt-clients libvirt-dev
 pkg-config gcc binutils libc6-dev python3-dev python3-venv mmdebstrap iproute2 nftables nbdkit nbdkit-plugin-python
-libnbd-bin postgresql-client e2fsprogs util-linux etcd-server busybox-static kmod systemd openssh-client"
+libnbd-bin postgresql-client e2fsprogs util-linux etcd-server openssh-server busybox-static kmod systemd"
 least_qemu=1:10.0 # what the checkpoint mechanism was measured on; Debian 12 itself has 7.2
 
 installed() {
@@ -39,8 +39,8 @@ SOURCE
     apt-get update -qq >&2
 }
 
-# The lab runs an etcd of its own. Debian's package starts one for the machine too; with systemd that may be (it listens
-# on loopback only), but without systemd its init script can fail, and the package with it: there it is not started.
+# The lab runs an etcd and sshds of its own. Debian's packages start one for the machine too; with systemd etcd's may be (it
+# listens on loopback only), but without systemd its init script can fail, and the package with it. There neither is started.
 # shellcheck disable=SC2016 # what is written is a script
 without_machines_etcd() {
     policy=/usr/sbin/policy-rc.d
@@ -49,7 +49,7 @@ without_machines_etcd() {
         return
     fi
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    printf '#!/bin/sh\n[ "$1" != etcd ] || exit 101\n' > "$policy"
+    printf '#!/bin/sh\ncase $1 in etcd | ssh) exit 101 ;; esac\n' > "$policy"
     chmod +x "$policy"
     "$@"
     rm -f "$policy"

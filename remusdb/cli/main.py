@@ -24,6 +24,7 @@ from remusdb.cli.prepare import prepare
 from remusdb.cli.protect import protect, reprotect
 from remusdb.cli.rehearse import rehearse
 from remusdb.cli.say import say
+from remusdb.cli.setup import setup
 from remusdb.cli.status import status
 from remusdb.cli.switchover import switchover
 from remusdb.cli.unprotect import unprotect
@@ -89,6 +90,7 @@ for command in (
     export,
     unprotect,
     certs,
+    setup,
     host,
     agent,
     config,

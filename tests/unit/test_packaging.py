@@ -15,17 +15,21 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"remusdb", "remusdb_agents"}
 # Distribution to the licence that it is used under. An Apache-2.0 program cannot be shipped with what is GPL-2.0-only.
 LICENCES = {
+    "bcrypt": "Apache-2.0",
     "cffi": "MIT",
     "click": "BSD-3-Clause",
     "cryptography": "Apache-2.0",
+    "invoke": "BSD-2-Clause",
     "libvirt-python": "LGPL-2.1-or-later",
     "markdown-it-py": "MIT",
     "mdurl": "MIT",
     "msgspec": "BSD-3-Clause",
     "numpy": "BSD-3-Clause",
+    "paramiko": "LGPL-2.1-or-later",
     "psutil": "BSD-3-Clause",
     "pycparser": "BSD-3-Clause",
     "pygments": "BSD-2-Clause",
+    "pynacl": "Apache-2.0",
     "pyroute2": "Apache-2.0",  # or GPL-2.0-or-later, as one likes
     "rich": "MIT",
     "typing-extensions": "PSF-2.0",
@@ -74,7 +78,8 @@ def plain(requirement: str) -> str:
 
 
 def declared() -> set[str]:
-    return {plain(line) for line in PROJECT["project"]["dependencies"]}
+    optional = PROJECT["project"]["optional-dependencies"]["setup"]  # what the .deb has, too
+    return {plain(line) for line in [*PROJECT["project"]["dependencies"], *optional]}
 
 
 def test_every_folder_is_in_the_wheel() -> None:

@@ -51,7 +51,8 @@ def debians() -> list[Debian]:
 
 def required() -> list[Requirement]:
     """What pyproject.toml says that the installed product needs."""
-    return [Requirement(line) for line in _project()["dependencies"]]
+    project = _project()
+    return [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["setup"]]]
 
 
 def depends() -> str:
