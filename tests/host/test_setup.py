@@ -22,8 +22,7 @@ from tools.lab.host import Host
 from tools.lab.paths import REPO
 
 PORT = 2222
-SYSTEMCTL = """\
-#!/bin/sh
+SYSTEMCTL = """#!/bin/sh
 mkdir -p /run/units
 case "$1 $2" in
     "is-active --quiet") exit 3 ;;

@@ -30,7 +30,9 @@ LOGS = BUILD / "test" / "upgrade"
 POSTINST = REPO / "packaging/deb/postinst"
 BEFORE = "0.0.9"
 WORK_S = 4.0
-SYSTEMCTL = '#!/bin/sh\necho "$*" >> /run/systemctl.asked\n'
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >> /run/systemctl.asked
+"""
 
 
 @contextlib.contextmanager
