@@ -47,6 +47,11 @@ def match_mark(mark: int) -> bytes:
     return _op(_LD_W_ABS, _AD_MARK) + _op(_JEQ, mark, 0, 1) + _op(_RET, MATCH) + _op(_RET, NO_MATCH)
 
 
+def one_byte_but_mark(mark: int) -> bytes:
+    """Socket filter: one byte of every frame but those which carry this `skb->mark`."""
+    return _op(_LD_W_ABS, _AD_MARK) + _op(_JEQ, mark, 0, 1) + _op(_RET, 0) + _op(_RET, 1)
+
+
 def address_frames() -> bytes:
     """Socket filter: all ARP and IPv6 neighbour messages; only their first bytes."""
     return b"".join(
