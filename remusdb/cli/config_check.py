@@ -34,7 +34,9 @@ def check_file(file: Path, as_json: bool) -> None:
 def _summary(loaded: HostConfig | AgentConfig) -> str:
     if isinstance(loaded, HostConfig):
         peers = ", ".join(loaded.peers) or "none"
-        return f"host {loaded.host.name}, peers {peers}, an epoch every {loaded.protection.epoch_ms} ms"
+        protection = loaded.protection
+        when = "on demand" if protection.epoch_mode == "on-demand" else f"every {protection.epoch_ms} ms"
+        return f"host {loaded.host.name}, peers {peers}, epochs {when}"
     when = f"after {loaded.failover.silence_ms} ms of silence" if loaded.failover.automatic else "only when asked"
     primaries = ", ".join(loaded.primaries) or "nobody: name the hosts that may, each as [primaries.HOST]"
     return f"agent {loaded.agent.name} on port {loaded.agent.port}, standbys for {primaries}; takes over {when}"

@@ -9,6 +9,7 @@ from remusdb.cli.asking import ask, json_option, run_dir_option, vm_argument
 from remusdb.cli.progress import Steps
 from remusdb.cli.say import print_json, say
 from remusdb.control.api import Protect, Reprotect
+from remusdb.control.status import VmStatus
 from remusdb.names import VmName
 
 
@@ -38,6 +39,10 @@ def reprotect(vm: VmName, peer: str, as_json: bool) -> None:
     _begin(Reprotect(vm=vm, to=peer), as_json)
 
 
+def _when(status: VmStatus) -> str:
+    return "on demand" if status.epoch_mode == "on-demand" else f"every {status.epoch_ms} ms"
+
+
 def _begin(asked: Protect | Reprotect, as_json: bool) -> None:
     try:
         with Steps() as steps:
@@ -49,7 +54,7 @@ def _begin(asked: Protect | Reprotect, as_json: bool) -> None:
         print_json(status)
         return
     say(
-        f"{asked.vm} is protected to {asked.to}: an epoch every {status.epoch_ms} ms, "
+        f"{asked.vm} is protected to {asked.to}: epochs {_when(status)}, "
         f"term {status.term}, gate {status.gate}, monitor {status.monitor}, {status.accel}."
     )
     if status.unproven:

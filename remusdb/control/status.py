@@ -67,7 +67,12 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     epoch: Annotated[int, says("the last that was cut")] = 0
     committed: Annotated[int, says("the last epoch that the backup holds, complete")] = 0
     committed_age_ms: Annotated[float | None, says("how old the state is that it holds")] = None
-    epoch_ms: Annotated[int | None, says("how often an epoch is cut")] = None
+    epoch_mode: Annotated[str | None, says("when one is cut: on-demand, or fixed at every `epoch_ms`")] = None
+    epoch_ms: Annotated[int | None, says("the setting")] = None
+    epochs_per_s: Annotated[float | None, says("epochs cut in a second, by the last hundred")] = None
+    epochs_for: Annotated[dict[str, int], says("why the last hundred were cut: see configuration.md")] = {}
+    commit_ms_p50: Annotated[float | None, says("from a cut until its output is released: the median")] = None
+    commit_ms_p99: Annotated[float | None, says("the same, of which 1 % take longer")] = None
     window: Annotated[int | None, says("epochs that may be under way at a time")] = None
     in_flight: Annotated[int, says("epochs that are under way")] = 0
     pause_ms_p50: Annotated[float | None, says("how long the VM is paused for a cut: the median")] = None

@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import struct
+import threading
 from collections.abc import Sequence
 
 from remusdb.errors import GateError
@@ -32,6 +33,7 @@ class Bell:
     def __init__(self, taps: Sequence[str]) -> None:
         """GateError when a tap cannot be listened to."""
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._rung = False
         try:
@@ -55,8 +57,10 @@ class Bell:
         return self._rung
 
     def wake(self) -> None:
-        """End a wait, the one that comes next at the latest."""
-        os.eventfd_write(self._wake, 1)
+        """End a wait, the one that comes next at the latest. Also after `close`."""
+        with self._wake_lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def reset(self) -> None:
         """Forget what was said so far: it is of the epoch that is being cut. The VM stands still, so this ends."""
@@ -67,10 +71,12 @@ class Bell:
                     one.recv(1)
 
     def close(self) -> None:
-        """Listen no more. Nobody may be in a call."""
+        """Listen no more. For the thread that waits."""
         for one in self._sockets:
             one.close()
-        os.close(self._wake)
+        with self._wake_lock:
+            os.close(self._wake)
+            self._wake = -1
 
 
 def _listen(tap: str) -> socket.socket:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The epoch loop: cut on time, encode and ship while the VM runs on.
+"""The epoch loop: cut when it is due, encode and ship while the VM runs on.
 
 Owns two threads, `cut` and `ship`, and the queue between them. Invariant: epochs are cut, encoded and shipped in
 order, each with the disk writes and the gates' marks of its own instant. When the window is full, the next epoch
@@ -8,6 +8,7 @@ waits and grows; nothing queues up.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -17,6 +18,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 
 from remusdb.capture.cut import Cut
+from remusdb.core.cadence import Why
 from remusdb.core.pipeline import Pipeline
 from remusdb.disk.mirror import unsynced
 from remusdb.errors import DiskError, GateError, VmError
@@ -24,6 +26,7 @@ from remusdb.reasons import Code, Reason
 from remusdb.threads import spawn
 from remusdb.vm.monitor import objects_in
 from remusdb.worker.encoder import EpochFrames
+from remusdb.worker.epoch_timer import EpochTimer, pace_of
 from remusdb.worker.hurry import hurry
 from remusdb.worker.metrics import Metrics
 from remusdb.worker.outbox import Outbox
@@ -33,7 +36,7 @@ log = logging.getLogger(__name__)
 
 WRITES_S = 5.0
 LEND_S = 0.05
-PRESSED_LOOK_S = 0.02  # how often a full disk log is looked for while an epoch is not yet due
+CALLED_OFF_LOOK_S = 0.005  # after the last cut: whether the switchover was called off
 
 CutEpoch = tuple[int, Cut, list[int], bool]  # number, what was cut, positions of the disks' write logs, `stays`
 
@@ -90,13 +93,16 @@ class EpochLoop:
         self._over = threading.Event()
         self._last: Future[int] | None = None
         self._cutting: threading.Thread | None = None
+        self._timer: EpochTimer | None = None
         self.stays = False  # the VM stands still, and is to do so after a takeover
         self.addresses: tuple[str, ...] = ()  # the guest's, for the agent's announcement
 
     def start(self, resources: Resources) -> None:
-        """Begin with the next epoch at once."""
+        """Begin with the next epoch at once. GateError when the VM's taps cannot be listened to."""
         self._resources = resources
-        self._cutting = spawn(self._guarded, self._cut_all, name="cut")
+        taps = [nic.tap for nic in resources.domain.nics]
+        self._timer = timer = EpochTimer(pace_of(resources.spec.protection), taps, resources.domain.pid)
+        self._cutting = spawn(self._guarded, lambda: self._cut_all(timer), name="cut")
         spawn(self._guarded, self._ship_all, name="ship")
 
     def stop(self, wait_s: float = 0.0) -> None:
@@ -105,6 +111,7 @@ class EpochLoop:
         self._cuts.put(None)
         with self._lock:
             self._lock.notify_all()
+        self.wake()
         if self._cutting is not None and wait_s:
             self._cutting.join(wait_s)
 
@@ -112,6 +119,7 @@ class EpochLoop:
         """Stop the VM for good, cut one more epoch, and no other before `go_on`; that epoch's number."""
         last: Future[int] = Future()
         self._last = last
+        self.wake()
         try:
             return last.result(timeout_s)
         except TimeoutError as exc:
@@ -120,6 +128,11 @@ class EpochLoop:
     def go_on(self) -> None:
         """After `cut_last`: the VM runs again, cut as before."""
         self._last = None
+
+    def wake(self) -> None:
+        """An epoch was committed: the next one may be due. Any thread may say so."""
+        if self._timer is not None:
+            self._timer.wake()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Task boundary: a failure of cutting or shipping ends protection, visibly."""
@@ -131,48 +144,51 @@ class EpochLoop:
                 devices = self._resources.devices
                 self._failed(devices.explained(exc) if devices and isinstance(exc, GateError) else exc)
 
-    def _cut_all(self) -> None:
-        interval = self._resources.spec.protection.epoch_ms / 1000
+    def _cut_all(self, timer: EpochTimer) -> None:
         hurry()
-        due = time.monotonic()
-        while not self._over.is_set():
-            epoch = self._wait_for_turn(due)
-            last = self._last
-            if epoch is not None and last is not None:
-                self._stop_and_cut(epoch, last)
-                due = time.monotonic()
-            elif epoch is not None:
-                due = max(due + interval, time.monotonic() + interval / 2)
-                self._cut(epoch, self.stays)
+        with contextlib.closing(timer):
+            while not self._over.is_set():
+                why = timer.wait(self._all_committed, self._pressed, self._called)
+                epoch = self._wait_for_room()
+                last = self._last
+                if epoch is not None and last is not None:
+                    self._stop_and_cut(timer, epoch, last)
+                elif epoch is not None and why is not None:
+                    self._cut(timer, epoch, self.stays, why)
 
-    def _wait_for_turn(self, due: float) -> int | None:
-        """The epoch to cut now: when it is due, or sooner when a disk log is full, and the window has room."""
-        while not self._over.is_set():
-            left = due - time.monotonic()
-            if left <= 0 or self._last is not None or any(writes.pressed for writes in self._resources.logs):
-                break
-            self._over.wait(min(left, PRESSED_LOOK_S))
+    def _all_committed(self) -> bool:
+        return self._pipeline.in_flight == 0
+
+    def _pressed(self) -> bool:
+        return any(writes.pressed for writes in self._resources.logs)
+
+    def _called(self) -> bool:
+        return self._over.is_set() or self._last is not None
+
+    def _wait_for_room(self) -> int | None:
+        """The epoch to cut now, once the window has room for it."""
         with self._lock:
             self._lock.wait_for(lambda: self._over.is_set() or self._pipeline.next_epoch() is not None, 0.5)
             return None if self._over.is_set() else self._pipeline.next_epoch()
 
-    def _stop_and_cut(self, epoch: int, last: Future[int]) -> None:
+    def _stop_and_cut(self, timer: EpochTimer, epoch: int, last: Future[int]) -> None:
         """The last epoch before a switchover; then nothing more is cut until it is called off."""
         stays = self.stays  # as it was before it is stopped for this
         try:
             with self._resources.clock.halting():
                 self._resources.domain.qmp("stop")
-            self._cut(epoch, stays)
+            self._cut(timer, epoch, stays, Why.LAST)
         except Exception as exc:
             last.set_exception(exc)
             raise
         last.set_result(epoch)
-        while self._last is last and not self._over.wait(PRESSED_LOOK_S / 4):
+        while self._last is last and not self._over.wait(CALLED_OFF_LOOK_S):
             pass
         self._resources.clock.held_until_now()
 
-    def _cut(self, epoch: int, stays: bool) -> None:
+    def _cut(self, timer: EpochTimer, epoch: int, stays: bool, why: Why) -> None:
         resources = self._resources
+        began = time.monotonic()
         positions: list[int] = []
         with ExitStack() as stack:
             # Before the VM stops, so that it does not stand still for whoever has the lock.
@@ -183,6 +199,7 @@ class EpochLoop:
             def at_stop() -> None:
                 gates.take()
                 resources.gates.mark_begin(epoch)
+                timer.at_stop()
                 positions.extend(writes.position() for writes in resources.logs)
 
             def waiting(seconds: float) -> None:
@@ -194,7 +211,8 @@ class EpochLoop:
         self._metrics.wait(None)
         with self._lock:
             self._pipeline.cut(epoch)
-        self._metrics.cut(epoch, cut.pages)
+        timer.cut(began)
+        self._metrics.cut(epoch, cut.pages, why)
         self._cuts.put((epoch, cut, positions, stays))
 
     def _ship_all(self) -> None:

@@ -21,7 +21,7 @@ BUSY_SHARE = 0.25  # of a moment in which one processor ran: it works on
 def pace_of(protection: Protection) -> Pace:
     """The settings as the decisions need them."""
     return Pace(
-        on_demand=protection.epochs == "on-demand",
+        on_demand=protection.epoch_mode == "on-demand",
         epoch_s=protection.epoch_ms / 1000,
         epoch_max_s=max(protection.epoch_max_ms, protection.epoch_ms) / 1000,
         gap_s=protection.epoch_gap_ms / 1000,

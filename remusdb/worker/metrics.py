@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from remusdb.capture.clock import ClockMetrics
 from remusdb.control.status import State, VmStatus
+from remusdb.core.cadence import Why
 from remusdb.core.messages import Proof
 from remusdb.core.pipeline import Pipeline
 from remusdb.net.gate import GateMetrics
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 
 LIVE = ("seeding", "protected", "held")  # states of a session that has not ended
 STARTING = Reason.of(Code.STARTING)
-KEPT_EPOCHS = 2000  # the window of the percentiles: 100 s at 50 ms
+KEPT_EPOCHS = 2000  # the window of the percentiles
+SHOWN_CUTS = 100  # of which it is shown how many there are in a second, and why
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Metrics:
     pause_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     epoch_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     dirty_pages: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
+    commit_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
+    cuts: deque[tuple[float, Why]] = field(default_factory=lambda: deque(maxlen=SHOWN_CUTS))
     cut_at: dict[int, float] = field(default_factory=dict)
     committed_cut_at: float | None = None
     seeded_bytes: int | None = None
@@ -76,11 +80,13 @@ class Metrics:
         with self.lock:
             self.pause_ms.append(pause_ms)
 
-    def cut(self, epoch: int, pages: int) -> None:
+    def cut(self, epoch: int, pages: int, why: Why) -> None:
         """An epoch was cut just now."""
+        now = time.monotonic()
         with self.lock:
             self.dirty_pages.append(pages)
-            self.cut_at[epoch] = time.monotonic()
+            self.cut_at[epoch] = now
+            self.cuts.append((now, why))
 
     def shipped(self, payload_bytes: int) -> None:
         """An epoch was encoded to so many bytes."""
@@ -88,10 +94,12 @@ class Metrics:
             self.epoch_bytes.append(payload_bytes)
 
     def committed(self, epoch: int) -> None:
-        """The agent holds everything up to `epoch`."""
+        """The agent holds everything up to `epoch`, and what these had of output has been let go."""
+        now = time.monotonic()
         with self.lock:
             for number in [number for number in self.cut_at if number <= epoch]:
                 self.committed_cut_at = self.cut_at.pop(number)
+                self.commit_ms.append(1000 * (now - self.committed_cut_at))
 
     def status(self, rest: VmStatus) -> VmStatus:
         """A status of these metrics, and of the rest."""
@@ -110,6 +118,10 @@ class Metrics:
                 hint="; ".join(dict.fromkeys(filter(None, (hint(one, rest.vm) for one in every)))),
                 troubles=self.troubles.names if live else [],
                 committed_age_ms=None if age is None else round(age, 1),
+                epochs_per_s=_per_second([at for at, _why in self.cuts]),
+                epochs_for=dict(Counter(why.value for _at, why in self.cuts)),
+                commit_ms_p50=_percentile(self.commit_ms, 50),
+                commit_ms_p99=_percentile(self.commit_ms, 99),
                 pause_ms_p50=_percentile(self.pause_ms, 50),
                 pause_ms_p99=_percentile(self.pause_ms, 99),
                 bytes_per_epoch=_percentile(self.epoch_bytes, 50),
@@ -135,6 +147,7 @@ def status_of(
             term=pipeline.term,
             epoch=pipeline.captured,
             committed=pipeline.committed,
+            epoch_mode=spec.protection.epoch_mode,
             epoch_ms=spec.protection.epoch_ms,
             window=spec.protection.window,
             in_flight=pipeline.in_flight,
@@ -151,6 +164,12 @@ def status_of(
             page_kib=resources.domain.page_kib if resources else None,
         )
     )
+
+
+def _per_second(moments: list[float]) -> float | None:
+    """How often something happens that happened at these moments."""
+    took = moments[-1] - moments[0] if len(moments) > 1 else 0.0
+    return round((len(moments) - 1) / took, 1) if took else None
 
 
 def _percentile(values: deque[float] | deque[int], percent: float) -> float | None:

@@ -125,6 +125,7 @@ class Performer:
                 self.vm.release(epoch)
             except GateError as exc:
                 self.failed(exc)
+        self.epochs.wake()
         self.outbox.acked(epoch)
         self.journal.metrics.committed(epoch)
 

@@ -172,7 +172,7 @@ def test_run_dir_after_the_verb_and_from_the_environment(daemons: FakeDaemons) -
 def test_protect(daemons: FakeDaemons) -> None:
     daemons.start("host", {Protect: PRIMARY})
     result = run(daemons, "protect", "db1", "--to", "beta")
-    assert result.stdout.startswith("db1 is protected to beta: an epoch every 50 ms, term 3, gate tap")
+    assert result.stdout.startswith("db1 is protected to beta: epochs every 50 ms, term 3, gate tap")
     assert result.stderr == "memory: 256 of 512 MiB\n"
     assert daemons.asked == [("host", Protect(vm=DB1, to="beta"))]
     assert json.loads(run(daemons, "protect", "db1", "--to", "beta", "--json").stdout) == plain(PRIMARY)

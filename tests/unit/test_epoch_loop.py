@@ -6,6 +6,7 @@ What touches a VM are fakes that write down what is done to them, and do what th
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from remusdb.capture.cut import Cut
+from remusdb.config import Protection
 from remusdb.core.pipeline import Pipeline
 from remusdb.errors import DevicesChanged, DiskError, GateError, VmError
 from remusdb.reasons import Reason
@@ -76,11 +78,18 @@ class FakeVm:
     def resources(self) -> Any:
         """In the place of the worker's resources."""
         return SimpleNamespace(
-            spec=SimpleNamespace(protection=SimpleNamespace(epoch_ms=self._epoch_ms)),
+            spec=SimpleNamespace(protection=Protection(epoch_mode="fixed", epoch_ms=self._epoch_ms)),
             gates=SimpleNamespace(turn=self.turn, mark_begin=self._mark_begin, mark_wait=lambda: self.note("marked")),
             capture=SimpleNamespace(cut=self._cut),
             clock=SimpleNamespace(halting=self._halting, held_until_now=lambda: self.note("clock goes on")),
-            domain=SimpleNamespace(monitor="private", name="db1", qmp=self._qmp, qmp_patiently=lambda *_: self.jobs),
+            domain=SimpleNamespace(
+                monitor="private",
+                name="db1",
+                nics=[],
+                pid=os.getpid(),
+                qmp=self._qmp,
+                qmp_patiently=lambda *_: self.jobs,
+            ),
             devices=SimpleNamespace(require_same=self._require_same, explained=lambda exc: DevicesChanged(str(exc))),
             logs=self.logs,
             mirrors=self.mirrors,
