@@ -27,6 +27,7 @@ from remusdb.safefiles import make_fifo, open_folder, remove, reopen
 NAME = "remusdb-state"
 HUNG_UP_S = 0.005
 PIPE_BYTES = 4096  # less than QEMUFile's buffer of 32 KiB (migration/qemu-file.c), so its first write blocks
+WIDE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size, by default: more than any usual device state
 
 
 class StateFifo:
@@ -100,6 +101,12 @@ def wait_any(descriptors: Sequence[int], timeout_s: float) -> set[int]:
     if found and not ready:
         time.sleep(HUNG_UP_S)  # poll would return at once again
     return ready
+
+
+def widen(fd: int) -> None:
+    """QEMU need not wait any longer: let it write at its own speed, and start the VM, while this side reads."""
+    with contextlib.suppress(OSError):  # not allowed so much: it takes a little longer
+        fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_BYTES)
 
 
 def drain(fd: int, timeout_s: float, least: int | None = None) -> bytes:

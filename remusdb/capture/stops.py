@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from remusdb.capture.clock import GuestClock
-from remusdb.capture.fifo import StateFifo, drain, wait_any
+from remusdb.capture.fifo import StateFifo, drain, wait_any, widen
 from remusdb.errors import LibvirtAway, VmError
 from remusdb.vm.domain import Domain
 from remusdb.vm.libvirt_link import LibvirtLink
@@ -119,6 +119,7 @@ class Stops:
         timeout_s = self._domain.calls.timeout_s
         head = drain(fd, timeout_s, self._clock.after_bytes)
         self._clock.repair(stopped_at)
+        widen(fd)
         return head + drain(fd, timeout_s)
 
     def _await_stop(self, fd: int, save: _Save, waiting: Waiting) -> None:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What protection costs a database: `python -m tools.bench`."""

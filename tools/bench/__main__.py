@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What protection costs PostgreSQL: the same load, unprotected and protected in several ways, in one run.
+
+    python -m tools.bench [--modes MODE,...] [--clients N,...] [--seconds N] [--rounds N]
+
+The modes take turns within a round, and their order turns from round to round: a shared machine is never the same for
+long. A ratio is the median of a mode's throughput over that of `unprotected`. The last line on stdout is one JSON
+object, which build/bench/report.json holds as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+from tools.bench.pgbench import Load, Pgbench
+from tools.lab import Lab, domains, image
+from tools.lab.paths import BUILD
+from tools.lab.product import Product, Settings
+from tools.load import accepts, wait_for
+from tools.show import run_to_exit, say, step
+
+VM = "pg"
+FOLDER = BUILD / "bench"
+UNPROTECTED = "unprotected"
+MODES: dict[str, Settings] = {
+    UNPROTECTED: {},
+    "fixed": {"epoch_mode": "fixed"},
+    "on-demand": {"epoch_mode": "on-demand"},
+}
+SHOWN = ("pause_ms_p50", "pause_ms_p99", "commit_ms_p50", "commit_ms_p99", "dirty_pages", "bytes_per_epoch",
+         "epochs_per_s", "epochs_for")  # fmt: skip
+_BOOT_S, _PROTECT_S, _SCALE = 240.0, 180.0, 2
+
+
+class Bench:
+    """One VM, protected in one way after the other."""
+
+    def __init__(self, lab: Lab, product: Product, pgbench: Pgbench) -> None:
+        self._lab, self._product, self._pgbench = lab, product, pgbench
+
+    def measure(self, mode: str, loads: list[Load], seconds: int) -> dict[str, Any]:
+        """Throughput under each load, and what status says right after it."""
+        if mode != UNPROTECTED:
+            self._configure(MODES[mode])
+            self._product.cli("a", "protect", VM, "--to", "b", timeout_s=_PROTECT_S)
+        found: dict[str, Any] = {}
+        for load in loads:
+            found[load.key] = one = vars(self._pgbench.run(load, seconds))
+            if mode != UNPROTECTED:
+                status = self._product.status(VM)
+                one.update({key: status[key] for key in SHOWN})
+        if mode != UNPROTECTED:
+            self._product.cli("a", "unprotect", VM, timeout_s=_PROTECT_S)
+        return found
+
+    def _configure(self, settings: Settings) -> None:
+        """These settings for the VM, from its next protection on."""
+        file = self._lab.host("a").path("/etc/remusdb/host.toml")
+        rest = file.read_text().partition(f"[vms.{VM}]")[0].rstrip()
+        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        file.write_text(f"{rest}\n\n[vms.{VM}]\n{lines}")
+        daemon = self._product.daemons["host", "a"]
+        daemon.terminate()
+        daemon.wait(30)
+        self._product.start_host("a")
+
+
+def ratios(rounds: list[dict[str, Any]]) -> dict[str, float]:
+    """`tpcb_c8_on-demand`: median throughput over the median of `unprotected`, of each mode and load."""
+    found = {}
+    for mode in rounds[0]:
+        for key in rounds[0][mode]:
+            mine, plain = ([one[which][key]["tps"] for one in rounds] for which in (mode, UNPROTECTED))
+            if mode != UNPROTECTED:
+                found[f"{key}_{mode}"] = round(statistics.median(mine) / statistics.median(plain), 3)
+    return found
+
+
+def main() -> int:
+    """As `make bench` calls it; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench")
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--clients", default="1,8,32")
+    parser.add_argument("--seconds", type=int, default=10, help="of each load in each mode and round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="for all protected modes")
+    asked = parser.parse_args()
+    modes = list(dict.fromkeys([UNPROTECTED, *asked.modes.split(",")]))
+    for pair in asked.set:
+        key, _, value = pair.partition("=")
+        for mode in MODES:
+            MODES[mode] = {**MODES[mode], key: json.loads(value)}
+    counts = [int(count) for count in asked.clients.split(",")]
+    loads = [Load(name, count) for name in ("tpcb", "select") for count in counts]
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    with step("the database VM's image (about a minute if it is not there yet)"):
+        built = image.ensure(FOLDER / "image.log")
+    with Lab() as lab:
+        product = Product(lab, FOLDER / "logs")
+        with step("two hosts and a client; PostgreSQL boots"):
+            bench = _begin(lab, product, built, FOLDER)
+        rounds: list[dict[str, Any]] = []
+        for number in range(asked.rounds):
+            turned = modes[number % len(modes) :] + modes[: number % len(modes)]
+            rounds.append({})
+            for mode in turned:
+                with step(f"round {number + 1} of {asked.rounds}: {mode}"):
+                    rounds[-1][mode] = bench.measure(mode, loads, asked.seconds)
+            report = json.dumps({**ratios(rounds), "rounds": rounds})
+            (FOLDER / "report.json").write_text(report + "\n")
+        product.keep_logs()
+    for key, value in ratios(rounds).items():
+        say(f"  {key:<24} {value}")
+    print(report)
+    return 0
+
+
+def _begin(lab: Lab, product: Product, built: image.Image, folder: Path) -> Bench:
+    a = lab.host("a")
+    a.start_libvirt()
+    domains.define_pg(a, built, name=VM)
+    a.run(["virsh", "start", VM])
+    lab.host("b").start_libvirt()
+    product.install()
+    product.start()
+    wait_for(lambda: accepts(lab), _BOOT_S, "PostgreSQL does not accept connections", 0.5)
+    pgbench = Pgbench(lab, built, folder)
+    pgbench.prepare(_SCALE)
+    return Bench(lab, product, pgbench)
+
+
+if __name__ == "__main__":
+    run_to_exit(main, "the bench")
