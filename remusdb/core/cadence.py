@@ -49,7 +49,7 @@ class Seen:
 
     output_s: float | None
     busy: bool  # a vCPU ran for much of the last moment
-    worked_s: float  # for so long vCPUs ran since the last cut, all together
+    worked_s: float  # for so long the busiest vCPU ran since the last cut
     committed: bool  # the last epoch that was cut
     pressed: bool = False  # a disk's write log is full
 
@@ -107,7 +107,6 @@ class Cadence:
         return Cut(Why.GAP) if now >= self._began + self._pace.gap_s else Wait(LOOK_S)
 
     def _quiet(self, now: float, seen: Seen) -> Cut | Wait:
-        # The vCPUs work no faster than time passes, if each of them is counted.
         left = self._pace.epoch_s - seen.worked_s
         if left <= 0:
             return Cut(Why.WORK)

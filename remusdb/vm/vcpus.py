@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 NAMED = "CPU "  # "CPU 0/KVM", "CPU 0/TCG": accel/*/*-accel-ops.c
@@ -14,27 +15,31 @@ class Vcpus:
     """The vCPU threads of one QEMU. For one thread."""
 
     def __init__(self, pid: int) -> None:
-        self._tasks = Path(f"/proc/{pid}/task")
         self._files: list[int] = []
-        self.look_again()
-
-    def look_again(self) -> None:
-        """Processors may have been plugged in, or out."""
-        self.close()
         with contextlib.suppress(OSError):  # QEMU ends
-            for task in self._tasks.iterdir():
+            for task in Path(f"/proc/{pid}/task").iterdir():
                 if (task / "comm").read_text().startswith(NAMED):
                     self._files.append(os.open(task / "schedstat", os.O_RDONLY | os.O_CLOEXEC))
 
-    def ran_s(self) -> float:
-        """Seconds that they have run so far, all together (Documentation/scheduler/sched-stats.rst, first field)."""
-        total = 0
-        with contextlib.suppress(OSError):
-            for file in self._files:
-                total += int(os.pread(file, 64, 0).split(maxsplit=1)[0])
-        return total / 1e9
+    def ran(self) -> list[int]:
+        """Nanoseconds that each has run so far (Documentation/scheduler/sched-stats.rst, the first field).
+
+        Of a QEMU whose threads have no names (`debug-threads=off`) it is not known: as if one ran all the time.
+        """
+        if not self._files:
+            return [time.monotonic_ns()]
+        found = []
+        for file in self._files:
+            with contextlib.suppress(OSError):  # it was plugged out
+                found.append(int(os.pread(file, 64, 0).split(maxsplit=1)[0]))
+        return found
 
     def close(self) -> None:
         """May be called twice."""
         while self._files:
             os.close(self._files.pop())
+
+
+def most_s(before: list[int], after: list[int]) -> float:
+    """Seconds that the busiest of them ran in between."""
+    return max((late - early for early, late in zip(before, after, strict=False)), default=0) / 1e9

@@ -198,8 +198,8 @@ class EpochLoop:
 
             def at_stop() -> None:
                 gates.take()
+                timer.at_stop()  # first: a frame that comes here meanwhile is of the next epoch, and rings
                 resources.gates.mark_begin(epoch)
-                timer.at_stop()
                 positions.extend(writes.position() for writes in resources.logs)
 
             def waiting(seconds: float) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from remusdb.config import Protection
 from remusdb.core.cadence import LOOK_S, Cadence, Cut, Pace, Seen, Why
 from remusdb.net.bell import Bell
-from remusdb.vm.vcpus import Vcpus
+from remusdb.vm.vcpus import Vcpus, most_s
 
 PRESSED_LOOK_S = 0.02  # how often a full disk log is looked for while an epoch is not yet due
 BUSY_SHARE = 0.25  # of a moment in which one processor ran: it works on
@@ -40,8 +40,8 @@ class EpochTimer:
         self._cadence = Cadence(pace, time.monotonic())
         self._output_at: float | None = None
         self._busy = True
-        self._looked_at, self._ran_s = time.monotonic(), self._vcpus.ran_s()
-        self._ran_at_cut_s = self._ran_s
+        self._looked_at, self._ran = time.monotonic(), self._vcpus.ran()
+        self._ran_at_cut = self._ran
 
     def wait(
         self, committed: Callable[[], bool], pressed: Callable[[], bool], called: Callable[[], bool]
@@ -68,7 +68,7 @@ class EpochTimer:
         """An epoch was cut, since `began` (time.monotonic())."""
         self._cadence.cut(began, time.monotonic())
         if self._on_demand:
-            self._ran_at_cut_s = self._vcpus.ran_s()
+            self._ran_at_cut = self._vcpus.ran()
 
     def close(self) -> None:
         """Nobody waits any more."""
@@ -79,13 +79,13 @@ class EpochTimer:
         if not self._on_demand:
             return Seen(None, busy=False, worked_s=0.0, committed=committed, pressed=pressed)
         rung = self._bell.wait(0)
-        ran_s = self._vcpus.ran_s()
+        ran = self._vcpus.ran()
         if rung and self._output_at is None:
             # What the processors did before says nothing of what they do now.
             self._output_at, self._busy = now, True
-            self._looked_at, self._ran_s = now, ran_s
+            self._looked_at, self._ran = now, ran
         elif now - self._looked_at >= LOOK_S:
-            self._busy = ran_s - self._ran_s > BUSY_SHARE * (now - self._looked_at)
-            self._looked_at, self._ran_s = now, ran_s
+            self._busy = most_s(self._ran, ran) > BUSY_SHARE * (now - self._looked_at)
+            self._looked_at, self._ran = now, ran
         output_s = None if self._output_at is None else now - self._output_at
-        return Seen(output_s, self._busy, ran_s - self._ran_at_cut_s, committed, pressed)
+        return Seen(output_s, self._busy, most_s(self._ran_at_cut, ran), committed, pressed)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a VM's processors have run: threads with QEMU's names, in a process of the test's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from remusdb.vm.vcpus import Vcpus, most_s
+
+# One thread works, one sleeps, and one that works is no processor.
+QEMU = """
+import ctypes, threading, time
+def run(name, work):
+    ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)  # PR_SET_NAME
+    while True:
+        sum(range(10000)) if work else time.sleep(1)
+for name, work in (("CPU 0/TCG", True), ("CPU 1/TCG", False), ("worker", True)):
+    threading.Thread(target=run, args=(name, work), daemon=True).start()
+time.sleep(0.2)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def qemu() -> Iterator[int]:
+    with subprocess.Popen([sys.executable, "-c", QEMU], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        yield process.pid
+        process.kill()
+
+
+def test_processors_are_told_apart_by_their_threads(qemu: int) -> None:
+    vcpus = Vcpus(qemu)
+    try:
+        before = vcpus.ran()
+        time.sleep(0.5)
+        after = vcpus.ran()
+    finally:
+        vcpus.close()
+    assert len(before) == len(after) == 2
+    grown = sorted(late - early for early, late in zip(before, after, strict=True))
+    assert grown[0] < 10_000_000 < grown[1], "one of them slept"
+    assert most_s(before, after) == grown[1] / 1e9
+
+
+def test_a_qemu_whose_threads_have_no_names_is_busy() -> None:
+    vcpus = Vcpus(os.getpid())
+    before = vcpus.ran()
+    time.sleep(0.02)
+    assert most_s(before, vcpus.ran()) >= 0.02
+
+
+def test_a_qemu_that_ends_has_not_run(qemu: int) -> None:
+    vcpus = Vcpus(qemu)
+    before = vcpus.ran()
+    os.kill(qemu, 9)
+    os.waitid(os.P_PID, qemu, os.WEXITED | os.WNOWAIT)
+    assert most_s(before, vcpus.ran()) < 0.5
+    vcpus.close()
