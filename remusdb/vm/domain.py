@@ -10,6 +10,7 @@ import signal
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,14 @@ class Domain:
         monitor: Monitor = self._private or LibvirtMonitor(self.handle)
         return monitor.execute(command, arguments)
 
-    def qmp_patiently(self, command: str, patience_s: float, given_up: Callable[[], bool]) -> Any:
-        """Like `qmp`, but LibvirtAway only after so long: one that hangs may go on, one that died may come back."""
+    def qmp_begun(self, command: str) -> Future[Any]:
+        """Begin a monitor command; `qmp_patiently` takes its answer. NoThread."""
+        return self.calls.start(self.qmp_blocking, command)
+
+    def qmp_patiently(self, command: str, begun: Future[Any], patience_s: float, given_up: Callable[[], bool]) -> Any:
+        """The answer; LibvirtAway only after so long: a libvirtd that hangs may go on, one that died may come back."""
         what, deadline = f"{command} on {self.name}", Deadline.after(patience_s)
-        call = self.calls.start(self.qmp_blocking, command)
+        call = begun
         while True:
             try:
                 return self.calls.finish(call, what, LOOK_S)
@@ -124,7 +129,7 @@ class Domain:
                     raise
             if call.done():
                 time.sleep(LOOK_S)
-                call = self.calls.start(self.qmp_blocking, command)
+                call = self.qmp_begun(command)
 
     def blocks(self) -> list[Block]:
         """The RAM blocks of QEMU."""

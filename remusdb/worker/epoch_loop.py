@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from typing import Any
 
 from remusdb.capture.cut import Cut
 from remusdb.core.cadence import Why
@@ -35,6 +36,7 @@ from remusdb.worker.resources import Resources
 log = logging.getLogger(__name__)
 
 WRITES_S = 5.0
+JOBS = "query-block-jobs"
 LEND_S = 0.05
 CALLED_OFF_LOOK_S = 0.005  # after the last cut: whether the switchover was called off
 
@@ -222,20 +224,21 @@ class EpochLoop:
             self._outbox.ship(frames)
 
     def _encode(self, epoch: int, cut: Cut, positions: list[int], stays: bool) -> EpochFrames:
-        logs = self._resources.logs
-        writes = [log.take(upto, WRITES_S) for log, upto in zip(logs, positions, strict=True)]
-        self._require_mirrors()
-        if self._resources.devices is not None:
-            self._resources.devices.require_same(cut.devices)
-        return self._resources.encoder.epoch(epoch, cut, writes, list(self.addresses), stays)
+        resources = self._resources
+        asked = resources.domain.qmp_begun(JOBS) if resources.mirrors else None  # answered while the rest is done
+        writes = [log.take(upto, WRITES_S) for log, upto in zip(resources.logs, positions, strict=True)]
+        if resources.devices is not None:
+            resources.devices.require_same(cut.devices)
+        frames = resources.encoder.epoch(epoch, cut, writes, list(self.addresses), stays)
+        if asked is not None:
+            self._require_mirrors(asked)
+        return frames
 
-    def _require_mirrors(self) -> None:
+    def _require_mirrors(self, asked: Future[Any]) -> None:
         """A mirror that works after the cut worked at the cut: its job does not come back once it failed."""
         mirrors = self._resources.mirrors
-        if not mirrors:
-            return
-        jobs = self._resources.domain.qmp_patiently("query-block-jobs", self._resources.patience_s, self._over.is_set)
-        gone = unsynced(objects_in("query-block-jobs", jobs), [mirror.target for mirror in mirrors])
+        jobs = self._resources.domain.qmp_patiently(JOBS, asked, self._resources.patience_s, self._over.is_set)
+        gone = unsynced(objects_in(JOBS, jobs), [mirror.target for mirror in mirrors])
         if gone:
             log_file = f"/var/log/libvirt/qemu/{self._resources.domain.name}.log"
             raise DiskError(f"the mirror of disk {', '.join(gone)} ended", hint=f"see what QEMU said: {log_file}")

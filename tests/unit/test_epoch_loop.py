@@ -88,6 +88,7 @@ class FakeVm:
                 nics=[],
                 pid=os.getpid(),
                 qmp=self._qmp,
+                qmp_begun=lambda command: command,
                 qmp_patiently=lambda *_: self.jobs,
             ),
             devices=SimpleNamespace(require_same=self._require_same, explained=lambda exc: DevicesChanged(str(exc))),
