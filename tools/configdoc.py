@@ -42,7 +42,22 @@ WORDS = {
     "peers.NAME.port": "its port",
     "arbiter.*": "see below",
     "vms.NAME.*": "any key of `[protection]` again, for this VM alone",
-    "protection.epoch_ms": "time between two cuts. Shorter: less latency, more work",
+    "protection.epoch_mode": (
+        "`on-demand`: an epoch is cut when output waits for it; `fixed`: every `epoch_ms`, whatever the VM does. "
+        "`remusdb status VM` tells under `epochs_for` why the last hundred were cut: `output` (a reply waited, and the "
+        "guest was idle), `gap` (replies waited, and the guest worked on), `work` (no reply waited; the guest had "
+        "worked for `epoch_ms`), `idle` (nothing happened for `epoch_max_ms`), `disk` (a disk's write log was full), `clock` "
+        "(fixed), `last` (before a switchover)"
+    ),
+    "protection.epoch_ms": (
+        "fixed: time between two cuts. On demand: so long a guest works before it is cut although no output waits"
+    ),
+    "protection.epoch_gap_ms": (
+        "on demand: time between two cuts while replies wait and the guest works on. Shorter: less latency; longer: "
+        "more throughput"
+    ),
+    "protection.epoch_max_ms": "on demand: time between two cuts of a VM that does nothing",
+    "protection.max_pause_share": "on demand: the VM stands still for no more than this part of the time",
     "protection.window": "epochs on the way that are not acknowledged yet",
     "protection.encoding": (
         "`delta` sends what changed within a page and keeps a copy of the VM's memory on this host for "
