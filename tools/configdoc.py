@@ -46,8 +46,8 @@ WORDS = {
         "`on-demand`: an epoch is cut when output waits for it; `fixed`: every `epoch_ms`, whatever the VM does. "
         "`remusdb status VM` tells under `epochs_for` why the last hundred were cut: `output` (a reply waited, and the "
         "guest was idle), `gap` (replies waited, and the guest worked on), `work` (no reply waited; the guest had "
-        "worked for `epoch_ms`), `idle` (nothing happened for `epoch_max_ms`), `disk` (a disk's write log was full), `clock` "
-        "(fixed), `last` (before a switchover)"
+        "worked for `epoch_ms`), `idle` (nothing happened for `epoch_max_ms`), `disk` (a disk's write log was full), "
+        "`clock` (fixed), `last` (before a switchover)"
     ),
     "protection.epoch_ms": (
         "fixed: time between two cuts. On demand: so long a guest works before it is cut although no output waits"

@@ -48,7 +48,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {**found, "runs": runs}
 
 
-def _one(built: image.Image, seed: int, kill: Kill, folder: Path) -> Outcome:
+def _one(built: image.DbImage, seed: int, kill: Kill, folder: Path) -> Outcome:
     outcome = Trial(built, seed, kill, folder).run()
     for complaint in outcome.complaints:
         say(f"  [bold red]{escape(complaint)}[/bold red]")

@@ -14,7 +14,7 @@ from remusdb.deadline import Deadline, poll_until
 from tools import ledger
 from tools.lab import Host, Lab, domains
 from tools.lab.host import Killed
-from tools.lab.image import Image
+from tools.lab.image import DbImage
 from tools.lab.product import Product
 from tools.load import CLIENTS, Load, accepts, wait_for
 from tools.show import say, step
@@ -55,7 +55,7 @@ class Outcome:
 class Trial:
     """Runs in a lab of its own; what it leaves behind is in `folder`: the record of the clients, and all logs."""
 
-    def __init__(self, image: Image, seed: int, kill: Kill, folder: Path) -> None:
+    def __init__(self, image: DbImage, seed: int, kill: Kill, folder: Path) -> None:
         self._image = image
         self._dbms = image.dbms
         self._kill = kill

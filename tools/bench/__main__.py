@@ -121,10 +121,10 @@ def main() -> int:
     return 0
 
 
-def _begin(lab: Lab, product: Product, built: image.Image, folder: Path) -> Bench:
+def _begin(lab: Lab, product: Product, built: image.DbImage, folder: Path) -> Bench:
     a = lab.host("a")
     a.start_libvirt()
-    domains.define_pg(a, built, name=VM)
+    domains.define_db(a, built, name=VM)
     a.run(["virsh", "start", VM])
     lab.host("b").start_libvirt()
     product.install()

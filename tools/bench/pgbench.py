@@ -66,7 +66,7 @@ class Pgbench:
         return Found(float(tps[1]), float(latency[1]))
 
     def _run(self, arguments: list[str], timeout_s: float) -> str:
-        server = ["-h", domains.PG_IP4, "-U", "postgres"]
+        server = ["-h", domains.DB_IP4, "-U", "postgres"]
         return self._lab.client.run([str(self._program), *server, *arguments, "postgres"], timeout_s=timeout_s).stdout
 
 

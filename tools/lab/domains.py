@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape, quoteattr
 from remusdb.names import file_stem
 from tools.lab import accel, guest
 from tools.lab.host import Host
-from tools.lab.image import Image
+from tools.lab.image import DbImage
 
 MACHINE = "pc-q35-10.0"
 IDE_MACHINE = "pc-i440fx-10.0"  # the one with a disk that a few port writes reach
@@ -44,7 +44,7 @@ class Vm:
         return host.path(self.serial).read_text(errors="replace")
 
 
-def define_db(host: Host, image: Image, *, name: str = "", memory_mib: int = 512) -> Vm:
+def define_db(host: Host, image: DbImage, *, name: str = "", memory_mib: int = 512) -> Vm:
     """Copies the database VM's disk to the host and defines the domain; `virsh start` boots it."""
     kind = accel.linux(image)
     name = name or image.dbms.vm

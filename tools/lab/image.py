@@ -35,7 +35,6 @@ _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/us
 class Image:
     """What a VM boots from: copy the disk, share the rest."""
 
-    dbms: Dbms
     disk: Path
     kernel: Path
     initrd: Path
@@ -46,14 +45,21 @@ class Image:
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", self.disk, to], check=True, timeout=120)
 
 
-def ensure(log: Path | None = None, dbms: Dbms = POSTGRESQL) -> Image:
+@dataclass(frozen=True)
+class DbImage(Image):
+    """With this DBMS on it."""
+
+    dbms: Dbms
+
+
+def ensure(log: Path | None = None, dbms: Dbms = POSTGRESQL) -> DbImage:
     """The image of the VM with this DBMS, built first if there is none of its recipe (about a minute).
 
     mmdebstrap's words go to `log`, or to stderr. Raises subprocess.CalledProcessError when the build fails.
     """
     folder = CACHE / f"{dbms.vm}vm-{key(dbms)}"
-    image = Image(dbms, folder / "disk.raw", folder / "vmlinuz", folder / "initrd")
-    with _only_builder():
+    image = DbImage(folder / "disk.raw", folder / "vmlinuz", folder / "initrd", dbms)
+    with only_builder("image"):
         if not folder.exists():
             for old in CACHE.glob(f"{dbms.vm}vm-*"):
                 shutil.rmtree(old)
