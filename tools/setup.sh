@@ -11,7 +11,7 @@ fail() { say "$*"; exit 1; }
 packages="qemu-system-x86 qemu-utils seabios ovmf mtools libvirt-daemon libvirt-daemon-driver-qemu
 libvirt-daemon-driver-storage libvirt-clients libvirt-dev
 pkg-config gcc binutils libc6-dev python3-dev python3-venv mmdebstrap iproute2 nftables nbdkit nbdkit-plugin-python
-libnbd-bin postgresql-client e2fsprogs util-linux etcd-server openssh-server busybox-static kmod systemd"
+libnbd-bin postgresql-client e2fsprogs util-linux etcd-server openssh-client openssh-server busybox-static kmod systemd"
 least_qemu=1:10.0 # what the checkpoint mechanism was measured on; Debian 12 itself has 7.2
 
 installed() {
