@@ -59,7 +59,7 @@ class Remote:
             self.close()
             raise RefusedForSafety(
                 f"{name} ({address}) shows another key than the one that is known of it: somebody may stand in between",
-                hint="if the host was made anew, remove its old line from known_hosts",
+                hint="if the host was installed again, remove its old line from known_hosts",
             ) from exc
         except (paramiko.SSHException, OSError) as exc:
             self.close()

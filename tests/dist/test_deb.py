@@ -33,11 +33,12 @@ cat > /tmp/imports.py << 'END'
 import importlib, pkgutil, remusdb, remusdb_agents
 for package in (remusdb, remusdb_agents):
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not found.name.endswith(("__main__", ".nbd_plugin")):
+        if not found.name.endswith(("__main__", ".nbd_plugin", ".setup.ssh")):
             importlib.import_module(found.name)
 print(remusdb.__file__, remusdb_agents.__file__)
 END
 /usr/lib/remusdb/bin/python3 -P -W error /tmp/imports.py
+say setup; remusdb setup a=192.0.2.1 b=192.0.2.2 2>&1 && exit 1 || echo "exit $?"
 say versions
 /usr/lib/remusdb/bin/python3 -P -c 'import importlib.metadata as m, sys
 for name in sys.argv[1:]: print(name, m.version(name))' {" ".join(requirement.name for requirement in needs.required())}
@@ -117,6 +118,11 @@ def test_each_python_package_is_as_new_as_it_must_be(said: dict[str, str]) -> No
     found = dict(line.split() for line in said["versions"].splitlines())
     for requirement in needs.required():
         assert Version(found[requirement.name]) in requirement.specifier, requirement
+
+
+def test_setup_says_what_it_lacks_where_it_lacks_it(said: dict[str, str], root: Path) -> None:
+    """It is for one machine, and paramiko is only recommended; on Debian 12 it is in the package. There is no network."""
+    assert ("apt install python3-paramiko" if "trixie" in root.name else "cannot be logged in to") in said["setup"]
 
 
 def test_no_other_program_sees_its_python(said: dict[str, str]) -> None:

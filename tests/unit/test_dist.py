@@ -17,10 +17,10 @@ from tools.lab.paths import REPO
 
 
 def test_what_a_debian_has_in_a_version_that_will_do_is_depended_on_and_the_rest_is_brought() -> None:
-    depends = needs.depends().split(", ")
+    depends = [*needs.depends().split(", "), *needs.recommends().split(", ")]
     for debian in needs.debians():
         brought = set(debian.brought())
-        for requirement in needs.required():
+        for requirement in [*needs.required(), *needs.extra()]:
             package = needs.debian_name(requirement.name)
             (line,) = [line for line in depends if line.startswith(f"{package} ")] or [""]
             installed = bool(line) and (debian.codename == "trixie" or "| python3 (<< 3.12)" not in line)

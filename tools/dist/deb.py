@@ -43,7 +43,7 @@ def build(wheel: Path, to: Path, version: str = "") -> Path:
 def control(version: str, size_kib: int) -> str:
     """The control file. `size_kib`: of all that is installed."""
     text = (REPO / "packaging/deb/control").read_text()
-    for key, value in {"VERSION": version, "SIZE": str(size_kib), "PYTHON": needs.depends()}.items():
+    for key, value in {"VERSION": version, "SIZE": str(size_kib), "PYTHON": needs.depends(), "EXTRA": needs.recommends()}.items():
         text = text.replace(f"@{key}@", value)
     return text
 

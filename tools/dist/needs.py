@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class Debian:
 
     def brought(self) -> list[str]:
         """The distributions that the .deb has to bring for this Debian."""
-        found = [requirement.name for requirement in required() if not self.fits(requirement)]
+        found = [requirement.name for requirement in [*required(), *extra()] if not self.fits(requirement)]
         more = [need for name in found for need in self.needs.get(name, ())]
         return sorted({*found, *more})
 
@@ -51,21 +52,34 @@ def debians() -> list[Debian]:
 
 def required() -> list[Requirement]:
     """What pyproject.toml says that the installed product needs."""
-    project = _project()
-    return [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["setup"]]]
+    return [Requirement(line) for line in _project()["dependencies"]]
+
+
+def extra() -> list[Requirement]:
+    """What `remusdb setup` needs besides, which the hosts that are set up do not."""
+    return [Requirement(line) for line in _project()["optional-dependencies"]["setup"]]
 
 
 def depends() -> str:
     """The Python part of `Depends`. `python3 (<< 3.12)` is Debian 12, for which the .deb brings what that one lacks."""
     old, new = debians()
     parts = [f"python3 (>= {new.python}) | python3 (<< 3.12)", f"python3 (>= {old.python})", "python3 (<< 3.14)"]
-    for requirement in required():
+    return ", ".join([*parts, *_packages(required())])
+
+
+def recommends() -> str:
+    """The Python part of `Recommends`."""
+    return ", ".join(_packages(extra()))
+
+
+def _packages(requirements: list[Requirement]) -> Iterator[str]:
+    old, new = debians()
+    for requirement in requirements:
         if not new.fits(requirement):
             continue
         least = min(specifier.version for specifier in requirement.specifier)
         package = f"{debian_name(requirement.name)} (>= {_epoch(new.has[requirement.name])}{least})"
-        parts.append(package if old.fits(requirement) else f"{package} | python3 (<< 3.12)")
-    return ", ".join(parts)
+        yield package if old.fits(requirement) else f"{package} | python3 (<< 3.12)"
 
 
 def locked(debian: Debian) -> str:
