@@ -64,7 +64,7 @@ def setup(
         from remusdb.setup.ssh import Login  # late: paramiko is slow to import, and no daemon needs it
     except ImportError as exc:
         raise UsageError(
-            f"`setup` needs paramiko: {exc}", hint="install remusdb with its extra: remusdb[setup]"
+            f"`setup` needs paramiko: {exc}", hint="apt install python3-paramiko; or install remusdb[setup]"
         ) from exc
 
     wish = Wish(read_hosts(hosts or _asked()), deb, arbiter, arbiter_tls is not None)
