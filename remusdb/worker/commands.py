@@ -114,9 +114,16 @@ class Channel:
 class Worker:
     """Commands in, session, reports out."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        new_session: Callable[[ProtectionSpec, StateStore, History, ProgressFn], Session] = Session,
+    ) -> None:
         self._channel = channel
+        self._new_session = new_session
         self._session: Session | None = None
+        self._made = threading.Event()  # no session is being made just now
+        self._made.set()
         self._history: History | None = None
         self._lock = threading.Lock()
         self._commands = 0
@@ -144,12 +151,15 @@ class Worker:
         if isinstance(command, Stop):
             self._told_to_stop = True
             return False
+        if isinstance(command, Start):
+            self._made.clear()  # what comes after it is about that session, however soon
         with self._lock:
             self._commands += 1
         asker = self._channel.daemon
         try:
             spawn(self._serve, command, asker, name=command.op())
         except NoThread as exc:  # the session goes on, and this thread must
+            self._made.set()
             with self._lock:
                 self._commands -= 1
             self._channel.tell(Failed.by(exc, command.op()), only_to=asker)
@@ -172,9 +182,14 @@ class Worker:
                 self._commands -= 1
 
     def _do(self, command: Request[Any]) -> VmStatus | Switched | Nothing:
+        if isinstance(command, Start):
+            try:
+                session = self._begin(command.spec)
+            finally:
+                self._made.set()
+            return self._start(session)
+        self._made.wait()
         match command:
-            case Start(spec=what):
-                return self._start(self._begin(what))
             case End(peer_is_dead=dead) if self._session is not None:
                 self._session.unprotect(dead)
                 return Nothing()
@@ -196,7 +211,7 @@ class Worker:
 
     def _begin(self, spec: ProtectionSpec) -> Session:
         self._history = History(spec.state_dir, Hooks(spec.hooks_dir))
-        session = Session(spec, StateStore(spec.state_dir), self._history, self._progress)
+        session = self._new_session(spec, StateStore(spec.state_dir), self._history, self._progress)
         about(session.where)
         session.start()
         self._session = session

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What protection costs PostgreSQL: the same load, unprotected and protected in several ways, in one run.
 
-    python -m tools.bench [--modes MODE,...] [--clients N,...] [--seconds N] [--rounds N]
+    python -m tools.bench [--modes MODE,...] [--clients N,...] [--seconds N] [--rounds N] [--unprepared]
 
 The modes take turns within a round, and their order turns from round to round: a shared machine is never the same for
 long. A ratio is the median of a mode's throughput over that of `unprotected`. The last line on stdout is one JSON
@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=10, help="of each load in each mode and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="for all protected modes")
+    parser.add_argument("--unprepared", action="store_true", help="without `remusdb prepare`: all goes through libvirt")
     asked = parser.parse_args()
     modes = list(dict.fromkeys([UNPROTECTED, *asked.modes.split(",")]))
     for pair in asked.set:
@@ -104,7 +105,7 @@ def main() -> int:
     with Lab() as lab:
         product = Product(lab, FOLDER / "logs")
         with step("two hosts and a client; PostgreSQL boots"):
-            bench = _begin(lab, product, built, FOLDER)
+            bench = _begin(lab, product, built, FOLDER, prepared=not asked.unprepared)
         rounds: list[dict[str, Any]] = []
         for number in range(asked.rounds):
             turned = modes[number % len(modes) :] + modes[: number % len(modes)]
@@ -121,14 +122,16 @@ def main() -> int:
     return 0
 
 
-def _begin(lab: Lab, product: Product, built: image.DbImage, folder: Path) -> Bench:
+def _begin(lab: Lab, product: Product, built: image.DbImage, folder: Path, *, prepared: bool) -> Bench:
     a = lab.host("a")
     a.start_libvirt()
     domains.define_db(a, built, name=VM)
-    a.run(["virsh", "start", VM])
     lab.host("b").start_libvirt()
     product.install()
     product.start()
+    if prepared:
+        product.cli("a", "prepare", VM)
+    a.run(["virsh", "start", VM])
     wait_for(lambda: accepts(lab), _BOOT_S, "PostgreSQL does not accept connections", 0.5)
     pgbench = Pgbench(lab, built, folder)
     pgbench.prepare(_SCALE)
