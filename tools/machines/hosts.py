@@ -26,6 +26,8 @@ def connect(machine: Machine, machines: dict[str, Machine]) -> None:
 def install(machine: Machine, peer: Machine) -> None:
     """As README says: tools/machines/host.sh. Returns when both daemons run."""
     machine.run(f"sh {FILES}/host.sh {machine.name} {peer.name} {peer.address} {FILES}/settings", INSTALL_S)
+    # libvirt, started anew, asks each QEMU what it can do: 44 s here, and `check` waits for 5 (docs/facts.md).
+    machine.run("virsh capabilities > /dev/null && virsh domcapabilities > /dev/null", INSTALL_S)
 
 
 def complaints(machine: Machine) -> list[str]:

