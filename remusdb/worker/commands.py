@@ -27,6 +27,7 @@ from remusdb.hooks import Hooks
 from remusdb.log import about, setup
 from remusdb.state import StateStore
 from remusdb.threads import spawn
+from remusdb.worker.memory_copy import Progress as Progressed
 from remusdb.worker.session import Session
 from remusdb.worker.spec import COMMANDS, End, Move, ProtectionSpec, Report, Start, Stop, Told
 
@@ -117,7 +118,7 @@ class Worker:
     def __init__(
         self,
         channel: Channel,
-        new_session: Callable[[ProtectionSpec, StateStore, History, ProgressFn], Session] = Session,
+        new_session: Callable[[ProtectionSpec, StateStore, History, Progressed], Session] = Session,
     ) -> None:
         self._channel = channel
         self._new_session = new_session
@@ -131,12 +132,12 @@ class Worker:
 
     def run(self) -> None:
         """Serve commands until a daemon says stop, or the session is over and no daemon is there."""
-        self._channel.read(self._command)
+        self._channel.read(self.take)
         while not self._told_to_stop and not self._idle():
             if self._channel.next_daemon(STATUS_S):
                 log.info("another daemon took over")
                 self._report()
-                self._channel.read(self._command)
+                self._channel.read(self.take)
         self._channel.close()
         if self._history is not None:
             self._history.flush(FLUSH_S)
@@ -147,7 +148,8 @@ class Worker:
         session = self._session
         return self._commands == 0 and (session is None or session.ended.is_set())
 
-    def _command(self, command: Request[Any]) -> bool:
+    def take(self, command: Request[Any]) -> bool:
+        """Begin to carry out a command of the daemon; whether more of them are taken. Its answer is told later."""
         if isinstance(command, Stop):
             self._told_to_stop = True
             return False

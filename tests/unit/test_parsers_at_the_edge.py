@@ -118,7 +118,7 @@ def test_an_order_for_which_there_is_no_thread_is_answered(tmp_path: Path, monke
         daemon.shutdown(socket.SHUT_WR)
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", no_thread)
-            channel.read(Worker(channel)._command)
+            channel.read(Worker(channel).take)
         told = daemon.makefile("rb")
         answers = [json.loads(told.readline()) for _ in range(2)]
     assert [answer["id"] for answer in answers] == [NoThread.id, UsageError.id]

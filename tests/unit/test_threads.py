@@ -133,7 +133,7 @@ def test_a_worker_answers_the_order_and_goes_on(tmp_path: Path, no_threads: NoTh
     channel = Channel(theirs, tmp_path / "worker.sock")
     worker = Worker(channel)
     with no_threads():
-        assert worker._command(End(peer_is_dead=True))
+        assert worker.take(End(peer_is_dead=True))
     ours.settimeout(WITHIN_S)
     told = json.loads(ours.recv(65536))
     assert (told["is"], told["of"], told["id"]) == ("failed", "unprotect", "E-THREADS")
