@@ -22,6 +22,7 @@ KVM.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import struct
 from collections import deque
@@ -36,6 +37,8 @@ from remusdb.capture.pagemap import PageMap, Runs
 from remusdb.deadline import Deadline
 from remusdb.errors import VmError
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
+
+log = logging.getLogger(__name__)
 
 MERGE_GAP_BYTES = 16 * PAGE_BYTES  # one ioctl over a gap of clean pages is cheaper than two ioctls
 SPAN_BYTES = 64 << 20  # 1.3 ms to protect where every page is mapped by itself (docs/facts.md, "Capture")
@@ -107,7 +110,7 @@ class Tracker:
         for index, runs in found:
             parts.setdefault(index, []).append(runs)
         numbers = {index: _page_numbers(np.concatenate(runs), self.blocks[index]) for index, runs in parts.items()}
-        return [(index, pages) for index, pages in numbers.items() if len(pages)]
+        return [(index, growing(pages)) for index, pages in numbers.items() if len(pages)]
 
     def collect(self) -> Pages:
         """All that was written since it was protected; protects it. Only while QEMU is stopped and drained."""
@@ -130,6 +133,7 @@ def pieces(runs: Runs) -> list[tuple[int, int]]:
     """Ascending runs as few [start, end) ranges: those nearer than MERGE_GAP_BYTES made one, none over SPAN_BYTES."""
     if not len(runs):
         return []
+    runs = in_order(runs)
     apart = np.flatnonzero(runs[1:, 0] - runs[:-1, 1] > MERGE_GAP_BYTES) + 1
     first = runs[np.concatenate(([0], apart)), 0].tolist()
     last = runs[np.concatenate((apart, [len(runs)])) - 1, 1].tolist()
@@ -138,6 +142,33 @@ def pieces(runs: Runs) -> list[tuple[int, int]]:
         for start, end in zip(first, last, strict=True)
         for low in range(start, end, SPAN_BYTES)
     ]
+
+
+def in_order(runs: Runs) -> Runs:
+    """Runs by ascending address, none before the end of the one before it.
+
+    They come so. Once a scan of a running VM did not (docs/facts.md, "Capture"): then they are put so, and it is said.
+    """
+    if (runs[1:, 0] >= runs[:-1, 1]).all():
+        return runs
+    log.warning("PAGEMAP_SCAN: %d runs are not in order, as %s", len(runs), _first_wrong(runs))
+    runs = runs[np.argsort(runs[:, 0], kind="stable")]
+    ends = np.maximum.accumulate(runs[:, 1])
+    first = np.concatenate(([True], runs[1:, 0] > ends[:-1]))  # others overlap, or touch, what is before them
+    return np.column_stack((runs[first, 0], ends[np.append(np.flatnonzero(first)[1:] - 1, len(runs) - 1)]))
+
+
+def growing(pages: PageNumbers) -> PageNumbers:
+    """Page numbers in ascending order, each once."""
+    if (np.diff(pages) > 0).all():
+        return pages
+    log.warning("PAGEMAP_SCAN: of %d pages that were protected some were named twice, or not in order", len(pages))
+    return np.unique(pages)
+
+
+def _first_wrong(runs: Runs) -> str:
+    at = int(np.flatnonzero(runs[1:, 0] < runs[:-1, 1])[0])
+    return ", ".join(f"{start:#x}-{end:#x}" for start, end in runs[max(0, at - 1) : at + 3].tolist())
 
 
 def _page_numbers(runs: Runs, block: Block) -> PageNumbers:

@@ -25,6 +25,7 @@ from tools.matrix.watch import Speakers
 
 PROTECTION: dict[str, int | str | bool] = {
     "gate": "plug",
+    "epoch_mode": "fixed",  # on demand, emulated twice, libvirt would have no time for virsh
     "epoch_ms": 1000,
     "heartbeat_ms": 1000,
     "connect_timeout_ms": 20_000,

@@ -33,6 +33,14 @@ def eventually(what: Callable[[], object], within_s: float = 10.0, otherwise: st
     waiting.eventually(what, SLACK * within_s, otherwise)
 
 
+def parent(pid: int) -> int:
+    """The parent of a process; 0 once it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 class Pair:
     """Hosts `a` (primary) and `b` (backup), both with libvirt and the product."""
 
@@ -126,7 +134,8 @@ class Pair:
 
     def kill(self, host: Host, *words: str) -> None:
         """SIGKILL the one process whose command line holds all these words."""
-        (pid,) = self.pids(host, *words)
+        found = self.pids(host, *words)
+        (pid,) = [pid for pid in found if parent(pid) not in found]  # a child has its parent's words until it execs
         os.kill(pid, signal.SIGKILL)
 
     def blocks(self, host: Host, vm: str) -> dict[str, Block]:
