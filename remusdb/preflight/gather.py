@@ -31,7 +31,7 @@ QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 TUN = Path("/dev/net/tun")
 MEMINFO = Path("/proc/meminfo")
-NBDKIT_TIMEOUT_S = 10.0
+NBDKIT_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
