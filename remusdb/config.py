@@ -56,7 +56,7 @@ class Peer(Struct, frozen=True, kw_only=True):
 class Protection(Struct, frozen=True, kw_only=True):
     """`[protection]`, and any key of it again under `[vms.NAME]`."""
 
-    epoch_mode: Literal["on-demand", "fixed"] = "on-demand"  # fixed: every epoch_ms, whatever the VM does
+    epoch_mode: Literal["on-demand", "fixed"] = "fixed"  # fixed: every epoch_ms, whatever the VM does
     epoch_ms: Annotated[int, Meta(ge=25, le=1000)] = 50  # on demand: of the guest's work while no output waits
     epoch_gap_ms: Annotated[int, Meta(ge=1, le=1000)] = 20  # between two epochs while output waits and the guest works
     epoch_max_ms: Annotated[int, Meta(ge=25, le=10_000)] = 500  # of a VM that does nothing

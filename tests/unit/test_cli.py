@@ -285,7 +285,7 @@ def test_config_check(tmp_path: Path) -> None:
     file = tmp_path / "some.toml"
     file.write_text('[host]\nname = "alpha"\n[peers.beta]\naddress = "b"\n')
     assert (
-        "good: host alpha, peers beta, epochs on demand"
+        "good: host alpha, peers beta, epochs every 50 ms"
         in CliRunner().invoke(cli, ["config", "check", str(file)]).stdout
     )
     shown = json.loads(CliRunner().invoke(cli, ["config", "check", str(file), "--json"]).stdout)
