@@ -79,7 +79,7 @@ class Cadence:
         self._earliest = now  # for the sake of the share
 
     def cut(self, began: float, ended: float) -> None:
-        """An epoch was cut: the VM stood still within this time."""
+        """An epoch was cut: the VM stood still from `began` on, until `ended` at the latest."""
         pace = self._pace
         self._began = began
         # A fixed clock does not make up for what it was late, but by half.

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -190,7 +189,6 @@ class EpochLoop:
 
     def _cut(self, timer: EpochTimer, epoch: int, stays: bool, why: Why) -> None:
         resources = self._resources
-        began = time.monotonic()
         positions: list[int] = []
         with ExitStack() as stack:
             # Before the VM stops, so that it does not stand still for whoever has the lock.
@@ -213,7 +211,7 @@ class EpochLoop:
         self._metrics.wait(None)
         with self._lock:
             self._pipeline.cut(epoch)
-        timer.cut(began)
+        timer.cut()
         self._metrics.cut(epoch, cut.pages, why)
         self._cuts.put((epoch, cut, positions, stays))
 

@@ -39,6 +39,7 @@ class EpochTimer:
         self._vcpus = Vcpus(pid)
         self._cadence = Cadence(pace, time.monotonic())
         self._output_at: float | None = None
+        self._stopped_at = time.monotonic()
         self._busy = True
         self._looked_at, self._ran = time.monotonic(), self._vcpus.ran()
         self._ran_at_cut = self._ran
@@ -61,12 +62,13 @@ class EpochTimer:
 
     def at_stop(self) -> None:
         """The VM stands still: what it said so far is of the epoch that is being cut."""
+        self._stopped_at = time.monotonic()
         self._bell.reset()
         self._output_at = None
 
-    def cut(self, began: float) -> None:
-        """An epoch was cut, since `began` (time.monotonic())."""
-        self._cadence.cut(began, time.monotonic())
+    def cut(self) -> None:
+        """An epoch was cut, and the VM runs again."""
+        self._cadence.cut(self._stopped_at, time.monotonic())
         if self._on_demand:
             self._ran_at_cut = self._vcpus.ran()
 
