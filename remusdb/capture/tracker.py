@@ -109,8 +109,10 @@ class Tracker:
         parts: dict[int, list[Runs]] = {}
         for index, runs in found:
             parts.setdefault(index, []).append(runs)
-        numbers = {index: _page_numbers(np.concatenate(runs), self.blocks[index]) for index, runs in parts.items()}
-        return [(index, growing(pages)) for index, pages in numbers.items() if len(pages)]
+        numbers = {
+            index: _page_numbers(ascending(np.concatenate(runs)), self.blocks[index]) for index, runs in parts.items()
+        }
+        return [(index, pages) for index, pages in numbers.items() if len(pages)]
 
     def collect(self) -> Pages:
         """All that was written since it was protected; protects it. Only while QEMU is stopped and drained."""
@@ -145,29 +147,34 @@ def pieces(runs: Runs) -> list[tuple[int, int]]:
 
 
 def in_order(runs: Runs) -> Runs:
-    """Runs by ascending address, none before the end of the one before it.
+    """Runs by ascending address, none before the end of the one before it: where to look, while the VM runs.
 
-    They come so. Once a scan of a running VM did not (docs/facts.md, "Capture"): then they are put so, and it is said.
+    They come so. Where they do not (docs/facts.md, "Capture"), nothing is lost by putting them so: it is only looked.
     """
-    if (runs[1:, 0] >= runs[:-1, 1]).all():
+    wrong = _out_of_order(runs)
+    if not wrong:
         return runs
-    log.warning("PAGEMAP_SCAN: %d runs are not in order, as %s", len(runs), _first_wrong(runs))
+    log.warning("PAGEMAP_SCAN: %d runs of a running VM are not in order: %s", len(runs), wrong)
     runs = runs[np.argsort(runs[:, 0], kind="stable")]
     ends = np.maximum.accumulate(runs[:, 1])
     first = np.concatenate(([True], runs[1:, 0] > ends[:-1]))  # others overlap, or touch, what is before them
     return np.column_stack((runs[first, 0], ends[np.append(np.flatnonzero(first)[1:] - 1, len(runs) - 1)]))
 
 
-def growing(pages: PageNumbers) -> PageNumbers:
-    """Page numbers in ascending order, each once."""
-    if (np.diff(pages) > 0).all():
-        return pages
-    log.warning("PAGEMAP_SCAN: of %d pages that were protected some were named twice, or not in order", len(pages))
-    return np.unique(pages)
+def ascending(runs: Runs) -> Runs:
+    """What was protected, in the order in which it came. VmError if that is not ascending, each page once: then it is
+    not known what the kernel did, and a page may be missing."""
+    if wrong := _out_of_order(runs):
+        raise VmError(f"PAGEMAP_SCAN protected pages twice, or out of order: {wrong}", hint="report this with uname -r")
+    return runs
 
 
-def _first_wrong(runs: Runs) -> str:
-    at = int(np.flatnonzero(runs[1:, 0] < runs[:-1, 1])[0])
+def _out_of_order(runs: Runs) -> str:
+    """The first runs that are, with those around them; empty: none."""
+    found = np.flatnonzero(runs[1:, 0] < runs[:-1, 1])
+    if not len(found):
+        return ""
+    at = int(found[0])
     return ", ".join(f"{start:#x}-{end:#x}" for start, end in runs[max(0, at - 1) : at + 3].tolist())
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from remusdb.capture import kernel
 from remusdb.capture.pagemap import PageMap
-from remusdb.capture.tracker import MERGE_GAP_BYTES, SPAN_BYTES, growing, in_order, pieces
+from remusdb.capture.tracker import MERGE_GAP_BYTES, SPAN_BYTES, ascending, in_order, pieces
 from remusdb.capture.trying import try_tracking
 from remusdb.errors import VmError
 
@@ -89,6 +89,9 @@ def test_where_to_look_never_goes_back() -> None:
     assert pieces(runs((far, far + 4096), (0, 4096))) == [(0, 4096), (far, far + 4096)]
 
 
-def test_a_page_that_is_named_twice_is_one_page() -> None:
-    assert growing(np.array([3, 5, 7])).tolist() == [3, 5, 7]
-    assert growing(np.array([5, 7, 3, 5])).tolist() == [3, 5, 7]
+@pytest.mark.parametrize("found", [[(8, 12), (0, 4)], [(0, 8), (4, 12)], [(0, 4), (0, 4)]])
+def test_pages_that_were_protected_out_of_order_are_not_believed(found: list[tuple[int, int]]) -> None:
+    """Nobody knows then what the kernel did, and a page may be missing."""
+    assert ascending(runs((0, 4), (4, 8), (20, 24))).tolist() == [[0, 4], [4, 8], [20, 24]]
+    with pytest.raises(VmError, match="0x0-0x"):
+        ascending(runs(*found))
