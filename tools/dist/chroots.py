@@ -80,14 +80,7 @@ def _make(codename: str, control: str, root: Path, log: Path) -> None:
             'chroot "$1" dpkg --purge remusdb',
             f'rm "$1/{package.name}"',
         )
-        command = [
-            *("unshare", "--mount", "--propagation", "private"),
-            *("mmdebstrap", "--variant=minbase", "--format=directory"),
-            *(f"--aptopt={option}" for option in debian.proxy_options()),
-            *("--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/locale/*"),
-            *(f"--customize-hook={hook}" for hook in hooks),
-            *(codename, str(made), *(f"deb {debian.mirror()} {suite} main" for suite in suites)),
-        ]
+        command = debian.bootstrap(made, suites, left_out=["/usr/share/locale/*"], hooks=hooks)
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=_BUILD_S)
         made.rename(root)
 

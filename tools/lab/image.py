@@ -92,21 +92,14 @@ def _build(dbms: Dbms, folder: Path, log_fd: int) -> None:
     made = work / "image"
     made.mkdir(parents=True)
     try:
-        suite = debian.codename()
-        options = ['Apt::Install-Recommends "false"', *debian.proxy_options()]
-        command = [
-            # A mount namespace of its own: a build that is killed leaves no mounts behind.
-            *("unshare", "--mount", "--propagation", "private"),
-            *("mmdebstrap", "--variant=minbase", "--format=directory"),
-            f"--include={','.join((*_PACKAGES, *dbms.packages))}",
-            *(f"--aptopt={option}" for option in options),
-            "--dpkgopt=force-unsafe-io",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in (*_LEFT_OUT, *dbms.left_out)),
-            f"--essential-hook={_RECIPE / 'essential.sh'}",
-            f"--customize-hook={_RECIPE / 'customize.sh'}",
-            f"--customize-hook={_RECIPE / dbms.key / 'customize.sh'}",
-            *(suite, str(root), f"deb {debian.mirror()} {suite} main"),
-        ]
+        command = debian.bootstrap(
+            root,
+            [debian.codename()],
+            packages=(*_PACKAGES, *dbms.packages),
+            left_out=(*_LEFT_OUT, *dbms.left_out),
+            essential_hooks=[str(_RECIPE / "essential.sh")],
+            hooks=[str(_RECIPE / "customize.sh"), str(_RECIPE / dbms.key / "customize.sh")],
+        )
         run_logged(command, log_fd)
         shutil.copy(next(root.glob("boot/vmlinuz-*")), made / "vmlinuz")
         # Unpacked here once, and not by an emulated CPU at each boot.

@@ -68,18 +68,14 @@ def _build(folder: Path, log_fd: int) -> None:
     made.mkdir(parents=True)
     try:
         run_logged(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "machine", "-f", str(made / "key")], log_fd)
-        options = ['Apt::Install-Recommends "false"', *debian.proxy_options()]
-        command = [
-            # A mount namespace of its own: a build that is killed leaves no mounts behind.
-            *("unshare", "--mount", "--propagation", "private"),
-            *("mmdebstrap", "--variant=minbase", "--format=directory", f"--include={','.join(_PACKAGES)}"),
-            *(f"--aptopt={option}" for option in options),
-            "--dpkgopt=force-unsafe-io",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT),
-            f"--essential-hook={_RECIPE / 'essential.sh'}",
-            f'--customize-hook={_RECIPE / "customize.sh"} "$1" {made / "key.pub"}',
-            *(SUITE, str(root), f"deb {debian.mirror()} {SUITE} main"),
-        ]
+        command = debian.bootstrap(
+            root,
+            [SUITE],
+            packages=_PACKAGES,
+            left_out=_LEFT_OUT,
+            essential_hooks=[str(_RECIPE / "essential.sh")],
+            hooks=[f'{_RECIPE / "customize.sh"} "$1" {made / "key.pub"}'],
+        )
         run_logged(command, log_fd)
         shutil.copy(next(root.glob("boot/vmlinuz-*")), made / "vmlinuz")
         # Unpacked here once, and not by an emulated CPU at each boot.

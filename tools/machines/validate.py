@@ -60,13 +60,7 @@ def _small_debian() -> Path:
         if not root.exists():
             made = CACHE / "vagrant-build"
             shutil.rmtree(made, ignore_errors=True)
-            options = ['Apt::Install-Recommends "false"', *debian.proxy_options()]
-            command = [
-                *("unshare", "--mount", "--propagation", "private"),
-                *("mmdebstrap", "--variant=minbase", "--format=directory", f"--include={','.join(_PACKAGES)}"),
-                *(f"--aptopt={option}" for option in options),
-                *("--dpkgopt=force-unsafe-io", SUITE, str(made), f"deb {debian.mirror()} {SUITE} main"),
-            ]
+            command = debian.bootstrap(made, [SUITE], packages=_PACKAGES)
             subprocess.run(command, check=True, cwd=REPO, stdin=subprocess.DEVNULL, timeout=900)
             made.rename(root)
     return root
