@@ -4,11 +4,13 @@ why, and a second `protect` works."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,41 @@ def test_vm_that_is_shut_down_is_not_resurrected_where_libvirt_is_slow_to_tell(p
         destroy.wait(LIMIT_S)
     assert pair.await_state(vm.name, "unprotected")["why"]["code"] in (Code.ENDED_BY_DESTROY, Code.ENDED)
     assert pair.product.standby(vm.name)["state"] == "empty"
+
+
+@contextlib.contextmanager
+def init_reaps_after(pair: Pair, seconds: float) -> Iterator[None]:
+    """What libvirt starts on a from here on is reaped so late, as the init of a container may do."""
+
+    def restart(reaps_after_s: float) -> None:
+        (pid,) = pair.pids(pair.a, "libvirtd")
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not pair.pids(pair.a, "libvirtd"), otherwise="libvirtd does not end")
+        pair.a.reaps_after_s = reaps_after_s
+        pair.a.start_libvirtd()
+        pair.a.run(["virsh", "version"])
+
+    restart(seconds)
+    try:
+        yield
+    finally:
+        restart(0.0)
+
+
+def test_who_ended_a_qemu_is_known_also_where_init_reaps_late(pair: Pair) -> None:
+    """Until it is reaped libvirt says nothing, and the process itself tells: longer than the backup is silent for."""
+    with init_reaps_after(pair, 2.0):
+        ended, killed = pair.bare(), pair.bare()
+        for vm in (ended, killed):
+            pair.protect(vm.name)
+        pair.a.run(["virsh", "destroy", ended.name])
+        pair.await_state(ended.name, "unprotected")
+        assert pair.product.standby(ended.name)["state"] == "empty"
+        pair.a.kill_qemu(killed.name)
+        eventually(lambda: pair.product.standby(killed.name)["state"] == "promoted", 10, "nobody took it over")
+        assert pair.runs(killed, pair.b)
+        pair.b.run(["virsh", "destroy", killed.name])
+        pair.await_event(killed.name, "quarantined")
 
 
 def test_link_cut_for_300_ms_changes_nothing(pair: Pair) -> None:
