@@ -95,6 +95,18 @@ class Pair:
         )
         return self.product.status(vm)
 
+    def await_epoch(self, vm: str, epoch: int, within_s: float = 15.0) -> None:
+        """Wait until the primary's status says that this epoch is committed. It is up to seconds old under load."""
+        eventually(
+            lambda: self.product.status(vm)["committed"] >= epoch,
+            within_s,
+            f"epoch {epoch} of {vm} was not committed: {self.product.status(vm)}",
+        )
+
+    def goes_on(self, vm: str) -> None:
+        """Epochs are cut and committed, from now on too."""
+        self.await_epoch(vm, self.product.status(vm)["committed"] + 10)
+
     def events(self, vm: str, on: str = "a") -> list[dict[str, Any]]:
         """The VM's history as that host keeps it."""
         told = self.product.cli(on, "history", vm, "--json", check=False).stdout
