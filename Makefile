@@ -75,7 +75,7 @@ test: setup check
 	$(PYTEST) $(ALONE_HOST)
 	$(PYTEST) $(BY_FILE) tests/hostile
 	$(PYTEST) tests/machines
-	$(PYTEST) $(BY_FILE) -o timeout=400 tests/vm $(ALONE:%=--ignore=%)
+	$(PYTEST) $(BY_FILE) --no-loadscope-reorder --durations=15 -o timeout=400 tests/vm $(ALONE:%=--ignore=%)
 	$(PYTEST) -o timeout=400 $(ALONE)
 
 check: lint
