@@ -106,6 +106,11 @@ class Machine:
         """As `run`, whatever the exit status."""
         return self._agent.run(script, timeout_s, stdin)
 
+    def order(self, script: str) -> None:
+        """Runs what ends the machine's boot: it may be gone before it answers."""
+        with contextlib.suppress(AgentError):
+            self._agent.run(script, COMMAND_S, b"")
+
     def write(self, path: str, content: str | bytes, mode: str = "644") -> None:
         """Writes a file there, with its folders."""
         data = content.encode() if isinstance(content, str) else content
@@ -134,7 +139,7 @@ class Machine:
     def power_off(self, timeout_s: float = COMMAND_S) -> None:
         """Shuts it down in good order, and returns when it is off. Raises subprocess.TimeoutExpired."""
         assert self._qemu is not None, "start() first"
-        self.run("systemctl --no-block poweroff")
+        self.order("systemctl --no-block poweroff")
         self._qemu.wait(timeout_s)
         self._qemu = None
 

@@ -105,7 +105,7 @@ class Story:
         """`systemctl reboot` of beta moves the VM first."""
         boot = self.beta.boot_id()
         with self._timed("reboot_s", "beta is rebooted, and moves its VM to alpha first"):
-            self.beta.run("systemctl --no-block reboot")
+            self.beta.order("systemctl --no-block reboot")
             told = "the VM does not run there after beta's reboot"
             self.alpha.eventually(lambda: hosts.runs(self.alpha, vm.NAME), SLOW_S, told)
             self.beta.eventually(lambda: self.beta.boot_id() != boot, BOOT_S, "does not boot again")
