@@ -56,8 +56,7 @@ class Story:
 
     def protect(self) -> None:
         """The VM runs on alpha and is protected to beta, behind the kernel's plug."""
-        vm.start(self.alpha)
-        self.figures["vm"] = vm.kind(self.alpha)
+        self.figures["vm"] = vm.start(self.alpha)
         with self._timed("protect_s", "the VM is protected"):
             self.alpha.run(f"remusdb check {vm.NAME} --to beta", SLOW_S)
             told = json.loads(self.alpha.run(f"remusdb protect {vm.NAME} --to beta --json", SLOW_S))

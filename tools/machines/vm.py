@@ -9,19 +9,32 @@ from tools.machines.machine import Machine
 NAME = "counter"
 
 
-def kind(machine: Machine) -> str:
-    """`kvm` where the machine has a KVM of its own, else `qemu`: libvirt's domain types."""
-    return "kvm" if machine.attempt("test -c /dev/kvm").code == 0 else "qemu"
-
-
 def place_kernel(machine: Machine) -> None:
     """Puts the guest where both hosts may read it."""
     machine.run(f"install -D -m 644 {FILES}/guest.bin /var/lib/libvirt/boot/guest.bin")
 
 
-def start(machine: Machine) -> None:
-    """Defines the VM and starts it, as its owner did before remusdb was heard of."""
-    machine.run(f"sh {FILES}/vm.sh {NAME}")
+def start(machine: Machine) -> str:
+    """Defines the VM and starts it, as its owner did before remusdb was heard of. libvirt's domain type of it.
+
+    That is `kvm` where the machine has a KVM which can resume a VM; the one that TCG emulates cannot.
+    """
+    kind = "kvm" if machine.attempt("test -c /dev/kvm").code == 0 else "qemu"
+    machine.run(f"sh {FILES}/vm.sh {NAME} {kind}")
+    if kind == "qemu" or _resumes(machine):
+        return kind
+    machine.run(f"virsh undefine {NAME}")
+    machine.run(f"sh {FILES}/vm.sh {NAME} qemu")
+    return "qemu"
+
+
+def _resumes(machine: Machine) -> bool:
+    """Whether QEMU there takes a VM's state that it saved itself. Where it does not, the VM is shut off."""
+    saved = f"/var/lib/libvirt/qemu/save/{NAME}.saved"
+    machine.run(f"virsh save {NAME} {saved}")
+    done = machine.attempt(f"virsh restore {saved}")
+    machine.run(f"rm -f {saved}")
+    return done.code == 0
 
 
 def count(machine: Machine) -> int:

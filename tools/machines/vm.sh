@@ -4,11 +4,11 @@
 # /var/log/libvirt/qemu/NAME-serial.log where it counts. Under KVM where there is one. Its kernel is at
 # /var/lib/libvirt/boot/guest.bin, where remusdb's agent lets a VM's kernel be (docs/configuration.md).
 #
-#   sh vm.sh NAME
+#   sh vm.sh NAME [kvm|qemu]
 set -eu
 name=$1
 kind=qemu cpu=Nehalem
-if [ -c /dev/kvm ]; then kind=kvm cpu=qemu64; fi
+if [ -c /dev/kvm ] && [ "${2-kvm}" = kvm ]; then kind=kvm cpu=qemu64; fi
 truncate -s 8M "/var/lib/libvirt/images/$name.raw"
 virsh define /dev/stdin << XML
 <domain type='$kind'>
