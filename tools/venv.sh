@@ -40,7 +40,7 @@ pinned() { awk -v name="$1" '/^[^ #]/ { on = index($0, name "==") == 1 } on' req
 
 python=$(find_python)
 stamp=.venv/remusdb-stamp
-wanted="$(cat tools/venv.sh pyproject.toml requirements.lock | sha256sum) $("$python" -VV | tr '\n' ' ')"
+wanted="$(cat tools/venv.sh pyproject.toml requirements.lock remusdb/native/kernels.c | sha256sum) $("$python" -VV | tr '\n' ' ')"
 if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
     say "making the virtual environment .venv with $python"
     rm -f "$stamp"

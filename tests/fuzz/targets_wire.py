@@ -14,7 +14,8 @@ from remusdb.core import messages, sections, wire
 from remusdb.core import probe as probes
 from remusdb.core.clock_stream import forward, places, read, still, tsc_per_ns
 from remusdb.core.devices import decode_devices, encode_devices
-from remusdb.core.pages import PAGE_BYTES, decode_pages, encode_pages, resolve
+from remusdb.core.pages import decode_pages, encode_pages, resolve
+from remusdb.core.pagework import PAGE_BYTES
 from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import RECORD, Kind, decode_writes, encode_writes, iter_records
 from remusdb.errors import BadFrame

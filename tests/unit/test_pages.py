@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages as payloads: what the backup rebuilds is what the primary captured."""
+"""Pages as payloads: what the backup rebuilds is what the primary captured. Each test runs with both page kernels."""
 
 from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,13 +14,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from remusdb import native
 from remusdb.core import pages
-from remusdb.core.pages import PAGE_BYTES, Encoding, PagesEncoded, decode_pages, encode_pages, resolve
+from remusdb.core.pages import Encoding, PagesEncoded, decode_pages, encode_pages, resolve
+from remusdb.core.pagework import LINE_BYTES, LINES, PAGE_BYTES
 from remusdb.core.wire import MAX_PAYLOAD
 from remusdb.errors import BadFrame
 
 Bytes = NDArray[np.uint8]
 HEAD = struct.Struct("<BBHIII")
+LINE = bytes(range(LINE_BYTES))
+
+
+@pytest.fixture(params=["native", "numpy"], autouse=True, scope="module")
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For a module: hypothesis wants no fixture that is made for each test."""
+    built, native.kernels = native.kernels, None
+    if request.param == "native":
+        assert built is not None, "remusdb/native/kernels.c was not built: tools/venv.sh says why"
+        native.kernels = built
+    yield
+    native.kernels = built
 
 
 def blank(count: int) -> Bytes:
@@ -40,12 +55,18 @@ def encode_all(ram: Bytes, shadow: Bytes, encoding: Encoding = "delta") -> Pages
     return encode_pages(0, np.arange(len(ram)), ram, shadow, encoding)
 
 
-def forged(pages_: int, zeros: int, body: bytes, code: int = 1) -> bytes:
-    return HEAD.pack(code, 0, 0, zeros, pages_, 0) + (body if code == 2 else zstandard.compress(body, 1))
+def forged(pages_: int, zeros: int, body: bytes, code: int = 1, lines: int | None = None) -> bytes:
+    """`lines`: one a page, where it is not said."""
+    head = HEAD.pack(code, 0, 0, zeros, pages_, (pages_ if lines is None else lines) if code == 1 else 0)
+    return head + (body if code == 2 else zstandard.compress(body, 1))
 
 
 def gaps(*values: int) -> bytes:
     return np.array(values, np.uint32).tobytes()
+
+
+def masks(*values: int) -> bytes:
+    return np.array(values, np.uint64).tobytes()
 
 
 @settings(deadline=None, max_examples=60)
@@ -77,7 +98,8 @@ def test_unchanged_pages_are_dropped_and_zero_pages_are_an_index() -> None:
     (payload,) = encoded.payloads
     decoded = decode_pages(payload)
     assert (decoded.zero.tolist(), decoded.numbers.tolist()) == ([3], [5])
-    assert np.flatnonzero(decoded.data).tolist() == [4095] and decoded.data[0, 4095] == 7 ^ 8
+    assert decoded.masks.tolist() == [1 << 63] and decoded.data.shape == (1, LINE_BYTES)
+    assert np.flatnonzero(decoded.data).tolist() == [63] and decoded.data[0, 63] == 7 ^ 8
     assert len(payload) < 100
 
 
@@ -142,19 +164,26 @@ def test_shapes_that_do_not_fit_are_the_callers_bug() -> None:
         (b"", "no head"),
         (bytes(15), "no head"),
         (forged(1, 0, bytes(PAGE_BYTES + 4), code=3)[:16], "no known encoding"),
-        (HEAD.pack(1, 1, 0, 0, 1, 0), "no known encoding"),
-        (HEAD.pack(1, 0, 0, 0, 1, 1), "no known encoding"),
+        (HEAD.pack(1, 1, 0, 0, 1, 1), "no known encoding"),
         (forged(0, 0, b""), "cannot hold 0 pages and 0 zero pages"),
         (forged(2049, 0, b""), "cannot hold 2049 pages"),
         (forged(0, 65537, b""), "cannot hold 0 pages and 65537"),
         (forged(2**32 - 1, 2**32 - 1, b""), "cannot hold"),
         (forged(0, 1, gaps(5), code=2), "cannot hold 0 pages and 1 zero pages .full"),
         (forged(1, 0, bytes(PAGE_BYTES + 3), code=2), "4099 bytes, 4100 were announced"),
-        (forged(1, 0, bytes(PAGE_BYTES + 5)), "4101 bytes, 4100 were announced"),
-        (forged(2048, 0, bytes(10)), "10 bytes, 8396800 were announced"),
+        (HEAD.pack(2, 0, 0, 0, 1, 1) + bytes(PAGE_BYTES + 4), "1 pages cannot hold 1 lines .full"),
+        (forged(1, 0, LINE + masks(1) + gaps(5) + b"x"), "77 bytes, 76 were announced"),
+        (forged(2048, 0, bytes(10), lines=2048 * LINES), "10 bytes, 8413184 were announced"),
+        (forged(2, 0, LINE, lines=1), "2 pages cannot hold 1 lines"),
+        (forged(1, 0, LINE, lines=LINES + 1), "1 pages cannot hold 65 lines"),
+        (forged(1, 0, b"", lines=2**32 - 1), "cannot hold 4294967295 lines"),
+        (forged(0, 1, gaps(5), lines=1), "0 pages cannot hold 1 lines"),
+        (forged(1, 0, LINE + masks(3) + gaps(5)), "says otherwise of its pages"),
+        (forged(1, 0, LINE * 2 + masks(1) + gaps(5), lines=2), "says otherwise of its pages"),
+        (forged(2, 0, LINE * 2 + masks(0, 3) + gaps(5, 1)), "says otherwise of its pages"),
         (forged(0, 2, gaps(5, 0)), "names a page twice"),
-        (forged(1, 1, bytes(PAGE_BYTES) + gaps(9, 9)), "zero and that it is not"),
-        (HEAD.pack(1, 0, 0, 0, 1, 0) + b"rubbish that is no zstd", "does not decompress"),
+        (forged(1, 1, LINE + masks(1) + gaps(9, 9)), "zero and that it is not"),
+        (HEAD.pack(1, 0, 0, 0, 1, 1) + b"rubbish that is no zstd", "does not decompress"),
     ],
 )
 def test_odd_payloads_are_refused(payload: bytes, text: str) -> None:
@@ -163,9 +192,9 @@ def test_odd_payloads_are_refused(payload: bytes, text: str) -> None:
 
 
 def test_a_frame_of_unknown_size_is_refused() -> None:
-    body = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(PAGE_BYTES + 4))
-    with pytest.raises(BadFrame, match="4100 were announced"):
-        decode_pages(HEAD.pack(1, 0, 0, 0, 1, 0) + body)
+    body = zstandard.ZstdCompressor(write_content_size=False).compress(LINE + masks(1) + gaps(5))
+    with pytest.raises(BadFrame, match="76 were announced"):
+        decode_pages(HEAD.pack(1, 0, 0, 0, 1, 1) + body)
 
 
 def test_every_truncation_is_refused() -> None:
@@ -182,18 +211,18 @@ def test_every_truncation_is_refused() -> None:
 @settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_noise_is_refused_and_nothing_worse(noise: bytes) -> None:
-    for payload in (noise, HEAD.pack(1, 0, 0, 3, 2, 0) + noise):
+    for payload in (noise, HEAD.pack(1, 0, 0, 3, 2, 2) + noise):
         with pytest.raises(BadFrame):
             decode_pages(payload)
 
 
 def test_pages_outside_of_the_block_are_found_before_they_are_applied() -> None:
-    decoded = decode_pages(forged(1, 1, bytes(PAGE_BYTES) + gaps(9, 10)))
+    decoded = decode_pages(forged(1, 1, LINE + masks(1) + gaps(9, 10)))
     decoded.require_within(11)
     with pytest.raises(BadFrame, match=r"page 10 is outside of RAM block 0 \(10 pages\)"):
         decoded.require_within(10)
     with pytest.raises(BadFrame, match="page 9 "):
-        decode_pages(forged(1, 1, bytes(PAGE_BYTES) + gaps(9, 3))).require_within(9)
+        decode_pages(forged(1, 1, LINE + masks(1) + gaps(9, 3))).require_within(9)
 
 
 def test_a_shadow_that_was_always_zero_stays_unallocated() -> None:
@@ -229,5 +258,5 @@ def test_threads_have_their_own_buffers() -> None:
 
 
 def test_the_constants_fit_each_other() -> None:
-    worst = pages.PAYLOAD_PAGES * (PAGE_BYTES + 4) + pages.PAYLOAD_ZEROS * 4
+    worst = pages.PAYLOAD_PAGES * (PAGE_BYTES + 8 + 4) + pages.PAYLOAD_ZEROS * 4
     assert worst + worst // 200 + 1024 < MAX_PAYLOAD

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written in C because it touches every byte of every page: `kernels.c`. core/pagework.py has it in numpy, too.
+
+`kernels` is None where it was not built (no C compiler), or where REMUSDB_KERNELS=numpy asks for the other one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+
+def _load() -> ModuleType | None:
+    if os.environ.get("REMUSDB_KERNELS") == "numpy":
+        return None
+    try:
+        return importlib.import_module("remusdb.native.kernels")
+    except ImportError:
+        return None
+
+
+kernels = _load()
