@@ -69,7 +69,8 @@ vagrant-box: setup
 vagrant-demo: vagrant-box
 	@vagrant/demo.sh
 
-test: setup check
+test: setup lint
+	REMUSDB_SCHEDULES=800 $(PYTEST) -n 2 tests/unit tests/model
 	$(PYTHON) -m tests.fuzz --seconds 60 --runs 20000 --seed 1
 	$(PYTEST) $(BY_FILE) tests/host $(ALONE_HOST:%=--ignore=%)
 	$(PYTEST) $(ALONE_HOST)
@@ -79,7 +80,7 @@ test: setup check
 	$(PYTEST) -o timeout=400 $(ALONE)
 
 check: lint
-	$(PYTEST) -n 2 tests/unit tests/model
+	$(PYTEST) -n auto -m 'not slow' tests/unit tests/model
 
 lint: venv
 	$(PYTHON) -m ruff check .

@@ -4,6 +4,7 @@ again; then one host dies for good (see world)."""
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tests.model.primary_host import Step
 
 EVERYBODY, OPERATOR, FAULT, KINDS = 11, 13, 14, 16
+SCHEDULES = int(os.environ.get("REMUSDB_SCHEDULES", "100"))  # that each case tries; `make test` says 800
 
 
 def number(names: str, kind: int, choice: int = 0) -> int:

@@ -10,20 +10,17 @@ What must hold, asserted in `world`, `hosts` and `backup_host` where it would br
 and when faults end, with no more than what `status` would tell an operator to do, the VM is protected again: no
 schedule leaves everybody waiting, or the VM destroyed on all hosts. From there it outlives the end of one host.
 
-REMUSDB_SCHEDULES in the environment is how many schedules each case tries.
+How many schedules each case tries: tests/model/schedule.py.
 """
 
 from __future__ import annotations
-
-import os
 
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from tests.model.schedule import check, protected
+from tests.model.schedule import SCHEDULES, check, protected
 
-SCHEDULES = int(os.environ.get("REMUSDB_SCHEDULES", "800"))
 NUMBER = st.integers(0, (1 << 20) - 1)
 
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from remusdb.arbiter import register
 from remusdb.core.ownership import Ownership, Verdict, open_session, take_over
 from tests.model.register_world import Fault, Script, World
+from tests.model.schedule import SCHEDULES
 
 # Of each question to the register; half of the steps go without faults altogether.
 FAULTS: list[Fault] = ["none", "none", "none", "unsent", "lost", "late", "late", "mute"]
@@ -87,7 +88,7 @@ class Run:
 
 
 @given(SCHEDULE)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=2 * SCHEDULES, deadline=None)
 def test_at_most_one_host_speaks_and_in_the_end_one_does(numbers: list[int]) -> None:
     Run(numbers).go()
 

@@ -46,6 +46,7 @@ def test_most_mutations_can_be_read(shape: str) -> None:
     assert mutated([], random.Random(1)) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # two processes that import everything, instrumented, beside whatever else runs
 def test_a_mistake_is_found_and_how_to_see_it_again_is_told() -> None:
     done = run("-m", "tests.fuzz", "--runs", "200000", "planted")

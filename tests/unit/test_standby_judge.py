@@ -296,6 +296,7 @@ def with_path(live: str, path: tuple[str, ...], attribute: str | None) -> ET.Ele
     return root
 
 
+@pytest.mark.slow
 def test_a_path_in_any_place_of_libvirts_schema_is_refused_or_is_not_started(config: AgentConfig) -> None:
     """But for text that the guest alone reads, or an operator."""
     live, read = good(config), []
