@@ -80,7 +80,7 @@ test: setup lint
 	$(PYTEST) -o timeout=400 $(ALONE)
 
 check: lint
-	$(PYTEST) -n auto -m 'not slow' tests/unit tests/model
+	$(PYTEST) -n 3 -m 'not slow' tests/unit tests/model
 
 lint: venv
 	$(PYTHON) -m ruff check .

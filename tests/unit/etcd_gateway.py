@@ -41,7 +41,7 @@ class Gateway:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True).start()
         self.arbiter = Arbiter(Config(endpoints=[f"http://127.0.0.1:{self._server.server_port}"], timeout_ms=20_000))
 
     def says(self, path: str, *bodies: str | bytes | tuple[int, str | bytes]) -> None:

@@ -52,7 +52,7 @@ def test_the_example_sends_its_message(tmp_path: Path) -> None:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Room)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.005,), daemon=True).start()
     try:
         (tmp_path / "webhook").write_text(f"http://127.0.0.1:{server.server_port}/room\n")
         script = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)[0]
