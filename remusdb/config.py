@@ -61,6 +61,7 @@ class Protection(Struct, frozen=True, kw_only=True):
     epoch_gap_ms: Annotated[int, Meta(ge=1, le=1000)] = 20  # between two epochs while output waits and the guest works
     epoch_max_ms: Annotated[int, Meta(ge=25, le=10_000)] = 500  # of a VM that does nothing
     max_pause_share: Annotated[float, Meta(ge=0.01, le=1.0)] = 0.5  # of the time the VM may stand still for epochs
+    busy_pause_share: Annotated[float, Meta(ge=0.01, le=1.0)] = 0.1  # the same, while the guest works on
     window: Annotated[int, Meta(ge=1, le=16)] = 4  # epochs in flight
     encoding: Literal["delta", "full"] = "delta"
     gate: Literal["auto", "tap", "plug"] = "auto"

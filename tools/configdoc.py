@@ -58,6 +58,10 @@ WORDS = {
     ),
     "protection.epoch_max_ms": "on demand: time between two cuts of a VM that does nothing",
     "protection.max_pause_share": "on demand: the VM stands still for no more than this part of the time",
+    "protection.busy_pause_share": (
+        "the same where replies wait while the guest works on: epochs are then as far apart as their pauses ask "
+        "for, and never nearer than `epoch_gap_ms`"
+    ),
     "protection.window": "epochs on the way that are not acknowledged yet",
     "protection.encoding": (
         "`delta` sends what changed within a page and keeps a copy of the VM's memory on this host for "

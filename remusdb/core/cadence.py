@@ -3,7 +3,8 @@
 
     fixed      every `epoch_s`
     on demand  output waits    ─ the guest has become idle: nothing more will come ─▶ cut
-                               ─ the guest works on: `gap_s` after the last cut ────▶ cut
+                               ─ the guest works on: `gap_s` after the last cut, and
+                                 no more than `busy_pause_share` of its time goes ──▶ cut
                nothing waits   ─ the guest has worked for `epoch_s` since the cut ──▶ cut   (its dirty pages grow)
                                ─ `epoch_max_s` are over ────────────────────────────▶ cut
 
@@ -41,6 +42,7 @@ class Pace:
     epoch_max_s: float
     gap_s: float
     max_pause_share: float
+    busy_pause_share: float
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Cadence:
         self._pace = pace
         self._began = now - pace.epoch_max_s - pace.epoch_s
         self._due = now  # of the fixed clock
-        self._earliest = now  # for the sake of the share
+        self._earliest = self._earliest_busy = now  # for the sake of the shares
 
     def cut(self, began: float, ended: float) -> None:
         """An epoch was cut: the VM stood still from `began` on, until `ended` at the latest."""
@@ -85,6 +87,7 @@ class Cadence:
         # A fixed clock does not make up for what it was late, but by half.
         self._due = max(self._due + pace.epoch_s, began + pace.epoch_s / 2)
         self._earliest = began + (ended - began) / pace.max_pause_share
+        self._earliest_busy = began + max(pace.gap_s, (ended - began) / pace.busy_pause_share)
 
     def look(self, now: float, seen: Seen) -> Cut | Wait:
         """Whether to cut now."""
@@ -104,7 +107,7 @@ class Cadence:
             return Wait(SETTLE_S - waited_s)
         if not seen.busy:
             return Cut(Why.OUTPUT)
-        return Cut(Why.GAP) if now >= self._began + self._pace.gap_s else Wait(LOOK_S)
+        return Cut(Why.GAP) if now >= self._earliest_busy else Wait(LOOK_S)
 
     def _quiet(self, now: float, seen: Seen) -> Cut | Wait:
         left = self._pace.epoch_s - seen.worked_s

@@ -26,6 +26,7 @@ def pace_of(protection: Protection) -> Pace:
         epoch_max_s=max(protection.epoch_max_ms, protection.epoch_ms) / 1000,
         gap_s=protection.epoch_gap_ms / 1000,
         max_pause_share=protection.max_pause_share,
+        busy_pause_share=protection.busy_pause_share,
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from remusdb.core.cadence import SETTLE_S, Cadence, Cut, Pace, Seen, Wait, Why
 
-PACE = Pace(on_demand=True, epoch_s=0.05, epoch_max_s=0.5, gap_s=0.02, max_pause_share=0.5)
+PACE = Pace(on_demand=True, epoch_s=0.05, epoch_max_s=0.5, gap_s=0.02, max_pause_share=0.5, busy_pause_share=0.5)
 QUIET = Seen(output_s=None, busy=False, worked_s=0.0, committed=True)
 PAUSE_S = 0.002
 
@@ -51,6 +51,17 @@ def test_on_demand(now: float, seen: Seen, found: Cut | Wait) -> None:
         assert told.seconds == pytest.approx(found.seconds)
     else:
         assert told == found
+
+
+def test_a_guest_that_works_is_cut_the_more_rarely_the_dearer_its_cuts_are() -> None:
+    """One that is idle is not: nobody loses anything while it stands still."""
+    pace = replace(PACE, busy_pause_share=0.1)
+    busy = Seen(output_s=0.01, busy=True, worked_s=0.0, committed=True)
+    for pause_s, due in ((0.001, 0.020), (0.002, 0.020), (0.006, 0.060)):
+        cadence = after_a_cut(pace, pause_s)
+        assert isinstance(cadence.look(due - 0.001, busy), Wait)
+        assert cadence.look(due + 1e-9, busy) == Cut(Why.GAP)
+        assert cadence.look(2 * pause_s + 1e-9, replace(busy, busy=False)) == Cut(Why.OUTPUT)
 
 
 def test_a_fixed_clock_hears_nothing() -> None:

@@ -10,7 +10,7 @@ import time
 from remusdb.core.cadence import Pace, Why
 from remusdb.worker.epoch_timer import EpochTimer
 
-PACE = Pace(on_demand=True, epoch_s=0.02, epoch_max_s=60.0, gap_s=0.01, max_pause_share=0.1)
+PACE = Pace(on_demand=True, epoch_s=0.02, epoch_max_s=60.0, gap_s=0.01, max_pause_share=0.1, busy_pause_share=0.1)
 WAITED_S = 0.5  # at this share a pause of that length would be followed by 5 s without a cut
 
 
@@ -32,7 +32,7 @@ def test_what_a_cut_waited_for_is_no_pause() -> None:
 
 
 def test_a_wait_ends_when_somebody_calls() -> None:
-    slow = Pace(on_demand=False, epoch_s=60.0, epoch_max_s=60.0, gap_s=0.01, max_pause_share=0.1)
+    slow = Pace(on_demand=False, epoch_s=60.0, epoch_max_s=60.0, gap_s=0.01, max_pause_share=0.1, busy_pause_share=0.1)
     timer, called = EpochTimer(slow, (), os.getpid()), threading.Event()
     assert wait(timer) is Why.CLOCK
     timer.at_stop()
