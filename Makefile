@@ -35,7 +35,9 @@ help:
 	@echo 'make test    everything: check, then the tests that need namespaces and QEMU (root; installs Debian packages)'
 	@echo 'make check   linters, mypy, and the tests that need nothing but this folder (no root)'
 	@echo 'make lock    pin the newest releases of all that .venv holds (needs uv)'
-	@echo 'make bench   what is timed, apart from the tests: figures of a shared machine prove nothing'
+	@echo 'make bench [QUICK=1]'
+	@echo '             what protection costs PostgreSQL, as ratios of one run, in build/bench/report.json (QUICK: five minutes);'
+	@echo '             then what else is timed, apart from the tests: figures of a shared machine prove nothing'
 	@echo 'make fuzz [FUZZ_S=seconds|FUZZ_RUNS=n]'
 	@echo '             feed every parser with mutations: so long in all, or n inputs each; test does it for 60 s'
 	@echo 'make dist    the wheel and the .deb for Debian 12 and 13, in dist/'
@@ -97,7 +99,8 @@ fuzz: venv
 	$(PYTHON) -m tests.fuzz $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS),--seconds $(FUZZ_S))
 
 bench: setup
-	$(PYTEST) tests/bench -W ignore::ResourceWarning -o log_cli=true -o log_cli_level=INFO
+	@$(PYTHON) -m tools.bench $(if $(QUICK),--quick)
+	$(if $(QUICK),,$(PYTEST) tests/bench -W ignore::ResourceWarning -o log_cli=true -o log_cli_level=INFO)
 
 dist: venv
 	@$(PYTHON) -m tools.dist

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What protection costs PostgreSQL: the same load, unprotected and protected in several ways, in one run.
 
-    python -m tools.bench [--modes MODE,...] [--clients N,...] [--seconds N] [--rounds N] [--unprepared]
+    python -m tools.bench [--quick] [--modes MODE,...] [--clients N,...] [--seconds N] [--rounds N] [--unprepared]
 
 The modes take turns within a round, and their order turns from round to round: a shared machine is never the same for
 long. A ratio is the median of a mode's throughput over that of `unprotected`. The last line on stdout is one JSON
-object, which build/bench/report.json holds as well.
+object, which build/bench/report.json holds as well; tools/bench/summary.py says what its first keys are.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from tools.bench import encode, summary
 from tools.bench.pgbench import Load, Pgbench
+from tools.bench.summary import UNPROTECTED
 from tools.lab import Lab, domains, image
 from tools.lab.paths import BUILD
 from tools.lab.product import Product, Settings
@@ -26,15 +30,17 @@ from tools.show import run_to_exit, say, step
 
 VM = "pg"
 FOLDER = BUILD / "bench"
-UNPROTECTED = "unprotected"
 MODES: dict[str, Settings] = {
     UNPROTECTED: {},
+    "remus": {"epoch_mode": "fixed", "encoding": "full"},  # as the paper's baseline: whole pages, by the clock
     "fixed": {"epoch_mode": "fixed"},
     "on-demand": {"epoch_mode": "on-demand"},
 }
 SHOWN = ("pause_ms_p50", "pause_ms_p99", "commit_ms_p50", "commit_ms_p99", "dirty_pages", "bytes_per_epoch",
          "epochs_per_s", "epochs_for")  # fmt: skip
 _BOOT_S, _PROTECT_S, _SCALE = 240.0, 180.0, 2
+_IDLE_S = 5.0
+WORKER = "remusdb.worker"
 
 
 class Bench:
@@ -48,7 +54,7 @@ class Bench:
         if mode != UNPROTECTED:
             self._configure(MODES[mode])
             self._product.cli("a", "protect", VM, "--to", "b", timeout_s=_PROTECT_S)
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {} if mode == UNPROTECTED else {"idle": self._idle()}
         for load in loads:
             found[load.key] = one = vars(self._pgbench.run(load, seconds))
             if mode != UNPROTECTED:
@@ -57,6 +63,17 @@ class Bench:
         if mode != UNPROTECTED:
             self._product.cli("a", "unprotect", VM, timeout_s=_PROTECT_S)
         return found
+
+    def _idle(self) -> dict[str, Any]:
+        """Of a VM that nobody asks anything: what status says, and what an epoch costs the worker in ms of CPU."""
+        processes = [psutil.Process(pid) for pid in self._lab.host("a").pids()]
+        (worker,) = [process for process in processes if WORKER in process.cmdline()]
+        before, began = self._product.status(VM), sum(worker.cpu_times()[:2])
+        time.sleep(_IDLE_S)
+        after, ended = self._product.status(VM), sum(worker.cpu_times()[:2])
+        epochs = after["committed"] - before["committed"]
+        cpu_ms = round(1000 * (ended - began) / epochs, 2) if epochs else None
+        return {**{key: after[key] for key in SHOWN}, "worker_cpu_ms": cpu_ms}
 
     def _configure(self, settings: Settings) -> None:
         """These settings for the VM, from its next protection on."""
@@ -70,28 +87,21 @@ class Bench:
         self._product.start_host("a")
 
 
-def ratios(rounds: list[dict[str, Any]]) -> dict[str, float]:
-    """`tpcb_c8_on-demand`: median throughput over the median of `unprotected`, of each mode and load."""
-    found = {}
-    for mode in rounds[0]:
-        for key in rounds[0][mode]:
-            mine, plain = ([one[which][key]["tps"] for one in rounds] for which in (mode, UNPROTECTED))
-            if mode != UNPROTECTED:
-                found[f"{key}_{mode}"] = round(statistics.median(mine) / statistics.median(plain), 3)
-    return found
-
-
 def main() -> int:
     """As `make bench` calls it; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench")
-    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--quick", action="store_true", help="one round of 5 s each, without remus: some five minutes")
+    parser.add_argument("--modes", help=f"of {', '.join(MODES)}")
     parser.add_argument("--clients", default="1,8,32")
     parser.add_argument("--seconds", type=int, default=10, help="of each load in each mode and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="for all protected modes")
     parser.add_argument("--unprepared", action="store_true", help="without `remusdb prepare`: all goes through libvirt")
     asked = parser.parse_args()
-    modes = list(dict.fromkeys([UNPROTECTED, *asked.modes.split(",")]))
+    if asked.quick:
+        asked.seconds, asked.rounds = 5, 1
+    usual = [mode for mode in MODES if mode != "remus" or not asked.quick]
+    modes = list(dict.fromkeys([UNPROTECTED, *(asked.modes.split(",") if asked.modes else usual)]))
     for pair in asked.set:
         key, _, value = pair.partition("=")
         for mode in MODES:
@@ -113,11 +123,13 @@ def main() -> int:
             for mode in turned:
                 with step(f"round {number + 1} of {asked.rounds}: {mode}"):
                     rounds[-1][mode] = bench.measure(mode, loads, asked.seconds)
-            report = json.dumps({**ratios(rounds), "rounds": rounds})
-            (FOLDER / "report.json").write_text(report + "\n")
         product.keep_logs()
-    for key, value in ratios(rounds).items():
+    with step("pages are encoded"):
+        found = {**summary.of(rounds), **encode.report()}
+    for key, value in found.items():
         say(f"  {key:<24} {value}")
+    report = json.dumps({**found, "rounds": rounds})
+    (FOLDER / "report.json").write_text(report + "\n")
     print(report)
     return 0
 
