@@ -34,7 +34,7 @@ def delta(
     Of each page `kinds` (n) gets SAME, DATA or ZERO. Of those that are DATA, in order, `masks` gets the lines that
     changed, and `lines` their XOR with what was there. Both need room for n pages. How many of each were written.
     """
-    if native.kernels is not None and content.flags.c_contiguous and shadow.flags.c_contiguous:
+    if native.kernels is not None and all(array.flags.c_contiguous for array in (numbers, content, shadow)):
         return native.kernels.delta(numbers, content, shadow, masks, lines, kinds)  # type: ignore[no-any-return]
     return delta_in_numpy(numbers, content, shadow, masks, lines, kinds)
 

@@ -65,3 +65,13 @@ def test_each_module_of_the_agent_is_in_the_table() -> None:
     named = re.findall(r"`(\w+)`", text)
     real = {path.stem for path in (ROOT / "agents").rglob("*.py")} - {"__init__"}
     assert set(named) == real
+
+
+def test_each_folder_of_code_is_in_the_table_of_folders() -> None:
+    table = (ROOT / "docs/architecture.md").read_text().partition("## Folders")[2].partition("\n## ")[0]
+    told = {
+        name for line in table.splitlines() for name in re.findall(r"`((?:remusdb|agents|tools|tests)/[^`]+)`", line)
+    }
+    of = ("remusdb", "agents/remusdb_agents", "tools", "tests")
+    there = {f"{top}/{path.parent.name}" for top in of for path in (ROOT / top).glob("*/__init__.py")}
+    assert there == told
