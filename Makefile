@@ -27,7 +27,7 @@ help:
 	@echo 'make soak [ROUNDS=n] [BY=kill|switchover]'
 	@echo '             fail over (or move), rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
 	@echo 'make matrix [CELLS=all|ci|FAULT/PHASE,...] [KEEP=1]'
-	@echo '             every fault in every phase (about 40 minutes); writes docs/fault-matrix.md'
+	@echo '             every fault in every phase (about 50 minutes); writes docs/fault-matrix.md'
 	@echo 'make machines [UNTIL=boot|install|protect|kill|rejoin|reboot]'
 	@echo '             two hosts that are VMs of their own (Debian 13 with its kernel, systemd, AppArmor): a power failure, and back'
 	@echo 'make vagrant-demo'
