@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from remusdb.core.wire import MAX_PAYLOAD, Frame, FrameType, encode_header
+from remusdb.core.wire import MAGIC, MAX_PAYLOAD, PROTOCOL_VERSION, Frame, FrameType, encode_header
 from remusdb.deadline import Deadline, poll_until
 from remusdb.errors import BadFrame, ConfigError, PeerRefused, PeerUnreachable
 from remusdb.transport import handshake
@@ -268,12 +268,13 @@ def corrupted() -> bytes:
     return bytes(frame)
 
 
+MINE = MAGIC + bytes([PROTOCOL_VERSION])  # how each frame begins
 BAD_FRAMES = [
     (corrupted(), "checksum mismatch in a PAGES frame"),
     (b"GET / HTTP/1.1\r\n" + bytes(64), "bad magic"),
     (b"RMDB\x07" + bytes(35), "protocol version 7"),
-    (b"RMDB\x02\x05\x00\x00\xff\xff\xff\xff" + bytes(28), "oversized frame: 4294967295"),
-    (b"RMDB\x02\x00" + bytes(34), "unknown frame type 0"),
+    (MINE + b"\x05\x00\x00\xff\xff\xff\xff" + bytes(28), "oversized frame: 4294967295"),
+    (MINE + b"\x00" + bytes(34), "unknown frame type 0"),
 ]
 
 

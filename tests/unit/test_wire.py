@@ -129,7 +129,10 @@ def test_each_side_says_what_is_its_to_say() -> None:
 
 
 @settings(deadline=None, max_examples=500)
-@given(st.binary(min_size=40, max_size=40) | st.binary(max_size=35).map(lambda rest: b"RMDB\x02" + rest))
+@given(
+    st.binary(min_size=40, max_size=40)
+    | st.binary(max_size=35).map(lambda rest: wire.MAGIC + bytes([wire.PROTOCOL_VERSION]) + rest)
+)
 def test_any_header_is_one_within_its_bounds_or_refused(data: bytes) -> None:
     try:
         header = decode_header(data)
