@@ -12,7 +12,15 @@ from tests.vm.pair import Pair, running_pair
 
 REPO = Path(__file__).resolve().parents[2]
 # They take minutes each: one that begins last leaves a core idle until its end. With `--no-loadscope-reorder`.
-LONGEST = ("test_upgrade", "test_plug_failover", "test_failover", "test_runbooks", "test_direct_reads", "test_life")
+LONGEST = (
+    "test_upgrade",
+    "test_plug_failover",
+    "test_plug_gate",
+    "test_failover",
+    "test_runbooks",
+    "test_direct_reads",
+    "test_life",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
