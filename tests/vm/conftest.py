@@ -15,8 +15,8 @@ REPO = Path(__file__).resolve().parents[2]
 LONGEST = (
     "test_upgrade",
     "test_plug_failover",
-    "test_plug_gate",
     "test_failover",
+    "test_plug_gate",
     "test_runbooks",
     "test_direct_reads",
     "test_life",
