@@ -19,7 +19,7 @@ UNTIL ?= reboot
 FUZZ_S ?= 3600
 FUZZ_RUNS ?=
 
-.PHONY: help setup venv demo soak matrix machines vagrant-box vagrant-demo test check lint lock bench fuzz dist dist-test clean
+.PHONY: help setup venv demo soak matrix machines vagrant-box vagrant-demo test check quick lint lock bench fuzz dist dist-test clean
 
 help:
 	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link] [DB=postgresql|mariadb]'
@@ -81,8 +81,12 @@ test: setup lint
 	$(PYTEST) $(BY_FILE) --no-loadscope-reorder --durations=15 -o timeout=400 tests/vm $(ALONE:%=--ignore=%)
 	$(PYTEST) -o timeout=400 $(ALONE)
 
-check: lint
-	$(PYTEST) -n 3 -m 'not slow' tests/unit tests/model
+# Both at once: much of a test is waiting.
+check: venv
+	@$(MAKE) --no-print-directory -j 2 lint quick
+
+quick: venv
+	$(PYTEST) -q -n 3 -m 'not slow' tests/unit tests/model
 
 lint: venv
 	$(PYTHON) -m ruff check .

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.model.primary_host import Step
 
 EVERYBODY, OPERATOR, FAULT, KINDS = 11, 13, 14, 16
-SCHEDULES = int(os.environ.get("REMUSDB_SCHEDULES", "100"))  # that each case tries; `make test` says 800
+SCHEDULES = int(os.environ.get("REMUSDB_SCHEDULES", "50"))  # that each case tries; `make test` says 800
 
 
 def number(names: str, kind: int, choice: int = 0) -> int:

@@ -120,6 +120,7 @@ def test_no_payload_is_too_large(encoding: Encoding) -> None:
     assert np.array_equal(replica, ram)
 
 
+@pytest.mark.slow
 def test_many_zero_pages_are_several_payloads() -> None:
     """A block of 560 MB that becomes zero; the views let one page stand for all."""
     count = 140_000

@@ -106,6 +106,7 @@ def copies(draw: st.DrawFn) -> tuple[bytearray, bytes, list[bytes]]:
     return base, bytes(disk), log
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(copies(), st.integers(1, 5), st.data())
 def test_what_is_sent_makes_the_disk_of_any_base(
