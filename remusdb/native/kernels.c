@@ -14,7 +14,7 @@
 #include <string.h>
 
 enum { PAGE_BYTES = 4096, LINE_BYTES = 64, LINES = PAGE_BYTES / LINE_BYTES, LINE_WORDS = LINE_BYTES / 8 };
-enum { SAME = 0, DATA = 1, ZERO = 2 }; /* pagework.Kind */
+enum { SAME = 0, DATA = 1, ZERO = 2 }; /* as in core/pagework.py */
 
 /* One page: the XOR of each line that changed goes to `out`, which has room for a page; `old` becomes `new`. */
 static uint64_t page_delta(const uint64_t *new, uint64_t *old, uint64_t *out, uint64_t *content)

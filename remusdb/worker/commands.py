@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from remusdb import native
 from remusdb.control.api import Switched
 from remusdb.control.codec import Done, Failed, Nothing, Progress, Request
 from remusdb.control.lines import LineChannel
@@ -238,5 +239,7 @@ class Worker:
 def main() -> None:
     """Entry of the process."""
     setup()
+    if native.kernels is None:
+        log.warning("the page kernels in C are not there: numpy does their work, each epoch costs more")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     Worker(Channel(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]))).run()

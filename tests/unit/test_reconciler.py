@@ -34,7 +34,7 @@ from remusdb.state import StateStore
 from tests.unit.host_daemon_rig import FAST, NoLibvirt, OtherHosts, Running, events, put, script
 from tests.waiting import eventually
 
-MOMENT_S = 0.15  # several looks at each VM
+MOMENT_S = 0.3  # many looks at each VM
 ARMED: dict[str, Any] = {"role": "protected", "term": 7, "peer": "beta", "armed": True, "wanted": True}
 SOLO: dict[str, Any] = {"role": "solo", "term": 7, "peer": "beta", "wanted": True}
 

@@ -123,6 +123,7 @@ def main() -> int:
             for mode in turned:
                 with step(f"round {number + 1} of {asked.rounds}: {mode}"):
                     rounds[-1][mode] = bench.measure(mode, loads, asked.seconds)
+            (FOLDER / "report.json").write_text(json.dumps({**summary.of(rounds), "rounds": rounds}) + "\n")
         product.keep_logs()
     with step("pages are encoded"):
         found = {**summary.of(rounds), **encode.report()}

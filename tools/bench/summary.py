@@ -4,7 +4,7 @@
 tpcb_c8_ratio         throughput of MODE over that of the unprotected VM, medians of all rounds; so for each load
 tpcb_c8_fixed         the same of another mode, by its name
 pause_ms_idle         how long an idle VM stands still for an epoch, ms
-worker_cpu_ms_idle    what such an epoch costs the worker, ms of CPU
+worker_cpu_ms_idle    the worker's CPU over such an epoch, ms, and what it does by the clock: more, where epochs are few
 commit_ms_p50         from the end of a cut to its frames on the wire, ms, under the load with most clients
 wire_over_dirty       bytes that were sent over bytes of the pages that were written, under TPC-B
 """
@@ -14,9 +14,10 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from remusdb.core.pagework import PAGE_BYTES
+
 MODE = "on-demand"  # what the keys without a mode's name are of, where it was measured
 UNPROTECTED = "unprotected"
-PAGE_BYTES = 4096
 
 Rounds = list[dict[str, Any]]
 

@@ -17,7 +17,7 @@ def place_kernel(machine: Machine) -> None:
 def start(machine: Machine) -> str:
     """Defines the VM and starts it, as its owner did before remusdb was heard of. libvirt's domain type of it.
 
-    That is `kvm` where the machine has a KVM which can resume a VM; the one that TCG emulates cannot.
+    That is `kvm` where the machine has a KVM which can resume a VM: one that TCG emulated did not (docs/results.md).
     """
     kind = "kvm" if machine.attempt("test -c /dev/kvm").code == 0 else "qemu"
     machine.run(f"sh {FILES}/vm.sh {NAME} {kind}")
