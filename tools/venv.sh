@@ -43,7 +43,7 @@ pinned() { awk -v name="$1" '/^[^ #]/ { on = index($0, name "==") == 1 } on' req
 
 python=$(find_python)
 stamp=.venv/remusdb-stamp
-wanted="$(cat tools/venv.sh pyproject.toml requirements.lock remusdb/native/kernels.c | sha256sum) $("$python" -VV | tr '\n' ' ')"
+wanted="$(cat tools/venv.sh pyproject.toml requirements.lock remusdb/native/*.[ch] | sha256sum) $("$python" -VV | tr '\n' ' ')"
 if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
     say "making the virtual environment .venv with $python"
     rm -f "$stamp"
@@ -62,6 +62,6 @@ if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
     pip install -q --require-hashes --no-deps --no-build-isolation -r requirements.lock
     pip install -q --no-deps --no-build-isolation -e .
     .venv/bin/python -c 'import remusdb.native.kernels' \
-        || fail "remusdb/native/kernels.c was not compiled" ".venv/bin/python -m pip install -v --no-deps --no-build-isolation -e . says why"
+        || fail "remusdb/native was not compiled" ".venv/bin/python -m pip install -v --no-deps --no-build-isolation -e . says why"
     echo "$wanted" > "$stamp"
 fi

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remusdb.capture.kernel import check, libc
+from remusdb.capture.runs import Runs
 from remusdb.errors import VmError
 from remusdb.vm.ramblocks import PAGE_BYTES
 
 IOV_MAX = 1024  # linux/uio.h UIO_MAXIOV
+CALL_BYTES = 1 << 30  # a call moves at most 2 GiB less a page (MAX_RW_COUNT)
 SHIFT = np.int64(12)
 
 
@@ -36,6 +38,12 @@ class ProcessMemory:
         self._transfer(libc.process_vm_readv, address, numbers, content)
         return content
 
+    def read_runs(self, runs: Runs, content: NDArray[np.uint8]) -> None:
+        """Fill `content`, as many bytes as `runs` have in all, with what is there."""
+        remote = np.ascontiguousarray(runs).copy()
+        remote[:, 1] -= remote[:, 0]
+        self._move(libc.process_vm_readv, remote, content)
+
     def write(self, address: int, numbers: NDArray[np.int64], content: NDArray[np.uint8]) -> None:
         """Put `content`, shape (n, 4096), into the pages `numbers` (ascending) of the mapping at `address`."""
         self._transfer(libc.process_vm_writev, address, numbers, np.ascontiguousarray(content))
@@ -43,21 +51,28 @@ class ProcessMemory:
     def _transfer(
         self, call: ctypes._NamedFuncPointer, address: int, numbers: NDArray[np.int64], content: NDArray[np.uint8]
     ) -> None:
-        if not len(numbers):
-            return
-        first, count = runs_of(numbers)
-        remote = np.empty((len(first), 2), dtype=np.uint64)
-        remote[:, 0] = (first << SHIFT) + address
-        remote[:, 1] = count << SHIFT
-        at = content.ctypes.data
-        for low in range(0, len(remote), IOV_MAX):
-            part = remote[low : low + IOV_MAX]
-            size = int(part[:, 1].sum())
-            local = np.array([at, size], dtype=np.uint64)
+        if len(numbers):
+            first, count = runs_of(numbers)
+            remote = np.empty((len(first), 2), dtype=np.uint64)
+            remote[:, 0] = (first << SHIFT) + address
+            remote[:, 1] = count << SHIFT
+            self._move(call, remote, content)
+
+    def _move(self, call: ctypes._NamedFuncPointer, remote: NDArray[np.uint64], content: NDArray[np.uint8]) -> None:
+        """`remote`: rows (address, bytes); `content` is contiguous and has as many bytes."""
+        ends = np.cumsum(remote[:, 1], dtype=np.int64)
+        if int(ends[-1]) != content.nbytes:
+            raise ValueError(f"{int(ends[-1])} bytes there, {content.nbytes} here")
+        low = moved = 0
+        while low < len(remote):
+            fits = int(np.searchsorted(ends, moved + CALL_BYTES, side="right"))
+            high = max(low + 1, min(low + IOV_MAX, fits))
+            part, size = remote[low:high], int(ends[high - 1]) - moved
+            local = np.array([content.ctypes.data + moved, size], dtype=np.uint64)
             try:
                 done = check(call(self.pid, local.ctypes.data, 1, part.ctypes.data, len(part), 0), "process_vm")
             except OSError as exc:
                 raise VmError(f"memory of QEMU (pid {self.pid}) cannot be reached: {exc}") from exc
             if done != size:
                 raise VmError(f"memory of QEMU (pid {self.pid}): {done} of {size} bytes moved")
-            at += size
+            low, moved = high, moved + size

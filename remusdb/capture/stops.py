@@ -48,6 +48,8 @@ class Stop(Generic[T]):
     done: T
     devices: bytes
     at_ns: int | None  # time.monotonic_ns(); None if the VM did not run until then
+    asked_ns: int = 0  # when QEMU was asked for it, and
+    ended_ns: int = 0  # when its state was read: time.monotonic_ns()
 
 
 @dataclass
@@ -91,12 +93,14 @@ class Stops:
                 raise VmError("the guard process of the state FIFO is gone")
             fd = self._fifo.open()
             self._clock.begin()
+            asked = time.monotonic_ns()
             save = _Save(self._begin(SAVE, filename=str(self._fifo.path), live=False))
             try:
                 self._await_stop(fd, save, waiting)
                 stopped_at = time.monotonic_ns()
                 done = work()
                 devices = self._drain(fd, stopped_at)
+                ended = time.monotonic_ns()
             except BaseException:
                 if not save.answered:
                     self._fifo.abandon()
@@ -104,7 +108,7 @@ class Stops:
             finally:
                 os.close(fd)
             self._confirm(save, devices)
-            return Stop(done, devices, self._clock.done(devices))
+            return Stop(done, devices, self._clock.done(devices), asked, ended)
 
     def close(self) -> None:
         """Have a stop that waits give up, and release the descriptor; the FIFO belongs to the caller."""

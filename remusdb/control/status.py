@@ -40,6 +40,13 @@ Reasoned = Annotated[str, says("why it is in that state, in words; and what is w
 Why = Annotated[Reason | None, says("why it is in that state, for programs; null: there is nothing to say")]
 Hint = Annotated[str, says("what to do about it; empty: nothing")]
 Troubled = Annotated[list[Trouble], says("what is wrong while it is protected all the same: see hooks.md")]
+Stages = Annotated[
+    dict[str, float],
+    says(
+        "medians of what a cut takes: `stop`, until the VM is paused; then, while it is, `gates`, `find` (the pages "
+        "that were written), `read` (them), `marked` (the gates), `state` (of its devices)"
+    ),
+]
 ProvenAt = Annotated[int | None, says("when QEMU on the backup last accepted this VM's state, by the backup's clock")]
 ProvenEpoch = Annotated[int | None, says("the epoch whose state that was")]
 ProvenTook = Annotated[float | None, says("how long QEMU took for it")]
@@ -77,6 +84,7 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     in_flight: Annotated[int, says("epochs that are under way")] = 0
     pause_ms_p50: Annotated[float | None, says("how long the VM is paused for a cut: the median")] = None
     pause_ms_p99: Annotated[float | None, says("the same, of which 1 % are longer")] = None
+    stages_ms: Stages = {}
     bytes_per_epoch: Annotated[float | None, says("what an epoch takes on the wire: the median")] = None
     dirty_pages: Annotated[float | None, says("pages of memory in an epoch: the median")] = None
     seeded_bytes: Annotated[int | None, says("what the initial sync of the disks took on the wire")] = None

@@ -13,6 +13,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "scan.h"
+
 enum { PAGE_BYTES = 4096, LINE_BYTES = 64, LINES = PAGE_BYTES / LINE_BYTES, LINE_WORDS = LINE_BYTES / 8 };
 enum { SAME = 0, DATA = 1, ZERO = 2 }; /* as in core/pagework.py */
 
@@ -39,7 +41,7 @@ static uint64_t page_delta(const uint64_t *new, uint64_t *old, uint64_t *out, ui
     return mask;
 }
 
-static int get(PyObject *from, Py_buffer *to, int flags, Py_ssize_t bytes, const char *what)
+int get(PyObject *from, Py_buffer *to, int flags, Py_ssize_t bytes, const char *what)
 {
     if (PyObject_GetBuffer(from, to, flags) < 0)
         return -1;
@@ -161,6 +163,7 @@ masks:
 static PyMethodDef methods[] = {
     {"delta", delta, METH_VARARGS, "See pagework.delta."},
     {"patch", patch, METH_VARARGS, "See pagework.patch."},
+    {"collect", collect, METH_VARARGS, "See PageMap.collect."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kernels.c has; core/pagework.py says what they do. ValueError for a buffer that is too small."""
+"""What kernels.c and scan.c have; core/pagework.py and capture/pagemap.py say what they do.
+
+ValueError for a buffer that is too small.
+"""
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -12,3 +15,6 @@ def delta(
     kinds: WriteableBuffer,
 ) -> tuple[int, int]: ...
 def patch(masks: ReadableBuffer, lines: ReadableBuffer, pages: WriteableBuffer) -> None: ...
+def collect(
+    fd: int, start: int, end: int, gap: int, span: int, look: WriteableBuffer, found: WriteableBuffer
+) -> tuple[int, int]: ...

@@ -212,7 +212,7 @@ class EpochLoop:
         with self._lock:
             self._pipeline.cut(epoch)
         timer.cut()
-        self._metrics.cut(epoch, cut.pages, why)
+        self._metrics.cut(epoch, cut.pages, why, cut.stages_ms)
         self._cuts.put((epoch, cut, positions, stays))
 
     def _ship_all(self) -> None:
@@ -228,6 +228,7 @@ class EpochLoop:
         if resources.devices is not None:
             resources.devices.require_same(cut.devices)
         frames = resources.encoder.epoch(epoch, cut, writes, list(self.addresses), stays)
+        resources.capture.give_back(cut)
         if asked is not None:
             self._require_mirrors(asked)
         return frames

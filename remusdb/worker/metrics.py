@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 LIVE = ("seeding", "protected", "held")  # states of a session that has not ended
 STARTING = Reason.of(Code.STARTING)
 KEPT_EPOCHS = 2000  # the window of the percentiles
+KEPT_STAGES = 200
 SHOWN_CUTS = 100  # of which it is shown how many there are in a second, and why
 
 
@@ -45,6 +47,7 @@ class Metrics:
     dirty_pages: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     commit_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     cuts: deque[tuple[float, Why]] = field(default_factory=lambda: deque(maxlen=SHOWN_CUTS))
+    stages_ms: dict[str, deque[float]] = field(default_factory=dict)
     cut_at: dict[int, float] = field(default_factory=dict)
     committed_cut_at: float | None = None
     seeded_bytes: int | None = None
@@ -80,13 +83,15 @@ class Metrics:
         with self.lock:
             self.pause_ms.append(pause_ms)
 
-    def cut(self, epoch: int, pages: int, why: Why) -> None:
-        """An epoch was cut just now."""
+    def cut(self, epoch: int, pages: int, why: Why, stages_ms: Mapping[str, float]) -> None:
+        """An epoch was cut just now; each part of that took so long."""
         now = time.monotonic()
         with self.lock:
             self.dirty_pages.append(pages)
             self.cut_at[epoch] = now
             self.cuts.append((now, why))
+            for stage, took_ms in stages_ms.items():
+                self.stages_ms.setdefault(stage, deque(maxlen=KEPT_STAGES)).append(took_ms)
 
     def shipped(self, payload_bytes: int) -> None:
         """An epoch was encoded to so many bytes."""
@@ -120,6 +125,7 @@ class Metrics:
                 committed_age_ms=None if age is None else round(age, 1),
                 epochs_per_s=_per_second([at for at, _why in self.cuts]),
                 epochs_for=dict(Counter(why.value for _at, why in self.cuts)),
+                stages_ms={name: _percentile(took, 50) or 0.0 for name, took in self.stages_ms.items()},
                 commit_ms_p50=_percentile(self.commit_ms, 50),
                 commit_ms_p99=_percentile(self.commit_ms, 99),
                 pause_ms_p50=_percentile(self.pause_ms, 50),

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from remusdb.capture.memory import ProcessMemory
-from remusdb.capture.tracker import SPAN_BYTES, Span, Tracker
+from remusdb.capture.runs import SPAN_BYTES
+from remusdb.capture.tracker import Span, Tracker
 from remusdb.vm.ramblocks import Block
 from tests.waiting import eventually
 
@@ -62,7 +63,7 @@ class Reader:
         assert self._line() == str(len(PAGES) * 4096)
 
     def collect(self) -> set[int]:
-        return {int(page) for _, pages in self.tracker.collect() for page in pages}
+        return {int(page) for _, pages in self.tracker.pages(self.tracker.collect()) for page in pages}
 
     def content(self) -> np.ndarray:
         return self.memory.read(self.address, PAGES)

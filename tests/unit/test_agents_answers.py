@@ -294,6 +294,7 @@ def test_a_session_that_is_not_resumed_closes_that_connection_and_tries_on(run: 
     assert listening.told == ["lost", "resumed"]
 
 
+@pytest.mark.slow
 def test_an_agent_with_bad_answers_alone_is_asked_ever_more_slowly(run: Run) -> None:
     """Each time is a line in log and history, and runs the hooks."""
     says = (Frame(FrameType.ACK, 7, 1, b""), frame(FrameType.REFUSE, b"\xc1"))  # also where it acknowledges in between

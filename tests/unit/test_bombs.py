@@ -126,6 +126,7 @@ PAGES = encode_pages(0, np.arange(9), CONTENT, np.zeros((9, 4096), np.uint8), "d
 STATE = encode_devices(bytes(range(256)) * 40, b"")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     st.sampled_from([RECORD_LOG, STATE, PAGES]),

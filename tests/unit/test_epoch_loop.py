@@ -80,7 +80,7 @@ class FakeVm:
         return SimpleNamespace(
             spec=SimpleNamespace(protection=Protection(epoch_mode="fixed", epoch_ms=self._epoch_ms)),
             gates=SimpleNamespace(turn=self.turn, mark_begin=self._mark_begin, mark_wait=lambda: self.note("marked")),
-            capture=SimpleNamespace(cut=self._cut),
+            capture=SimpleNamespace(cut=self._cut, give_back=lambda _cut: None),
             clock=SimpleNamespace(halting=self._halting, held_until_now=lambda: self.note("clock goes on")),
             domain=SimpleNamespace(
                 monitor="private",

@@ -89,6 +89,7 @@ def test_a_newer_field_does_not_hide_an_event(tmp_path: Path) -> None:
     assert terms(tmp_path) == [1]
 
 
+@pytest.mark.slow
 def test_two_processes_write_and_no_line_is_mixed_or_missing(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from tests.unit.test_history import append, event\n"

@@ -113,6 +113,7 @@ def test_hooks_start_in_the_order_of_their_names(folder: Path, tmp_path: Path, m
     assert seen == ["10-a", "20-b", "30-c"]
 
 
+@pytest.mark.slow
 def test_a_hook_that_hangs_is_killed_with_its_children_and_delays_no_other(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -315,6 +315,7 @@ def test_garbage_is_the_projects_own_error(sample: msgspec.Struct, garbage: byte
 PACKED = [(type(sample), pack(sample)) for sample in SAMPLES]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=500)
 @given(
     st.sampled_from(PACKED),
@@ -334,6 +335,7 @@ def test_any_mutated_message_is_one_or_is_refused(
     assert unpack(kind, pack(got)) == got, "what was taken once is within the bounds"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     st.sampled_from([kind for kind, _ in PACKED]),

@@ -11,7 +11,7 @@ import pytest
 
 from remusdb.capture import kernel
 from remusdb.capture.pagemap import PageMap
-from remusdb.capture.tracker import MERGE_GAP_BYTES, SPAN_BYTES, ascending, in_order, pieces
+from remusdb.capture.runs import MERGE_GAP_BYTES, SPAN_BYTES, ascending, in_order, pieces
 from remusdb.capture.trying import try_tracking
 from remusdb.errors import VmError
 

@@ -77,6 +77,7 @@ def test_what_happens_to_many_vms_at_once_is_told_of_each(log: Log) -> None:
     assert len(log.lines) == BURST
 
 
+@pytest.mark.slow
 def test_a_minute_of_flood_is_a_few_hundred_lines_and_the_sum_is_right(log: Log) -> None:
     for _ in range(60_000):
         log.refuse("x" * 40)

@@ -433,6 +433,7 @@ def test_a_vm_that_became_unfit_says_why_once_and_is_protected_when_it_is_fit(co
         shows(running, "protected")
 
 
+@pytest.mark.slow
 def test_what_the_worker_refuses_is_tried_at_longer_intervals(config: HostConfig) -> None:
     """Looks at the VM while its worker is at work must not make the next try a first one."""
     put(config, "db1", **SOLO)

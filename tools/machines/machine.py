@@ -40,7 +40,7 @@ class Machine:
         self._netns = netns
         self._folder = folder
         self._logs = logs
-        self._accel = accel
+        self.accel = accel
         self._mac = f"52:54:00:77:01:{number:02x}"
         self._disk = folder / f"{name}.qcow2"
         self._agent = GuestAgent(folder / f"{name}.ga")
@@ -63,8 +63,8 @@ class Machine:
                 str(self._disk),
             ]
             subprocess.run(make, check=True, timeout=60)
-        emulated = self._accel == "tcg"
-        accel = "tcg,thread=multi,tb-size=256" if emulated else self._accel
+        emulated = self.accel == "tcg"
+        accel = "tcg,thread=multi,tb-size=256" if emulated else self.accel
         cpu = "max,la57=off" if emulated else "host"  # TCG's `max` has SVM: the machine has a KVM of its own
         append = _APPEND + (" modules_load=kvm_amd" if emulated else "")
         command = [
