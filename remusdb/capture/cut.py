@@ -120,7 +120,7 @@ class Capture:
 
         stop = self._stops.at_stop(copy, waiting)
         every = [stop.asked_ns, *times, stop.ended_ns]
-        stages = {name: (end - began) / 1e6 for name, began, end in zip(STAGES, every, every[1:], strict=True)}
+        stages = {name: (end - began) / 1e6 for name, began, end in zip(STAGES, every[:-1], every[1:], strict=True)}
         written, content = stop.done
         memory, had = [], 0
         for index, numbers in self._tracker.pages(written):
