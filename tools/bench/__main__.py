@@ -2,10 +2,13 @@
 """What protection costs PostgreSQL: the same load, unprotected and protected in several ways, in one run.
 
     python -m tools.bench [--quick] [--modes MODE,...] [--clients N,...] [--seconds N] [--rounds N] [--unprepared]
+                          [--set KEY=JSON ...] [--no-more]
 
 The modes take turns within a round, and their order turns from round to round: a shared machine is never the same for
 long. A ratio is the median of a mode's throughput over that of `unprotected`. The last line on stdout is one JSON
-object, which build/bench/report.json holds as well; tools/bench/summary.py says what its first keys are.
+object, which build/bench/report.json holds as well; tools/bench/summary.py says what its first keys are. After the
+database's turns come a bare guest's progress, pages that are encoded, and hosts that are killed: `--no-more` leaves
+these out. build/bench/report.html shows it all.
 """
 
 from __future__ import annotations
@@ -13,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tools.bench import encode, summary
+from tools.bench import bulk, encode, outage, page, progress, summary
 from tools.bench.pgbench import Load, Pgbench
 from tools.bench.summary import UNPROTECTED
 from tools.lab import Lab, domains, image
@@ -37,9 +41,10 @@ MODES: dict[str, Settings] = {
     "on-demand": {"epoch_mode": "on-demand"},
 }
 SHOWN = ("pause_ms_p50", "pause_ms_p99", "commit_ms_p50", "commit_ms_p99", "dirty_pages", "bytes_per_epoch",
-         "epochs_per_s", "epochs_for")  # fmt: skip
+         "epochs_per_s", "epochs_for", "stages_ms", "clock_lost_ppm")  # fmt: skip
 _BOOT_S, _PROTECT_S, _SCALE = 240.0, 180.0, 2
 _IDLE_S = 5.0
+_BULK_MB = {True: 200, False: 60}  # unprotected, protected
 WORKER = "remusdb.worker"
 
 
@@ -54,15 +59,36 @@ class Bench:
         if mode != UNPROTECTED:
             self._configure(MODES[mode])
             self._product.cli("a", "protect", VM, "--to", "b", timeout_s=_PROTECT_S)
-        found: dict[str, Any] = {} if mode == UNPROTECTED else {"idle": self._idle()}
+        found: dict[str, Any] = {"idle": self._floor() if mode == UNPROTECTED else self._idle()}
         for load in loads:
             found[load.key] = one = vars(self._pgbench.run(load, seconds))
             if mode != UNPROTECTED:
                 status = self._product.status(VM)
                 one.update({key: status[key] for key in SHOWN})
+        megabytes = _BULK_MB[mode == UNPROTECTED]
+        found["bulk"] = {way: bulk.measure(self._lab, self._pgbench, way, megabytes) for way in bulk.WAYS}
         if mode != UNPROTECTED:
             self._product.cli("a", "unprotect", VM, timeout_s=_PROTECT_S)
         return found
+
+    def progress(self, mode: str, seconds: float) -> dict[str, float]:
+        """Of the bare-metal guest, while the database's VM is off."""
+        a, protect_s = self._lab.host("a"), _PROTECT_S
+        a.run(["virsh", "destroy", VM])
+
+        def protect(vm: str) -> None:
+            self._configure(MODES[mode], vm)
+            self._product.cli("a", "protect", vm, "--to", "b", timeout_s=protect_s)
+
+        def unprotect(vm: str) -> None:
+            self._product.cli("a", "unprotect", vm, timeout_s=protect_s)
+
+        return progress.measure(a, protect, unprotect, seconds)
+
+    def _floor(self) -> dict[str, Any]:
+        """Of the same VM, when nothing is taken at its stops."""
+        command = [sys.executable, "-m", "tools.bench.floor", VM]
+        return {"floor_ms": float(self._lab.host("a").run(command, timeout_s=_PROTECT_S).stdout)}
 
     def _idle(self) -> dict[str, Any]:
         """Of a VM that nobody asks anything: what status says, and what an epoch costs the worker in ms of CPU."""
@@ -75,12 +101,12 @@ class Bench:
         cpu_ms = round(1000 * (ended - began) / epochs, 2) if epochs else None
         return {**{key: after[key] for key in SHOWN}, "worker_cpu_ms": cpu_ms}
 
-    def _configure(self, settings: Settings) -> None:
+    def _configure(self, settings: Settings, vm: str = VM) -> None:
         """These settings for the VM, from its next protection on."""
         file = self._lab.host("a").path("/etc/remusdb/host.toml")
-        rest = file.read_text().partition(f"[vms.{VM}]")[0].rstrip()
+        rest = file.read_text().partition("[vms.")[0].rstrip()
         lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-        file.write_text(f"{rest}\n\n[vms.{VM}]\n{lines}")
+        file.write_text(f"{rest}\n\n[vms.{vm}]\n{lines}")
         daemon = self._product.daemons["host", "a"]
         daemon.terminate()
         daemon.wait(30)
@@ -96,6 +122,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=10, help="of each load in each mode and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="for all protected modes")
+    parser.add_argument("--no-more", action="store_true", help="the database's turns alone")
     parser.add_argument("--unprepared", action="store_true", help="without `remusdb prepare`: all goes through libvirt")
     asked = parser.parse_args()
     if asked.quick:
@@ -124,13 +151,22 @@ def main() -> int:
                 with step(f"round {number + 1} of {asked.rounds}: {mode}"):
                     rounds[-1][mode] = bench.measure(mode, loads, asked.seconds)
             (FOLDER / "report.json").write_text(json.dumps({**summary.of(rounds), "rounds": rounds}) + "\n")
+        more: dict[str, Any] = {}
+        if not asked.no_more:
+            with step("a bare guest makes progress, protected and not"):
+                more["progress"] = bench.progress("fixed", 1.5 if asked.quick else 5.0)
+                more["guest_progress_ratio"] = more["progress"][progress.USUAL]
         product.keep_logs()
-    with step("pages are encoded"):
-        found = {**summary.of(rounds), **encode.report()}
+    if not asked.no_more:
+        with step("pages are encoded"):
+            more.update(encode.report())
+        more.update(outage.report(built, FOLDER, runs=1 if asked.quick else 5))
+    found = {**summary.of(rounds), **more}
     for key, value in found.items():
         say(f"  {key:<24} {value}")
     report = json.dumps({**found, "rounds": rounds})
     (FOLDER / "report.json").write_text(report + "\n")
+    (FOLDER / "report.html").write_text(page.of(found, rounds))
     print(report)
     return 0
 

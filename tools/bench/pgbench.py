@@ -65,6 +65,12 @@ class Pgbench:
             raise RuntimeError(f"pgbench said:\n{said}")
         return Found(float(tps[1]), float(latency[1]))
 
+    def once(self, statement: str) -> None:
+        """Runs one statement. Raises RuntimeError when it fails."""
+        script = self._program.with_name("once.sql")
+        script.write_text(statement + "\n")
+        self._run(["-n", "-t", "1", "-f", str(script)], _SPARE_S)
+
     def _run(self, arguments: list[str], timeout_s: float) -> str:
         server = ["-h", domains.DB_IP4, "-U", "postgres"]
         return self._lab.client.run([str(self._program), *server, *arguments, "postgres"], timeout_s=timeout_s).stdout

@@ -3,9 +3,12 @@
 
 tpcb_c8_ratio         throughput of MODE over that of the unprotected VM, medians of all rounds; so for each load
 tpcb_c8_fixed         the same of another mode, by its name
+bulk_out_ratio        MB/s from the VM to a client over those of the unprotected VM; bulk_in_ratio: the other way
+pause_over_floor      how long an idle VM stands still for an epoch by the clock, over what QEMU needs for its state
 pause_ms_idle         how long an idle VM stands still for an epoch, ms
 worker_cpu_ms_idle    the worker's CPU over such an epoch, ms, and what it does by the clock: more, where epochs are few
 commit_ms_p50         from the end of a cut to its frames on the wire, ms, under the load with most clients
+clock_loss_ppm        how much slower the guest's clock goes, in millionths, at the end of that load
 wire_over_dirty       bytes that were sent over bytes of the pages that were written, under TPC-B
 """
 
@@ -17,6 +20,7 @@ from typing import Any
 from remusdb.core.pagework import PAGE_BYTES
 
 MODE = "on-demand"  # what the keys without a mode's name are of, where it was measured
+BY_CLOCK = "fixed"
 UNPROTECTED = "unprotected"
 
 Rounds = list[dict[str, Any]]
@@ -27,27 +31,36 @@ def of(rounds: Rounds) -> dict[str, Any]:
     modes = [mode for mode in rounds[0] if mode != UNPROTECTED]
     found: dict[str, Any] = {}
     for mode in modes:
-        loads = [key for key in rounds[0][mode] if key != "idle"]
+        loads = [key for key in rounds[0][mode] if key not in ("idle", "bulk")]
+        name = "ratio" if mode == MODE else mode
         for key in loads:
-            name = "ratio" if mode == MODE else mode
-            plain = _median(rounds, UNPROTECTED, key)
-            found[f"{key}_{name}"] = round(_median(rounds, mode, key) / plain, 3)
+            found[f"{key}_{name}"] = _ratio(rounds, mode, key, "tps")
+        for way in rounds[0][mode].get("bulk", ()):
+            found[f"bulk_{way}_{name}"] = _ratio(rounds, mode, "bulk", way)
+    if BY_CLOCK in modes and "idle" in rounds[0][UNPROTECTED]:
+        pauses = [one[BY_CLOCK]["idle"]["pause_ms_p50"] / one[UNPROTECTED]["idle"]["floor_ms"] for one in rounds]
+        found["pause_over_floor"] = round(statistics.median(pauses), 3)
     if MODE in modes:
         load = [key for key in rounds[0][MODE] if key.startswith("tpcb")][-1]
         for name, key, what in (
             ("pause_ms_idle", "idle", "pause_ms_p50"),
             ("worker_cpu_ms_idle", "idle", "worker_cpu_ms"),
             ("commit_ms_p50", load, "commit_ms_p50"),
+            ("clock_loss_ppm", load, "clock_lost_ppm"),
         ):
-            found[name] = statistics.median([one[MODE][key][what] for one in rounds])
+            values = [one[MODE][key].get(what) for one in rounds]
+            if None not in values:
+                found[name] = statistics.median(values)
         shares = [_wire_over_dirty(one[MODE][load]) for one in rounds if one[MODE][load]["dirty_pages"]]
         if shares:
             found["wire_over_dirty"] = round(statistics.median(shares), 4)
     return found
 
 
-def _median(rounds: Rounds, mode: str, key: str) -> float:
-    return statistics.median([float(one[mode][key]["tps"]) for one in rounds])
+def _ratio(rounds: Rounds, mode: str, key: str, what: str) -> float:
+    """Of the medians of a mode and of the unprotected VM."""
+    mine, plain = (statistics.median([float(one[each][key][what]) for one in rounds]) for each in (mode, UNPROTECTED))
+    return round(mine / plain, 3)
 
 
 def _wire_over_dirty(one: dict[str, Any]) -> float:

@@ -68,10 +68,12 @@ def define_bare(
     vcpus: int = 1,
     folder: str = _IMAGES,
     ide: bool = False,
+    kernel: Path | None = None,
 ) -> Vm:
     """Defines the bare-metal guest, with an empty disk in `folder` and a NIC that it never looks at.
 
-    `kind`: `qemu` for TCG. `ide`: on the older board, with a disk that the guest can write to (see guest.S).
+    `kind`: `qemu` for TCG. `kernel`: a guest of another size than the mode's. `ide`: on the older board, with a disk that
+    the guest can write to (see guest.S).
     """
     stem = file_stem(name)  # libvirt loses a tab in a path
     vm = Vm(name, kind or accel.bare_metal(), f"{folder}/{stem}.raw", f"/var/log/libvirt/{stem}-serial.log")
@@ -80,7 +82,7 @@ def define_bare(
     with disk.open("wb") as file:
         file.truncate(disk_mib << 20)
     machine, target = (IDE_MACHINE, "<target dev='hda' bus='ide'/>") if ide else (MACHINE, VIRTIO)
-    boot = _bare_boot(guest.build(mode))
+    boot = _bare_boot(kernel or guest.build(mode))
     _define(host, vm, boot, BARE_MAC, memory_mib, vcpus, machine=machine, target=target)
     return vm
 

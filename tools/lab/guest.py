@@ -44,6 +44,12 @@ def build(mode: Mode) -> Path:
     return _build(f"guest-{mode.name.lower()}", [f"-DWRITES={writes}", f"-DREADS={reads}", str(_SOURCES / source)])
 
 
+def build_rounds(writes: int, reads: int) -> Path:
+    """The guest whose round writes so many pages, and reads so many. Raises as `build` does."""
+    sizes = [f"-DWRITES={writes}", f"-DREADS={reads}"]
+    return _build(f"guest-{writes}-{reads}", [*sizes, str(_SOURCES / "guest.S")])
+
+
 def build_disk_reader(disk_pages: int) -> Path:
     """The guest that reads its SATA disk, of so many pages of 4 KiB, at random. Raises as `build` does."""
     return _build("disk-reader", [*_C, f"-DDISK_PAGES={disk_pages}", str(_SOURCES / "disk_reader.c")])
