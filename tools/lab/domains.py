@@ -72,8 +72,8 @@ def define_bare(
 ) -> Vm:
     """Defines the bare-metal guest, with an empty disk in `folder` and a NIC that it never looks at.
 
-    `kind`: `qemu` for TCG. `kernel`: a guest of another size than the mode's. `ide`: on the older board, with a disk that
-    the guest can write to (see guest.S).
+    `kind`: `qemu` for TCG. `kernel`: a guest of another size than the mode's. `ide`: on the older board, with a disk
+    that the guest can write to (see guest.S).
     """
     stem = file_stem(name)  # libvirt loses a tab in a path
     vm = Vm(name, kind or accel.bare_metal(), f"{folder}/{stem}.raw", f"/var/log/libvirt/{stem}-serial.log")
