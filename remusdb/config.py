@@ -64,6 +64,7 @@ class Protection(Struct, frozen=True, kw_only=True):
     busy_pause_share: Annotated[float, Meta(ge=0.01, le=1.0)] = 0.1  # the same, while the guest works on
     window: Annotated[int, Meta(ge=1, le=16)] = 4  # epochs in flight
     encoding: Literal["delta", "full"] = "delta"
+    delta_cache_percent: Annotated[int, Meta(ge=1, le=100)] = 100  # of the VM's memory, remembered for `delta`
     gate: Literal["auto", "tap", "plug"] = "auto"
     held_max_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 32)] = 64 << 20
     heartbeat_ms: Annotated[int, Meta(ge=10, le=10_000)] = 100

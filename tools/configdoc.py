@@ -67,6 +67,11 @@ WORDS = {
         "`delta` sends what changed within a page and keeps a copy of the VM's memory on this host for "
         "it; `full` sends whole pages"
     ),
+    "protection.delta_cache_percent": (
+        "how much of the VM's memory this host keeps such a copy of; a page that is not in it is sent whole, and takes "
+        "the place of one that was not written for long. `remusdb status VM` tells under `delta_cache_hits` how often "
+        "a page was in it"
+    ),
     "protection.gate": (
         "what holds output back: `tap`, `plug` (needs the kernel's `sch_plug` and IFB), or the one that fits"
     ),

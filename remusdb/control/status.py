@@ -86,6 +86,7 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     pause_ms_p99: Annotated[float | None, says("the same, of which 1 % are longer")] = None
     stages_ms: Stages = {}
     bytes_per_epoch: Annotated[float | None, says("what an epoch takes on the wire: the median")] = None
+    delta_cache_hits: Annotated[float | None, says("share of the pages whose content before was remembered")] = None
     dirty_pages: Annotated[float | None, says("pages of memory in an epoch: the median")] = None
     seeded_bytes: Annotated[int | None, says("what the initial sync of the disks took on the wire")] = None
     same_bytes: Annotated[int | None, says("what of the disks the backup had already")] = None

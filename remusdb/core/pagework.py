@@ -29,7 +29,8 @@ Masks = NDArray[np.uint64]  # bit i: line i of the page changed
 def delta(
     numbers: NDArray[np.int64], content: Bytes, shadow: Bytes, masks: Masks, lines: Bytes, kinds: Bytes
 ) -> tuple[int, int]:
-    """Compares `content` (n, 4096) with the pages `numbers` (n) of `shadow` (pages, 4096), and brings that up to date.
+    """Compares `content` (n, 4096) with the rows `numbers` (n, none twice) of `shadow` (rows, 4096), and brings that up
+    to date.
 
     Of each page `kinds` (n) gets SAME, DATA or ZERO. Of those that are DATA, in order, `masks` gets the lines that
     changed, and `lines` their XOR with what was there. Both need room for n pages. How many of each were written.
@@ -85,5 +86,5 @@ def bits(masks: Masks) -> NDArray[np.bool_]:
 
 def _rows_of(shadow: Bytes, numbers: NDArray[np.int64]) -> Bytes:
     """The shadow of these pages: a view where they are neighbours, else a copy."""
-    first, last = int(numbers[0]), int(numbers[-1])
-    return shadow[first : last + 1] if last - first + 1 == len(numbers) else shadow[numbers]
+    first = int(numbers[0])
+    return shadow[first : first + len(numbers)] if (np.diff(numbers) == 1).all() else shadow[numbers]

@@ -28,7 +28,7 @@ from remusdb.core.terms import TERM_MAX
 from remusdb.errors import BadFrame
 
 MAGIC = b"RMDB"
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_PAYLOAD = 16 * 1024 * 1024  # bytes
 HEADER_BYTES = 40
 EPOCH_MAX = 1 << 62

@@ -218,7 +218,7 @@ class EpochLoop:
     def _ship_all(self) -> None:
         while (item := self._cuts.get()) is not None and not self._over.is_set():
             frames = self._encode(*item)
-            self._metrics.shipped(frames.payload_bytes)
+            self._metrics.shipped(frames.payload_bytes, frames.cached)
             self._outbox.ship(frames)
 
     def _encode(self, epoch: int, cut: Cut, positions: list[int], stays: bool) -> EpochFrames:

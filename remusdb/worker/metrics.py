@@ -47,6 +47,7 @@ class Metrics:
     dirty_pages: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     commit_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     cuts: deque[tuple[float, Why]] = field(default_factory=lambda: deque(maxlen=SHOWN_CUTS))
+    cached: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=SHOWN_CUTS))
     stages_ms: dict[str, deque[float]] = field(default_factory=dict)
     cut_at: dict[int, float] = field(default_factory=dict)
     committed_cut_at: float | None = None
@@ -93,10 +94,11 @@ class Metrics:
             for stage, took_ms in stages_ms.items():
                 self.stages_ms.setdefault(stage, deque(maxlen=KEPT_STAGES)).append(took_ms)
 
-    def shipped(self, payload_bytes: int) -> None:
-        """An epoch was encoded to so many bytes."""
+    def shipped(self, payload_bytes: int, cached: tuple[int, int]) -> None:
+        """An epoch was encoded to so many bytes; what so many of its pages held before was known, of how many."""
         with self.lock:
             self.epoch_bytes.append(payload_bytes)
+            self.cached.append(cached)
 
     def committed(self, epoch: int) -> None:
         """The agent holds everything up to `epoch`, and what these had of output has been let go."""
@@ -131,6 +133,7 @@ class Metrics:
                 pause_ms_p50=_percentile(self.pause_ms, 50),
                 pause_ms_p99=_percentile(self.pause_ms, 99),
                 bytes_per_epoch=_percentile(self.epoch_bytes, 50),
+                delta_cache_hits=_share(self.cached),
                 dirty_pages=_percentile(self.dirty_pages, 50),
                 seeded_bytes=self.seeded_bytes,
                 same_bytes=self.same_bytes,
@@ -180,3 +183,9 @@ def _per_second(moments: list[float]) -> float | None:
 
 def _percentile(values: deque[float] | deque[int], percent: float) -> float | None:
     return round(float(np.percentile(np.array(values), percent)), 2) if values else None
+
+
+def _share(parts: deque[tuple[int, int]]) -> float | None:
+    """Of (some, of how many), all of them together."""
+    whole = sum(of for _, of in parts)
+    return round(sum(some for some, _ in parts) / whole, 4) if whole else None

@@ -89,7 +89,8 @@ class Resources:
         self.capture = Capture(self.domain, self.tracker, fifo, self.link, self.clock, self.patience_s)
         self._undo.callback(self.capture.close)
         self.clock.learn(self.capture.device_state)
-        self.encoder = Encoder(self.blocks, self.spec.protection.encoding)
+        protection = self.spec.protection
+        self.encoder = Encoder(self.blocks, protection.encoding, protection.delta_cache_percent)
         self.logs: list[WriteLog] = []
         self.mirrors: list[Mirror] = []
         for index, disk in enumerate(d for d in self.disks if d.mirrored):

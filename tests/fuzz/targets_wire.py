@@ -14,7 +14,8 @@ from remusdb.core import messages, sections, wire
 from remusdb.core import probe as probes
 from remusdb.core.clock_stream import forward, places, read, still, tsc_per_ns
 from remusdb.core.devices import decode_devices, encode_devices
-from remusdb.core.pages import decode_pages, encode_pages, resolve
+from remusdb.core.pages import decode_pages, resolve
+from remusdb.core.pages_encode import encode_pages
 from remusdb.core.pagework import PAGE_BYTES
 from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import RECORD, Kind, decode_writes, encode_writes, iter_records
@@ -91,8 +92,9 @@ def page_samples() -> list[bytes]:
     for encoding in ("delta", "full"):
         shadow = np.ones((8, PAGE_BYTES), np.uint8)
         made += encode_pages(0, numbers, content, shadow, encoding).payloads
-    head, body = made[0][:16], zstandard.ZstdDecompressor().decompress(made[0][16:])
-    return [b"\0" + made[0], b"\0" + made[1], b"\xff" + head + body]
+    made.append(b"\x03" + made[0][1:])  # the same, of pages that were not there before
+    bare = [one[:16] + zstandard.ZstdDecompressor().decompress(one[16:]) for one in (made[0], made[2])]
+    return [*(b"\0" + one for one in made), *(b"\xff" + one for one in bare)]
 
 
 def log_samples() -> list[bytes]:

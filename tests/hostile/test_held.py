@@ -8,7 +8,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from remusdb.core.pages import encode_pages
+from remusdb.core.pages_encode import encode_pages
 from remusdb.core.wire import FrameType
 from remusdb.errors import RemusError
 from tests.hostile.measure import MIB

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remusdb.core.devices import HEAD, MAX_DEVICE_STATE_BYTES, WHOLE, XOR, decode_devices, encode_devices
-from remusdb.core.pages import PAYLOAD_PAGES, decode_pages, encode_pages
+from remusdb.core.pages import PAYLOAD_PAGES, decode_pages
+from remusdb.core.pages_encode import encode_pages
 from remusdb.core.writes import MAX_RAW, Kind, decode_writes, encode_writes, iter_records
 from remusdb.core.zstdframe import decompress
 from remusdb.errors import BadFrame

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from remusdb import native
 from remusdb.core import pages
-from remusdb.core.pages import Encoding, PagesEncoded, decode_pages, encode_pages, resolve
+from remusdb.core.pages import Encoding, decode_pages, resolve
+from remusdb.core.pages_encode import PagesEncoded, encode_pages
 from remusdb.core.pagework import LINE_BYTES, LINES, PAGE_BYTES
 from remusdb.core.wire import MAX_PAYLOAD
 from remusdb.errors import BadFrame
@@ -164,7 +165,8 @@ def test_shapes_that_do_not_fit_are_the_callers_bug() -> None:
     [
         (b"", "no head"),
         (bytes(15), "no head"),
-        (forged(1, 0, bytes(PAGE_BYTES + 4), code=3)[:16], "no known encoding"),
+        (forged(1, 0, bytes(PAGE_BYTES + 4), code=4)[:16], "no known encoding"),
+        (forged(1, 0, bytes(PAGE_BYTES + 4), code=3)[:16], "cannot hold 0 lines .fresh"),
         (HEAD.pack(1, 1, 0, 0, 1, 1), "no known encoding"),
         (forged(0, 0, b""), "cannot hold 0 pages and 0 zero pages"),
         (forged(2049, 0, b""), "cannot hold 2049 pages"),

@@ -31,7 +31,7 @@ def test_round_trip(type: FrameType, term: int, epoch: int, payload: bytes) -> N
 def test_layout_is_the_documented_one() -> None:
     header = encode_header(FrameType.COMMIT, 7, 9, b"abc")
     assert len(header) == wire.HEADER_BYTES == 40
-    assert header[:4] == b"RMDB" and header[4] == wire.PROTOCOL_VERSION == 3 and header[5] == FrameType.COMMIT
+    assert header[:4] == b"RMDB" and header[4] == wire.PROTOCOL_VERSION == 4 and header[5] == FrameType.COMMIT
     assert struct.unpack_from("<HIIQQ", header, 6) == (0, 3, 0, 7, 9)
 
 
@@ -54,7 +54,7 @@ def test_every_single_byte_is_covered(payload: bytes) -> None:
     ("offset", "value", "text"),
     [
         (0, b"HTTP", "bad magic b'HTTP'"),
-        (4, b"\x01", "the peer speaks protocol version 1, this side version 3"),
+        (4, b"\x01", "the peer speaks protocol version 1, this side version 4"),
         (5, b"\x00", "unknown frame type 0"),
         (5, b"\x63", "unknown frame type 99"),
         (6, b"\x01\x00", "reserved bits"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from remusdb import native
-from remusdb.core.pages import encode_pages
+from remusdb.core.pages_encode import encode_pages
 from remusdb.core.pagework import LINE_BYTES, PAGE_BYTES
 
 PAGES, BLOCK_PAGES, ROUNDS = 2000, 64_000, 21

@@ -28,6 +28,6 @@ def start(machine: Machine) -> str:
 
 def count(machine: Machine) -> int:
     """The number of the guest's last whole round, from its serial console there; 0 before the first."""
-    last = machine.attempt(f"tail -c 400 /var/log/libvirt/qemu/{NAME}-serial.log").out.replace("\r", "").split("\n")
+    last = machine.attempt(f"tail -c 400 /var/log/libvirt/{NAME}-serial.log").out.replace("\r", "").split("\n")
     whole = [line for line in last[:-1] if len(line) == 17]
     return int(whole[-1].split()[0], 16) if whole else 0

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Defines and starts the bare-metal guest as a VM on this host: 64 MiB, a disk, an interface on br0, a serial console in
-# /var/log/libvirt/qemu/NAME-serial.log where it counts. Under KVM where there is one. Its kernel is at
+# /var/log/libvirt/NAME-serial.log where it counts. Under KVM where there is one. Its kernel is at
 # /var/lib/libvirt/boot/guest.bin, where remusdb's agent lets a VM's kernel be (docs/configuration.md).
 #
 #   sh vm.sh NAME [kvm|qemu]
@@ -30,7 +30,7 @@ virsh define /dev/stdin << XML
     <interface type='bridge'>
       <mac address='52:54:00:77:01:20'/><source bridge='br0'/><model type='virtio'/>
     </interface>
-    <serial type='file'><source path='/var/log/libvirt/qemu/$name-serial.log'/></serial>
+    <serial type='file'><source path='/var/log/libvirt/$name-serial.log'/></serial>
     <memballoon model='none'/>
   </devices>
 </domain>
