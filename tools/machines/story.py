@@ -112,7 +112,7 @@ class Story:
         first = vm.count(self.alpha)
         self.alpha.eventually(lambda: vm.count(self.alpha) > first, SLOW_S, "the VM stands still")
         past = self.alpha.run(f"remusdb history {vm.NAME} --json")
-        self._expect('"switchover"' in past, f"alpha took over, but not by a switchover:\n{past}")
+        self._expect('"switchover-asked"' in past, f"alpha took over, but not by a switchover:\n{past}")
         self._expect(not hosts.runs(self.beta, vm.NAME), "the VM runs on both")
         self.complaints += hosts.complaints(self.beta)
 
