@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clean Debians to install the .deb in: made once by mmdebstrap with what it depends on, and never written to again.
 
-What is installed beforehand is what apt chooses for the .deb's own `Depends`, by an empty package that has the same. Each
+What is installed before is what apt chooses for the .deb's own `Depends`, by an empty package that has the same. Each
 use sees the folder through an overlay in memory, in a mount namespace of its own: nothing of it stays.
 """
 

@@ -34,7 +34,9 @@ def build(wheel: Path, to: Path, version: str = "") -> Path:
         meta.mkdir()
         (meta / "control").write_text(control(version or needs.version(), size_kib))
         (meta / "md5sums").write_text("".join(sums))
-        (meta / "conffiles").write_text("".join(f"/{path.relative_to(root)}\n" for path in files if _of_etc(path, root)))
+        (meta / "conffiles").write_text(
+            "".join(f"/{path.relative_to(root)}\n" for path in files if _of_etc(path, root))
+        )
         for script in SCRIPTS:
             shutil.copy(REPO / "packaging/deb" / script, meta / script)
         return pack(root, to / f"remusdb_{version or needs.version()}_amd64.deb")
@@ -43,7 +45,12 @@ def build(wheel: Path, to: Path, version: str = "") -> Path:
 def control(version: str, size_kib: int) -> str:
     """The control file. `size_kib`: of all that is installed."""
     text = (REPO / "packaging/deb/control").read_text()
-    for key, value in {"VERSION": version, "SIZE": str(size_kib), "PYTHON": needs.depends(), "EXTRA": needs.recommends()}.items():
+    for key, value in {
+        "VERSION": version,
+        "SIZE": str(size_kib),
+        "PYTHON": needs.depends(),
+        "EXTRA": needs.recommends(),
+    }.items():
         text = text.replace(f"@{key}@", value)
     return text
 

@@ -67,5 +67,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 def _text(text: str) -> str:
     """A line of text that troff prints as it is."""
-    escaped = text.replace("\b", "").replace("\\", r"\e").replace("-", r"\-").replace("`", r"\(ga").replace('"', r"\(dq")
+    escaped = (
+        text.replace("\b", "").replace("\\", r"\e").replace("-", r"\-").replace("`", r"\(ga").replace('"', r"\(dq")
+    )
     return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped

@@ -116,7 +116,7 @@ def debian_name(distribution: str) -> str:
 
 
 def upstream(debian_version: str) -> str:
-    """`1.24.2` of `1:1.24.2-1+deb12u1`; of a version that was taken back (`8.2.0+0.really.8.1.8`), what it really is."""
+    """`1.24.2` of `1:1.24.2-1+deb12u1`; of one that was taken back (`8.2.0+0.really.8.1.8`), what it really is."""
     number = debian_version.rpartition(":")[2].rpartition("-")[0]
     return number.rpartition("really.")[2].partition("+")[0]
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of the .deb, as they are on a host.
 
-    /usr/lib/remusdb/                     a virtual environment that sees Debian's Python packages
-        pyvenv.cfg, bin/python3           -> /usr/bin/python3, whichever version it is
-        app/                              the product
-        lib/python3.N/site-packages/      a .pth to app, and what Debian with Python 3.N lacks (needs.py)
-    /usr/bin/remusdb, units, man page, completions, AppArmor's rule, documents
+/usr/lib/remusdb/                     a virtual environment that sees Debian's Python packages
+    pyvenv.cfg, bin/python3           -> /usr/bin/python3, whichever version it is
+    app/                              the product
+    lib/python3.N/site-packages/      a .pth to app, and what Debian with Python 3.N lacks (needs.py)
+/usr/bin/remusdb, units, man page, completions, AppArmor's rule, documents
 """
 
 from __future__ import annotations
@@ -87,7 +87,17 @@ def _bring(debian: Debian, lib: Path) -> None:
         tags = [f"manylinux_{GLIBC[0]}_{minor}_x86_64" for minor in range(GLIBC[1], 4, -1)]
         platforms = [part for tag in [*tags, "manylinux2014_x86_64"] for part in ("--platform", tag)]
         target = ["--implementation", "cp", "--python-version", debian.python, *platforms, "--target", str(site)]
-        _pip("install", "--no-deps", "--no-compile", "--only-binary", ":all:", "--require-hashes", *target, "-r", file.name)
+        _pip(
+            "install",
+            "--no-deps",
+            "--no-compile",
+            "--only-binary",
+            ":all:",
+            "--require-hashes",
+            *target,
+            "-r",
+            file.name,
+        )
     shutil.rmtree(site / "bin", ignore_errors=True)
     for pattern in LEFT_OUT:  # nothing that runs here needs it
         for path in site.rglob(pattern):

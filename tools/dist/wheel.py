@@ -21,7 +21,9 @@ def build(to: Path) -> Path:
         copy.mkdir()
         for name in SOURCES:
             if (REPO / name).is_dir():
-                shutil.copytree(REPO / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so"))
+                shutil.copytree(
+                    REPO / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
+                )
             else:
                 shutil.copy(REPO / name, copy / name)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "wheel"]
