@@ -72,6 +72,10 @@ WORDS = {
         "the place of one that was not written for long. `remusdb status VM` tells under `delta_cache_hits` how often "
         "a page was in it"
     ),
+    "protection.hot_pages": (
+        "a page that was written in each of the last epochs is copied at every cut, instead of being watched: the "
+        "guest is spared a fault for it"
+    ),
     "protection.gate": (
         "what holds output back: `tap`, `plug` (needs the kernel's `sch_plug` and IFB), or the one that fits"
     ),

@@ -118,12 +118,15 @@ class Capture:
             times.append(time.monotonic_ns())
             return written, content
 
+        self._tracker.before_collect()
         stop = self._stops.at_stop(copy, waiting)
         every = [stop.asked_ns, *times, stop.ended_ns]
         stages = {name: (end - began) / 1e6 for name, began, end in zip(STAGES, every[:-1], every[1:], strict=True)}
         written, content = stop.done
         memory, had = [], 0
-        for index, numbers in self._tracker.pages(written):
+        pages = self._tracker.pages(written)
+        self._tracker.collected(pages)
+        for index, numbers in pages:
             memory.append(DirtyBlock(index, numbers, content[had : had + len(numbers)]))
             had += len(numbers)
         return Cut(stop.devices, memory, stop.at_ns, stages, content)

@@ -9,21 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remusdb.capture.kernel import check, libc
-from remusdb.capture.runs import Runs
+from remusdb.capture.runs import Runs, runs_of
 from remusdb.errors import VmError
 from remusdb.vm.ramblocks import PAGE_BYTES
 
 IOV_MAX = 1024  # linux/uio.h UIO_MAXIOV
 CALL_BYTES = 1 << 30  # a call moves at most 2 GiB less a page (MAX_RW_COUNT)
 SHIFT = np.int64(12)
-
-
-def runs_of(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ascending page numbers as (first page, page count) of their contiguous runs."""
-    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
-    starts = np.concatenate(([0], breaks))
-    ends = np.concatenate((breaks, [len(numbers)]))
-    return numbers[starts], ends - starts
 
 
 class ProcessMemory:

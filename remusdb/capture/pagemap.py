@@ -11,11 +11,13 @@ import ctypes
 import os
 
 import numpy as np
+from numpy.typing import NDArray
 
 from remusdb import native
 from remusdb.capture import kernel
-from remusdb.capture.runs import MERGE_GAP_BYTES, SPAN_BYTES, Runs, pieces
+from remusdb.capture.runs import MERGE_GAP_BYTES, SPAN_BYTES, Runs, as_runs, in_order, page_numbers, pieces
 from remusdb.errors import VmError
+from remusdb.vm.ramblocks import Block
 
 VECTOR_RUNS = 1 << 16  # page_region entries a scan may return at once: 24 bytes each
 
@@ -47,21 +49,38 @@ class PageMap:
         wanted = 0 if whole else kernel.PAGE_IS_WRITTEN
         return self._walk(start, end, kernel.PM_SCAN_CHECK_WPASYNC | kernel.PM_SCAN_WP_MATCHING, wanted)
 
-    def collect(self, start: int, end: int) -> Runs:
-        """The written runs in [start, end), protected; of what is clean little more than `MERGE_GAP_BYTES` at a time
-        loses its mappings in KVM. In C where that was built: up to 1.5 ms sooner, and the VM stands still meanwhile."""
+    def collect(self, block: Block, hot: NDArray[np.uint8], hot_count: int) -> Runs:
+        """What was written in this block, protected, but for what is `hot` (a byte a page), which is named in any case.
+
+        Of what is clean little more than MERGE_GAP_BYTES at a time loses its mappings in KVM. In C where that was
+        built: sooner by a millisecond and more, and the VM stands still meanwhile.
+        """
         parts: list[Runs] = []
-        while native.kernels is not None and start < end:
-            count, at = native.kernels.collect(
-                self._fd, start, end, MERGE_GAP_BYTES, SPAN_BYTES, self._seen, self._regions
+        at, end, missing = block.address, block.address + block.size, hot_count
+        while native.kernels is not None and at < end:
+            count, upto, seen = native.kernels.collect(
+                self._fd, at, end, block.address, MERGE_GAP_BYTES, SPAN_BYTES, self._seen, self._regions, hot
             )
             parts.append(self._regions[:count, :2].copy())
-            if at == start:
+            missing -= seen
+            if upto == at:
                 break  # what the kernel says there is odd: see below what it is
-            start = at
-        if start < end:
-            parts += [self.protect(*piece) for piece in pieces(self.written(start, end))]
-        return np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else np.empty((0, 2), np.uint64)
+            at = upto
+        if at < end:
+            parts.append(self._collect(at, end, block, hot))
+        runs = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if missing and hot_count:
+            named = np.union1d(page_numbers(runs, block), np.flatnonzero(hot))
+            runs = as_runs(named, block.address)
+        return runs
+
+    def _collect(self, start: int, end: int, block: Block, hot: NDArray[np.uint8]) -> Runs:
+        """The same of a part of the block, but for what is hot."""
+        written = self.written(start, end)
+        numbers = page_numbers(in_order(written), block)
+        cold = as_runs(numbers[hot[numbers] == 0], block.address)
+        found = [self.protect(*piece) for piece in pieces(cold)]
+        return np.concatenate(found) if found else cold
 
     def _walk(self, start: int, end: int, flags: int, wanted: int) -> Runs:
         """A walk ends early when the vector is full. OSError when the kernel refuses; VmError when it gets nowhere,

@@ -74,6 +74,22 @@ def page_numbers(runs: Runs, block: Block) -> PageNumbers:
     return np.repeat(start - before, count) + np.arange(int(count.sum()), dtype=np.int64)
 
 
+def runs_of(numbers: PageNumbers) -> tuple[PageNumbers, PageNumbers]:
+    """Ascending page numbers, not none, as (first page, page count) of their contiguous runs."""
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    starts = np.concatenate(([0], breaks))
+    ends = np.concatenate((breaks, [len(numbers)]))
+    return numbers[starts], ends - starts
+
+
+def as_runs(numbers: PageNumbers, address: int) -> Runs:
+    """Ascending numbers of pages of the block at `address`, as runs of memory."""
+    if not len(numbers):
+        return np.empty((0, 2), np.uint64)
+    first, count = runs_of(numbers)
+    return np.column_stack((first, first + count)).astype(np.uint64) * np.uint64(PAGE_BYTES) + np.uint64(address)
+
+
 def _out_of_order(runs: Runs) -> str:
     """The first runs that are, with those around them; empty: none."""
     found = np.flatnonzero(runs[1:, 0] < runs[:-1, 1])

@@ -3,7 +3,7 @@
 
 Owns the userfaultfd on QEMU's RAM blocks. Invariant: **pages are protected only while QEMU is stopped and drained**;
 then what changes in a page after it was protected is named by the next `collect`, and what is not named was not
-changed.
+changed. (What is hot is not protected, and named by each.)
 
     protect at one stop ─▶ VM runs, page is copied ─▶ next stop: written since? named, protected, copied again
 
@@ -30,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from remusdb.capture import kernel
+from remusdb.capture.hotness import Hotness
 from remusdb.capture.inject import userfaultfd_of
 from remusdb.capture.pagemap import PageMap
 from remusdb.capture.runs import SPAN_BYTES, PageNumbers, Runs, page_numbers, pieces
@@ -37,6 +38,7 @@ from remusdb.deadline import Deadline
 from remusdb.errors import VmError
 from remusdb.vm.ramblocks import Block
 
+_NONE: PageNumbers = np.empty(0, np.int64)
 Pages = list[tuple[int, PageNumbers]]  # block index, ascending page numbers
 
 
@@ -52,8 +54,12 @@ class Span(NamedTuple):
 class Tracker:
     """The written pages of `blocks` of process `pid`."""
 
-    def __init__(self, pid: int, blocks: list[Block]) -> None:
+    def __init__(self, pid: int, blocks: list[Block], *, hot_pages: bool = False) -> None:
+        """`hot_pages`: leave those unprotected that are written in every epoch (hotness.py)."""
         self.blocks = blocks
+        self._hotness = [Hotness(block.pages if hot_pages else 0) for block in blocks]
+        self._learns = hot_pages
+        self._cold = np.zeros(max((block.pages for block in blocks), default=0), np.uint8)
         self._map: PageMap | None = None
         self._uffd = userfaultfd_of(pid)
         try:
@@ -105,13 +111,31 @@ class Tracker:
         numbers = {index: page_numbers(np.concatenate(runs), self.blocks[index]) for index, runs in parts.items()}
         return [(index, pages) for index, pages in numbers.items() if len(pages)]
 
+    def before_collect(self) -> None:
+        """What can be done for the next `collect` while the VM runs."""
+        if self._learns:
+            for hotness in self._hotness:
+                hotness.before()
+
     def collect(self) -> list[tuple[int, Runs]]:
-        """What was written since it was protected, by block; protects it. Only while QEMU is stopped and drained."""
-        assert self._map is not None
-        found = [
-            (i, self._map.collect(block.address, block.address + block.size)) for i, block in enumerate(self.blocks)
-        ]
+        """What was written since it was protected, by block; protects it. Only while QEMU is stopped and drained.
+
+        What is hot is named, whether it was written or not, and not protected.
+        """
+        found = [(index, self._collect(index, block)) for index, block in enumerate(self.blocks)]
         return [(index, runs) for index, runs in found if len(runs)]
+
+    def collected(self, pages: Pages) -> None:
+        """What `collect` found, as page numbers: learn from it which pages are hot. The VM runs."""
+        if self._learns:
+            named = dict(pages)
+            for index, hotness in enumerate(self._hotness):
+                hotness.after(named.get(index, _NONE))
+
+    def _collect(self, index: int, block: Block) -> Runs:
+        assert self._map is not None
+        hotness = self._hotness[index]
+        return self._map.collect(block, hotness.hot if self._learns else self._cold[: block.pages], hotness.count)
 
     def close(self) -> None:
         """Stop tracking; QEMU's memory is as it was. May be called twice."""

@@ -16,5 +16,13 @@ def delta(
 ) -> tuple[int, int]: ...
 def patch(masks: ReadableBuffer, lines: ReadableBuffer, pages: WriteableBuffer) -> None: ...
 def collect(
-    fd: int, start: int, end: int, gap: int, span: int, look: WriteableBuffer, found: WriteableBuffer
-) -> tuple[int, int]: ...
+    fd: int,
+    start: int,
+    end: int,
+    base: int,
+    gap: int,
+    span: int,
+    seen: WriteableBuffer,
+    named: WriteableBuffer,
+    hot: ReadableBuffer,
+) -> tuple[int, int, int]: ...

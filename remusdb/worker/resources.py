@@ -21,7 +21,7 @@ from remusdb.net.factory import GateGroup, make_gate, plug_works
 from remusdb.safefiles import make_folder
 from remusdb.vm.autostart import has_autostart
 from remusdb.vm.blocking import BlockingCalls
-from remusdb.vm.domain import Domain
+from remusdb.vm.domain import PAGE_KIB, Domain
 from remusdb.vm.endwatch import EndWatch
 from remusdb.vm.libvirt_link import LibvirtLink
 from remusdb.worker.devicewatch import DeviceWatch
@@ -81,7 +81,9 @@ class Resources:
         self.end = EndWatch(self.link.connection, self.domain)
         self._undo.callback(self.end.close)
         self.link.on_renewed(self.end.renew)
-        self.tracker = Tracker(self.domain.pid, self.blocks)
+        # A huge page is protected as a whole, or not at all.
+        hot_pages = self.spec.protection.hot_pages and self.domain.page_kib == PAGE_KIB
+        self.tracker = Tracker(self.domain.pid, self.blocks, hot_pages=hot_pages)
         self._undo.callback(self.tracker.close)
         fifo = StateFifo(self.domain.state_folder(), owner.st_uid, owner.st_gid)
         self._undo.callback(fifo.close)

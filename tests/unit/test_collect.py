@@ -16,6 +16,7 @@ import pytest
 from remusdb import native
 from remusdb.capture import kernel
 from remusdb.capture.buffers import KEPT_PAGES, PageBuffers
+from remusdb.capture.hotness import HOT_AFTER, TRY_EVERY, Hotness
 from remusdb.capture.memory import ProcessMemory
 from remusdb.capture.pagemap import PageMap
 from remusdb.capture.runs import Runs, page_count, page_numbers
@@ -38,18 +39,15 @@ class Watched:
         argument = struct.pack("<QQQQ", self.block.address, self.block.size, kernel.UFFDIO_REGISTER_MODE_WP, 0)
         fcntl.ioctl(self._uffd, kernel.UFFDIO_REGISTER, bytearray(argument))
         self.map = PageMap(os.getpid())
-        self.map.protect(self.block.address, self.end, whole=True)
-
-    @property
-    def end(self) -> int:
-        return self.block.address + self.block.size
+        self.map.protect(self.block.address, self.block.address + self.block.size, whole=True)
+        self.hotness = Hotness(PAGES)
 
     def write(self, numbers: list[int]) -> None:
         for number in numbers:
             self.memory[number * mmap.PAGESIZE] = (number % 255) + 1
 
     def collect(self) -> Runs:
-        return self.map.collect(self.block.address, self.end)
+        return self.map.collect(self.block, self.hotness.hot, self.hotness.count)
 
     def close(self) -> None:
         self.map.close()
@@ -92,17 +90,65 @@ def test_little_room_is_no_loss(watched: Watched, seen: int, found: int) -> None
 
 
 def test_a_kernel_that_refuses_is_an_error(watched: Watched) -> None:
-    with pytest.raises(OSError, match=r"PAGEMAP_SCAN|Invalid argument"):
-        watched.map.collect(watched.block.address + 1, watched.end)
+    with pytest.raises(OSError, match=r"PAGEMAP_SCAN|Bad address|Invalid argument"):
+        watched.map.collect(Block("ram", PAGES * mmap.PAGESIZE, 1 << 50), watched.hotness.hot, 0)
 
 
 def test_what_c_makes_nothing_of_numpy_looks_at(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan that does not advance, or is not in order: C leaves it, and the other way says what it is."""
     if native.kernels is None:
         pytest.skip("of C alone")
-    monkeypatch.setattr(native, "kernels", type("", (), {"collect": staticmethod(lambda *given: (0, given[1]))}))
+    monkeypatch.setattr(native, "kernels", type("", (), {"collect": staticmethod(lambda *given: (0, given[1], 0))}))
     watched.write([5, 900])
     assert page_numbers(watched.collect(), watched.block).tolist() == [5, 900]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_replica_follows_while_pages_are_hot_and_cool_down(watched: Watched, seed: int) -> None:
+    """Some pages are written in every epoch for a while, then others; whatever is left unprotected is never missed."""
+    random, replica = np.random.default_rng(seed), np.zeros((PAGES, mmap.PAGESIZE), np.uint8)
+    mine = np.frombuffer(watched.memory, np.uint8).reshape(PAGES, -1)
+    memory, hotness = ProcessMemory(os.getpid()), watched.hotness
+    hot, faults, most = np.empty(0, np.int64), 0, 0
+    for epoch in range(200):
+        if epoch % 40 == 0:
+            hot = np.unique(random.integers(0, PAGES, 60) + random.integers(0, 3, 60)) % PAGES
+        for number in {*hot.tolist(), *random.integers(0, PAGES, random.integers(0, 9)).tolist()}:
+            mine[number, random.integers(0, mmap.PAGESIZE)] += 1
+        hotness.before()
+        runs = watched.collect()
+        named = page_numbers(runs, watched.block)
+        content = np.empty((len(named), mmap.PAGESIZE), np.uint8)
+        memory.read_runs(runs, content)
+        replica[named] = content
+        most = max(most, hotness.count)
+        hotness.after(named)
+        faults += len(named) - hotness.count
+        assert np.array_equal(replica, mine)
+    assert most > 40 and hotness.count == np.count_nonzero(hotness.hot)
+    for _ in range(HOT_AFTER + TRY_EVERY + 1):
+        hotness.before()
+        hotness.after(page_numbers(watched.collect(), watched.block))
+    assert not hotness.count and not len(watched.collect()), "nothing is written any more"
+
+
+def test_a_hot_page_that_the_kernel_does_not_name_is_named_all_the_same(watched: Watched) -> None:
+    watched.hotness.hot[[7, 300]] = 1
+    watched.hotness.count = 2
+    watched.write([5])
+    assert page_numbers(watched.collect(), watched.block).tolist() == [5, 7, 300]
+
+
+def test_what_is_hot_costs_no_fault() -> None:
+    hotness = Hotness(100)
+    always, sometimes, protections = [3, 50], [70], 0
+    for epoch in range(400):
+        hotness.before()
+        named = sorted({*np.flatnonzero(hotness.hot).tolist(), *always, *(sometimes if epoch % 2 else [])})
+        protections += sum(not hotness.hot[page] for page in always)
+        hotness.after(np.array(named))
+    assert not hotness.hot[70], "every other epoch is not every epoch"
+    assert protections < 2 * (HOT_AFTER + 2 * 400 / TRY_EVERY + 2)
 
 
 def test_runs_are_read_one_after_the_other(watched: Watched) -> None:
