@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from remusdb import native
 from remusdb.capture import kernel
-from remusdb.capture.runs import MERGE_GAP_BYTES, SPAN_BYTES, Runs, as_runs, in_order, page_numbers, pieces
+from remusdb.capture.runs import MERGE_GAP_BYTES, SPAN_BYTES, Runs, as_runs, page_numbers, pieces
 from remusdb.errors import VmError
 from remusdb.vm.ramblocks import Block
 
@@ -77,14 +77,19 @@ class PageMap:
     def _collect(self, start: int, end: int, block: Block, hot: NDArray[np.uint8]) -> Runs:
         """The same of a part of the block, but for what is hot."""
         written = self.written(start, end)
-        numbers = page_numbers(in_order(written), block)
+        numbers = page_numbers(written, block)
         cold = as_runs(numbers[hot[numbers] == 0], block.address)
         found = [self.protect(*piece) for piece in pieces(cold)]
         return np.concatenate(found) if found else cold
 
     def _walk(self, start: int, end: int, flags: int, wanted: int) -> Runs:
-        """A walk ends early when the vector is full. OSError when the kernel refuses; VmError when it gets nowhere,
-        as in huge pages of 1 GiB, which this ioctl does not protect (fs/proc/task_mmu.c, "Partial HugeTLB page")."""
+        """A walk ends early when the vector is full. Where it has found more than 512 runs, `walk_end` is the place at
+        which the kernel took its last breath, though it went on to the end: docs/facts.md, "Capture". So a walk goes on
+        behind what it named.
+
+        OSError when the kernel refuses; VmError when it gets nowhere, as in huge pages of 1 GiB, which this ioctl does
+        not protect (fs/proc/task_mmu.c, "Partial HugeTLB page").
+        """
         parts = []
         while start < end:
             arg = kernel.ScanArg(
@@ -92,9 +97,10 @@ class PageMap:
                 0, 0, wanted, 0, kernel.PAGE_IS_WRITTEN,
             )  # fmt: skip
             count = kernel.check(kernel.libc.ioctl(self._fd, kernel.PAGEMAP_SCAN, ctypes.byref(arg)), "PAGEMAP_SCAN")
-            if arg.walk_end <= start:
+            walked = max(arg.walk_end, int(self._regions[count - 1, 1]) if count else 0)
+            if walked <= start:
                 hint = "huge pages of 1 GiB are not: give the VM those of 2 MiB, or ordinary ones"
                 raise VmError(f"the memory at {start:#x} cannot be tracked: PAGEMAP_SCAN does not advance", hint=hint)
             parts.append(self._regions[:count, :2].copy())
-            start = arg.walk_end
+            start = walked
         return np.concatenate(parts) if len(parts) != 1 else parts[0]

@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 from numpy.typing import NDArray
 
 from remusdb.errors import VmError
 from remusdb.vm.ramblocks import PAGE_BYTES, Block
-
-log = logging.getLogger(__name__)
 
 MERGE_GAP_BYTES = 16 * PAGE_BYTES  # one ioctl over a gap of clean pages is cheaper than two ioctls
 SPAN_BYTES = 64 << 20  # 1.3 ms to protect where every page is mapped by itself (docs/facts.md, "Capture")
@@ -24,7 +20,6 @@ def pieces(runs: Runs) -> list[tuple[int, int]]:
     """Ascending runs as few [start, end) ranges: those nearer than MERGE_GAP_BYTES made one, none over SPAN_BYTES."""
     if not len(runs):
         return []
-    runs = in_order(runs)
     apart = np.flatnonzero(runs[1:, 0] - runs[:-1, 1] > MERGE_GAP_BYTES) + 1
     first = runs[np.concatenate(([0], apart)), 0].tolist()
     last = runs[np.concatenate((apart, [len(runs)])) - 1, 1].tolist()
@@ -33,21 +28,6 @@ def pieces(runs: Runs) -> list[tuple[int, int]]:
         for start, end in zip(first, last, strict=True)
         for low in range(start, end, SPAN_BYTES)
     ]
-
-
-def in_order(runs: Runs) -> Runs:
-    """Runs by ascending address, none before the end of the one before it: where to look, while the VM runs.
-
-    They come so. Where they do not (docs/facts.md, "Capture"), nothing is lost by putting them so: it is only looked.
-    """
-    wrong = _out_of_order(runs)
-    if not wrong:
-        return runs
-    log.warning("PAGEMAP_SCAN: %d runs of a running VM are not in order: %s", len(runs), wrong)
-    runs = runs[np.argsort(runs[:, 0], kind="stable")]
-    ends = np.maximum.accumulate(runs[:, 1])
-    first = np.concatenate(([True], runs[1:, 0] > ends[:-1]))  # others overlap, or touch, what is before them
-    return np.column_stack((runs[first, 0], ends[np.append(np.flatnonzero(first)[1:] - 1, len(runs) - 1)]))
 
 
 def ascending(runs: Runs) -> Runs:

@@ -35,14 +35,15 @@ struct work {
     uint64_t hot_pages; /* that were named */
 };
 
-/* One walk of [start, end): how many regions it found, at most `room`, and where it ended. -1 with errno. */
+/* One walk of [start, end): how many regions it found, at most `room`, and where it ended. -1 with errno.
+ * The kernel's own word for the end may be too low: see PageMap._walk. */
 static long walk(int fd, uint64_t flags, uint64_t start, uint64_t end, struct region *found, uint64_t room, uint64_t *at)
 {
     struct scan_arg arg = {.size = sizeof arg, .flags = flags, .start = start, .end = end, .vec = (uintptr_t)found,
                            .vec_len = room, .mask = WRITTEN, .returned = WRITTEN};
     long count = ioctl(fd, SCAN, &arg);
 
-    *at = arg.walk_end;
+    *at = count > 0 && found[count - 1].end > arg.walk_end ? found[count - 1].end : arg.walk_end;
     return count;
 }
 

@@ -96,11 +96,23 @@ def test_a_kernel_that_refuses_is_an_error(watched: Watched) -> None:
 
 def test_what_c_makes_nothing_of_numpy_looks_at(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan that does not advance, or is not in order: C leaves it, and the other way says what it is."""
-    if native.kernels is None:
-        pytest.skip("of C alone")
     monkeypatch.setattr(native, "kernels", type("", (), {"collect": staticmethod(lambda *given: (0, given[1], 0))}))
     watched.write([5, 900])
     assert page_numbers(watched.collect(), watched.block).tolist() == [5, 900]
+
+
+def test_many_runs_are_named_once(watched: Watched) -> None:
+    """The kernel says that it came as far as its 512th run, and names what is behind it all the same."""
+    written = list(range(0, PAGES, 2))
+    watched.write(written)
+    seen = watched.map.written(watched.block.address, watched.block.address + watched.block.size)
+    assert page_numbers(seen, watched.block).tolist() == written
+    watched.hotness.hot[written] = 1
+    watched.hotness.count = len(written)
+    assert page_numbers(watched.collect(), watched.block).tolist() == written, "what is hot stays written"
+    watched.hotness.hot[:], watched.hotness.count = 0, 0
+    assert page_numbers(watched.collect(), watched.block).tolist() == written
+    assert not len(watched.collect())
 
 
 @pytest.mark.parametrize("seed", range(4))

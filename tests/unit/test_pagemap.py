@@ -11,7 +11,7 @@ import pytest
 
 from remusdb.capture import kernel
 from remusdb.capture.pagemap import PageMap
-from remusdb.capture.runs import MERGE_GAP_BYTES, SPAN_BYTES, ascending, in_order, pieces
+from remusdb.capture.runs import MERGE_GAP_BYTES, SPAN_BYTES, ascending, pieces
 from remusdb.capture.trying import try_tracking
 from remusdb.errors import VmError
 
@@ -65,28 +65,6 @@ def test_near_runs_are_one_range_and_long_ones_are_several() -> None:
     assert pieces(runs((4096, 8192), (far, far + 4096))) == [(4096, 8192), (far, far + 4096)]
     long = 2 * SPAN_BYTES + 4096
     assert pieces(runs((0, long))) == [(0, SPAN_BYTES), (SPAN_BYTES, 2 * SPAN_BYTES), (2 * SPAN_BYTES, long)]
-
-
-@pytest.mark.parametrize(
-    ("found", "ordered"),
-    [
-        ([(0, 10), (10, 20), (30, 40)], [(0, 10), (10, 20), (30, 40)]),
-        ([(30, 40), (0, 10)], [(0, 10), (30, 40)]),
-        ([(0, 20), (10, 30), (50, 60)], [(0, 30), (50, 60)]),
-        ([(0, 50), (10, 20), (40, 45), (70, 80), (60, 65)], [(0, 50), (60, 65), (70, 80)]),
-        ([(0, 10), (0, 10)], [(0, 10)]),
-    ],
-)
-def test_runs_that_come_out_of_order_are_put_in_order(
-    found: list[tuple[int, int]], ordered: list[tuple[int, int]]
-) -> None:
-    assert in_order(runs(*found)).tolist() == [list(run) for run in ordered]
-
-
-def test_where_to_look_never_goes_back() -> None:
-    """Else pages would be named in that order, and an epoch's encoding refuses them."""
-    far = 100 * MERGE_GAP_BYTES
-    assert pieces(runs((far, far + 4096), (0, 4096))) == [(0, 4096), (far, far + 4096)]
 
 
 @pytest.mark.parametrize("found", [[(8, 12), (0, 4)], [(0, 8), (4, 12)], [(0, 4), (0, 4)]])
