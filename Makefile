@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
+# What is imported is compiled once, and not beside the sources: dozens of programs start in a run.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
+unexport PYTHONDONTWRITEBYTECODE
 # Two at a time: much of a test is waiting. Tests of one file share their hosts, so they stay together.
 BY_FILE := -n 2 --dist loadfile
 # With limits of time that are the product's own, or those of clients under load.
@@ -86,7 +89,7 @@ check: venv
 	@$(MAKE) --no-print-directory -j 2 lint quick
 
 quick: venv
-	$(PYTEST) -q -n 3 -m 'not slow' tests/unit tests/model
+	$(PYTEST) -q -n 4 -m 'not slow' tests/unit tests/model
 
 lint: venv
 	$(PYTHON) -m ruff check .
