@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The FIFO through which QEMU hands its device state, and holds still meanwhile.
 
-`xen-save-devices-state` on a running VM stops it, writes the state, and starts it again. Into a FIFO whose
-buffer is one page QEMU cannot finish before we read: between its first byte and our reading the rest, the VM is
-stopped. If we die, the write fails with EPIPE and QEMU starts the VM by itself.
+`xen-save-devices-state` on a running VM stops it, writes the state, and starts it again. Into a FIFO that has room for
+less than that QEMU cannot finish before we read: between its first byte and our reading the rest, the VM is stopped.
+The more room there is, the more of its state QEMU puts together meanwhile (2 to 3 ms of work, on a core that the VM
+does not need now); `room_for` says how much there may be, and `held` whether it was not too much. If we die, the write
+fails with EPIPE and QEMU starts the VM by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from remusdb.safefiles import make_fifo, open_folder, remove, reopen
 
 NAME = "remusdb-state"
 HUNG_UP_S = 0.005
-PIPE_BYTES = 4096  # less than QEMUFile's buffer of 32 KiB (migration/qemu-file.c), so its first write blocks
+PIPE_BYTES = 4096  # the least room there is
+SHRINK_BYTES = 16 << 10  # a state may be so much shorter than the one before
+CHUNK_BYTES = 1 << 16
 WIDE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size, by default: more than any usual device state
 
 
@@ -54,10 +58,17 @@ class StateFifo:
         """Whether the guard lives: without it, our death could leave QEMU waiting."""
         return self._guard.poll() is None
 
-    def open(self) -> int:
-        """The read end for one cut; the caller closes it, whatever happens."""
+    def open(self, room: int = PIPE_BYTES) -> int:
+        """The read end for one cut, with room for so many bytes, a power of two. OSError where that is too many.
+
+        The caller closes it, whatever happens.
+        """
         fd = reopen(self._fifo, os.O_RDONLY | os.O_NONBLOCK)
-        fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
+        try:
+            fcntl.fcntl(fd, F_SETPIPE_SZ, room)
+        except OSError:
+            os.close(fd)
+            raise
         return fd
 
     def abandon(self) -> None:
@@ -103,6 +114,19 @@ def wait_any(descriptors: Sequence[int], timeout_s: float) -> set[int]:
     return ready
 
 
+def room_for(state_bytes: int, read_bytes: int) -> int:
+    """The most room in which QEMU cannot finish a state of this size, of which so much is read while it is to wait."""
+    most = min(WIDE_BYTES, state_bytes - read_bytes - SHRINK_BYTES)
+    return max(PIPE_BYTES, 1 << (most.bit_length() - 1) if most > 0 else 0)
+
+
+def held(fd: int) -> bool:
+    """Whether QEMU still waits. Where it does not, it may have started the VM: it closes the FIFO right before that."""
+    poller = select.poll()
+    poller.register(fd, 0)
+    return not poller.poll(0)
+
+
 def widen(fd: int) -> None:
     """QEMU need not wait any longer: let it write at its own speed, and start the VM, while this side reads."""
     with contextlib.suppress(OSError):  # not allowed so much: it takes a little longer
@@ -110,14 +134,14 @@ def widen(fd: int) -> None:
 
 
 def drain(fd: int, timeout_s: float, least: int | None = None) -> bytes:
-    """Everything until the writer closes, or `least` bytes and a few more; VmError when that takes longer, or when it
-    is more than any device state."""
+    """Everything until the writer closes, or `least` bytes; VmError when that takes longer, or when it is more than any
+    device state."""
     deadline = Deadline.after(timeout_s)
     parts: list[bytes] = []
     had = 0
     while least is None or had < least:
         try:
-            part = os.read(fd, 1 << 16)
+            part = os.read(fd, CHUNK_BYTES if least is None else min(CHUNK_BYTES, least - had))
         except BlockingIOError:
             if deadline.over or not select.select([fd], [], [], timeout_s)[0]:
                 raise VmError(f"QEMU stopped handing its device state for {timeout_s:g} s") from None

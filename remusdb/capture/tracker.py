@@ -54,9 +54,12 @@ class Span(NamedTuple):
 class Tracker:
     """The written pages of `blocks` of process `pid`."""
 
-    def __init__(self, pid: int, blocks: list[Block], *, hot_pages: bool = False) -> None:
-        """`hot_pages`: leave those unprotected that are written in every epoch (hotness.py)."""
+    def __init__(self, pid: int, blocks: list[Block], *, kvm: bool = True, hot_pages: bool = False) -> None:
+        """`kvm`: what is protected loses its mapping in KVM, so nothing is that need not be. Where it is TCG, one walk
+        of all is the fastest. `hot_pages`: leave those unprotected that are written in every epoch (hotness.py).
+        """
         self.blocks = blocks
+        self._kvm = kvm
         self._hotness = [Hotness(block.pages if hot_pages else 0) for block in blocks]
         self._learns = hot_pages
         self._cold = np.zeros(max((block.pages for block in blocks), default=0), np.uint8)
@@ -134,6 +137,8 @@ class Tracker:
 
     def _collect(self, index: int, block: Block) -> Runs:
         assert self._map is not None
+        if not self._kvm:
+            return self._map.protect(block.address, block.address + block.size)
         hotness = self._hotness[index]
         return self._map.collect(block, hotness.hot if self._learns else self._cold[: block.pages], hotness.count)
 

@@ -41,6 +41,7 @@ LOOK_S = 1.0
 EXPLAIN_S = 1.0  # libvirt's own list follows QEMU by some ms; then what QEMU told has to do
 EXPLAIN_LOOK_S = 0.02
 ANSWER_S = 1.0  # for a libvirtd that hangs
+STATM_BYTES = 256  # seven numbers
 GROWTH_BYTES = 32 << 20  # of QEMU's address space: a thread takes 8 MiB, a memory module hardly less than 128
 CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")  # all that was ever added, vCPUs and memory too
 
@@ -62,6 +63,7 @@ class DeviceWatch:
         self._explain_s = explain_s
         self._devices = inventory(domain.tree)  # what the agent was told to build
         self._in_qemu = self._ask_qemu()
+        self._statm = Path(f"/proc/{domain.pid}/statm").open("rb", buffering=0)  # read for each epoch
         self._size = self._address_space()
         self._sections: list[Section] | None = None
         self._suspicion = ""
@@ -88,6 +90,7 @@ class DeviceWatch:
         self._over.set()
         self._hint.set()
         self._events.close()
+        self._statm.close()
         if self._taps is not None:
             self._taps.close()
 
@@ -197,7 +200,8 @@ class DeviceWatch:
     def _address_space(self) -> int:
         """Bytes of address space that QEMU has; 0 once it has ended."""
         try:
-            return int(Path(f"/proc/{self._domain.pid}/statm").read_text().split()[0]) * PAGE_BYTES
+            self._statm.seek(0)
+            return int(self._statm.read(STATM_BYTES).split()[0]) * PAGE_BYTES
         except (OSError, IndexError, ValueError):
             return 0
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -31,6 +32,7 @@ LIVE = ("seeding", "protected", "held")  # states of a session that has not ende
 STARTING = Reason.of(Code.STARTING)
 KEPT_EPOCHS = 2000  # the window of the percentiles
 KEPT_STAGES = 200
+FIGURES_S = 1.0
 SHOWN_CUTS = 100  # of which it is shown how many there are in a second, and why
 
 
@@ -55,6 +57,8 @@ class Metrics:
     same_bytes: int | None = None
     proven: Proof | None = None
     unproven: Reason | None = None  # why the standby is not proven: told beside the other while protected
+    _figured: dict[str, Any] = field(default_factory=dict)
+    _figured_at: float = float("-inf")
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def set(self, state: State, why: Reason) -> None:
@@ -127,14 +131,8 @@ class Metrics:
                 committed_age_ms=None if age is None else round(age, 1),
                 epochs_per_s=_per_second([at for at, _why in self.cuts]),
                 epochs_for=dict(Counter(why.value for _at, why in self.cuts)),
-                stages_ms={name: _percentile(took, 50) or 0.0 for name, took in self.stages_ms.items()},
-                commit_ms_p50=_percentile(self.commit_ms, 50),
-                commit_ms_p99=_percentile(self.commit_ms, 99),
-                pause_ms_p50=_percentile(self.pause_ms, 50),
-                pause_ms_p99=_percentile(self.pause_ms, 99),
-                bytes_per_epoch=_percentile(self.epoch_bytes, 50),
+                **self._figures(time.monotonic()),
                 delta_cache_hits=_share(self.cached),
-                dirty_pages=_percentile(self.dirty_pages, 50),
                 seeded_bytes=self.seeded_bytes,
                 same_bytes=self.same_bytes,
                 proven_at_ns=proven.at_ns if proven else None,
@@ -142,6 +140,21 @@ class Metrics:
                 proven_ms=proven.took_ms if proven else None,
                 unproven=words(self.unproven) if self.state in ("protected", "held") else "",
             )
+
+    def _figures(self, now: float) -> dict[str, Any]:
+        """The percentiles of the last epochs, looked at once a second: they are what costs something in a status."""
+        if now - self._figured_at >= FIGURES_S:
+            self._figured_at = now
+            self._figured = {
+                "commit_ms_p50": _percentile(self.commit_ms, 50),
+                "commit_ms_p99": _percentile(self.commit_ms, 99),
+                "pause_ms_p50": _percentile(self.pause_ms, 50),
+                "pause_ms_p99": _percentile(self.pause_ms, 99),
+                "bytes_per_epoch": _percentile(self.epoch_bytes, 50),
+                "dirty_pages": _percentile(self.dirty_pages, 50),
+                "stages_ms": {name: _percentile(took, 50) or 0.0 for name, took in self.stages_ms.items()},
+            }
+        return self._figured
 
 
 def status_of(

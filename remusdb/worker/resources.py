@@ -81,9 +81,10 @@ class Resources:
         self.end = EndWatch(self.link.connection, self.domain)
         self._undo.callback(self.end.close)
         self.link.on_renewed(self.end.renew)
-        # A huge page is protected as a whole, or not at all.
-        hot_pages = self.spec.protection.hot_pages and self.domain.page_kib == PAGE_KIB
-        self.tracker = Tracker(self.domain.pid, self.blocks, hot_pages=hot_pages)
+        kvm = self.domain.accel == "kvm"
+        # Under TCG a fault costs little. A huge page is protected as a whole, or not at all.
+        hot_pages = self.spec.protection.hot_pages and kvm and self.domain.page_kib == PAGE_KIB
+        self.tracker = Tracker(self.domain.pid, self.blocks, kvm=kvm, hot_pages=hot_pages)
         self._undo.callback(self.tracker.close)
         fifo = StateFifo(self.domain.state_folder(), owner.st_uid, owner.st_gid)
         self._undo.callback(fifo.close)

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from remusdb.capture import fifo as fifo_module
-from remusdb.capture.fifo import StateFifo, drain, wait_any
+from remusdb.capture.fifo import PIPE_BYTES, SHRINK_BYTES, StateFifo, drain, held, room_for, wait_any
 from remusdb.errors import VmError
 
 STATE_BYTES = 150_000
 WRITER = "import sys; f = open(sys.argv[1], 'wb', buffering=32768); f.write(bytes(int(sys.argv[2]))); f.close()"
 
 
-def writer(path: Path) -> subprocess.Popen[bytes]:
+def writer(path: Path, state_bytes: int = STATE_BYTES) -> subprocess.Popen[bytes]:
     """A process that saves its state the way QEMU does; a broken pipe is its own business."""
-    command = [sys.executable, "-c", WRITER, str(path), str(STATE_BYTES)]
+    command = [sys.executable, "-c", WRITER, str(path), str(state_bytes)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
@@ -44,6 +44,38 @@ def test_writer_is_held_until_it_is_read(fifo: StateFifo) -> None:
         assert saver.wait(10) == 0
     os.close(fd)
     os.close(wake)
+
+
+@pytest.mark.parametrize("read", [0, 40_000])
+def test_there_is_never_so_much_room_that_a_state_fits(fifo: StateFifo, read: int) -> None:
+    """Also when it is somewhat shorter than the one before, and a part of it was read."""
+    for before in (150_000, 131_072 + 16_384, 200_000, 1 << 20, 65_000):
+        state, room = before - SHRINK_BYTES + 1, room_for(before, read)
+        assert room + read < state
+        fd = fifo.open(room)
+        with writer(fifo.path, state) as saver:
+            assert wait_any((fd,), 10) == {fd}
+            head = drain(fd, 10, read)
+            time.sleep(0.1)
+            assert saver.poll() is None and held(fd)
+            assert len(head) == read and len(head + drain(fd, 10)) == state
+        os.close(fd)
+
+
+def test_a_state_that_fitted_is_seen(fifo: StateFifo) -> None:
+    """The VM ran meanwhile: what was taken is not of one instant."""
+    fd = fifo.open(room_for(400_000, 0))
+    assert held(fd), "nobody has come yet"
+    with writer(fifo.path, 150_000) as saver:
+        saver.wait(10)
+        assert not held(fd)
+    os.close(fd)
+
+
+def test_room_is_a_power_of_two_and_bounded() -> None:
+    assert room_for(0, 0) == room_for(20_000, 0) == room_for(154_000, 150_000) == PIPE_BYTES
+    assert room_for(154_000, 0) == 128 << 10
+    assert room_for(1 << 30, 0) == 1 << 20
 
 
 def test_nobody_writes(fifo: StateFifo) -> None:

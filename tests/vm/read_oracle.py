@@ -48,7 +48,7 @@ class Oracle:
         calls = BlockingCalls(20)
         link = LibvirtLink("qemu:///system", calls)
         self.domain = Domain(link.connection, vm, calls)
-        self.tracker = Tracker(self.domain.pid, self.domain.blocks())
+        self.tracker = Tracker(self.domain.pid, self.domain.blocks(), kvm=self.domain.accel == "kvm")
         self.fifo = StateFifo(self.domain.state_folder(), os.getuid(), os.getgid())
         kind = LiveCapture if live else Capture
         clock = GuestClock(self.domain.pid, self.tracker.blocks, kvm=self.domain.accel == "kvm")
