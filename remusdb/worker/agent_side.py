@@ -21,6 +21,7 @@ from remusdb.transport.stream import FrameStream
 from remusdb.worker.agent_link import AgentLink
 from remusdb.worker.initial_sync import InitialSync
 from remusdb.worker.mailbox import Mailbox
+from remusdb.worker.metrics import Metrics
 from remusdb.worker.outbox import Outbox
 from remusdb.worker.proof import StandbyProof
 from remusdb.worker.spec import ProtectionSpec
@@ -38,6 +39,7 @@ class AgentSide:
         outbox: Outbox,
         sync: InitialSync,
         proof: StandbyProof,
+        metrics: Metrics,
         failed: Callable[[Exception], None],
     ) -> None:
         """`hello`: with which the session is resumed. `failed` is told why the initial sync cannot go on."""
@@ -46,6 +48,7 @@ class AgentSide:
         self._outbox = outbox
         self._sync = sync
         self._proof = proof
+        self._metrics = metrics
         self._failed = failed
         self._peer = AgentLink(spec, hello, self)
         self._lines: dict[int, tuple[FrameStream, Future[None]]] = {}
@@ -75,6 +78,7 @@ class AgentSide:
     def on_ack(self, term: int, epoch: int) -> None:
         """The agent holds everything up to `epoch`. BadFrame where that cannot be."""
         self._pipeline.require_cut(term, epoch)
+        self._metrics.reached(epoch, "ack")
         self._mailbox.post(events.Acked(term, epoch))
 
     def on_lost(self, reason: str) -> None:

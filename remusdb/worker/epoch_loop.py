@@ -219,7 +219,9 @@ class EpochLoop:
         while (item := self._cuts.get()) is not None and not self._over.is_set():
             frames = self._encode(*item)
             self._metrics.shipped(frames.payload_bytes, frames.cached)
+            self._metrics.reached(frames.epoch, "encode")
             self._outbox.ship(frames)
+            self._metrics.reached(frames.epoch, "send")
 
     def _encode(self, epoch: int, cut: Cut, positions: list[int], stays: bool) -> EpochFrames:
         resources = self._resources

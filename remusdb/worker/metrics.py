@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from msgspec.structs import replace
@@ -29,6 +29,7 @@ from remusdb.worker.spec import ProtectionSpec
 log = logging.getLogger(__name__)
 
 LIVE = ("seeding", "protected", "held")  # states of a session that has not ended
+Stage = Literal["encode", "send", "ack", "release"]
 STARTING = Reason.of(Code.STARTING)
 KEPT_EPOCHS = 2000  # the window of the percentiles
 KEPT_STAGES = 200
@@ -57,6 +58,7 @@ class Metrics:
     same_bytes: int | None = None
     proven: Proof | None = None
     unproven: Reason | None = None  # why the standby is not proven: told beside the other while protected
+    _last_at: dict[int, float] = field(default_factory=dict)  # of the epochs on their way
     _figured: dict[str, Any] = field(default_factory=dict)
     _figured_at: float = float("-inf")
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -93,10 +95,19 @@ class Metrics:
         now = time.monotonic()
         with self.lock:
             self.dirty_pages.append(pages)
-            self.cut_at[epoch] = now
+            self.cut_at[epoch] = self._last_at[epoch] = now
             self.cuts.append((now, why))
             for stage, took_ms in stages_ms.items():
-                self.stages_ms.setdefault(stage, deque(maxlen=KEPT_STAGES)).append(took_ms)
+                self._stage(stage, took_ms)
+
+    def reached(self, epoch: int, stage: Stage) -> None:
+        """An epoch came so far on its way from the cut to the commit: how long that took is noted."""
+        now = time.monotonic()
+        with self.lock:
+            before = self._last_at.get(epoch)
+            if before is not None:  # of an acknowledgement for several epochs, the newest counts
+                self._last_at[epoch] = now
+                self._stage(stage, 1000 * (now - before))
 
     def shipped(self, payload_bytes: int, cached: tuple[int, int]) -> None:
         """An epoch was encoded to so many bytes; what so many of its pages held before was known, of how many."""
@@ -106,8 +117,10 @@ class Metrics:
 
     def committed(self, epoch: int) -> None:
         """The agent holds everything up to `epoch`, and what these had of output has been let go."""
+        self.reached(epoch, "release")
         now = time.monotonic()
         with self.lock:
+            self._last_at = {number: at for number, at in self._last_at.items() if number > epoch}
             for number in [number for number in self.cut_at if number <= epoch]:
                 self.committed_cut_at = self.cut_at.pop(number)
                 self.commit_ms.append(1000 * (now - self.committed_cut_at))
@@ -140,6 +153,9 @@ class Metrics:
                 proven_ms=proven.took_ms if proven else None,
                 unproven=words(self.unproven) if self.state in ("protected", "held") else "",
             )
+
+    def _stage(self, stage: str, took_ms: float) -> None:
+        self.stages_ms.setdefault(stage, deque(maxlen=KEPT_STAGES)).append(took_ms)
 
     def _figures(self, now: float) -> dict[str, Any]:
         """The percentiles of the last epochs, looked at once a second: they are what costs something in a status."""

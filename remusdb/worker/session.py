@@ -76,7 +76,9 @@ class Session:
         outbox = Outbox(spec.protection.sync_bandwidth_mib_s * 2**20, self._over)
         self._sync = InitialSync(outbox, self._metrics, progress, self._fail)
         self._proof = StandbyProof(spec, self._journal, lambda: self._primary.is_protected)
-        self._agent = AgentSide(spec, self._hello, mailbox, self._pipeline, outbox, self._sync, self._proof, self._fail)
+        self._agent = AgentSide(
+            spec, self._hello, mailbox, self._pipeline, outbox, self._sync, self._proof, self._metrics, self._fail
+        )
         self._epochs = EpochLoop(self._pipeline, outbox, self._metrics, self._decider.lock, self._fail)
         self._performer = Performer(
             spec,

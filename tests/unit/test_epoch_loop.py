@@ -145,7 +145,9 @@ class Running:
         self.may_ship = threading.Event()
         self.may_ship.set()
         outbox: Any = SimpleNamespace(ship=self._ship)
-        metrics: Any = SimpleNamespace(wait=self.waits.append, cut=lambda *_: None, shipped=lambda *_: None)
+        metrics: Any = SimpleNamespace(
+            wait=self.waits.append, cut=lambda *_: None, shipped=lambda *_: None, reached=lambda *_: None
+        )
         self.loop = EpochLoop(self.pipeline, outbox, metrics, self.lock, self.failed.append)
 
     def __enter__(self) -> Running:
