@@ -43,9 +43,9 @@ Troubled = Annotated[list[Trouble], says("what is wrong while it is protected al
 Stages = Annotated[
     dict[str, float],
     says(
-        "medians of what an epoch takes: `stop`, until the VM is paused; while it is, `gates`, `find` (the pages that "
-        "were written), `read` (them), `marked` (the gates), `state` (of its devices); then `encode`, `send`, `ack` (by the "
-        "backup), `release` (of its output)"
+        "medians of what an epoch takes: `stop`, until the VM is paused; while it is, `gates`, `find` (the pages "
+        "that were written), `read` (them), `marked` (the gates), `state` (of its devices); then `encode`, `send`, "
+        "`ack` (by the backup), `release` (of its output)"
     ),
 ]
 ProvenAt = Annotated[int | None, says("when QEMU on the backup last accepted this VM's state, by the backup's clock")]

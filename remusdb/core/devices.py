@@ -8,6 +8,7 @@ states the same length, and nothing behind it.
 from __future__ import annotations
 
 import struct
+import threading
 
 import numpy as np
 import zstandard
@@ -20,6 +21,16 @@ HEAD = struct.Struct(">BI")
 MAX_DEVICE_STATE_BYTES = 64 << 20  # measured 32-155 KB; a GPU's frame buffer is RAM, not device state
 
 
+class _PerThread(threading.local):
+    """A zstd context: costly to make, of one thread."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=1)
+
+
+_mine = _PerThread()
+
+
 def _xor(a: bytes, b: bytes) -> bytes:
     return bytes(np.bitwise_xor(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)))
 
@@ -28,7 +39,7 @@ def encode_devices(state: bytes, previous: bytes) -> bytes:
     """The payload that carries `state` to a peer that has `previous`."""
     kind = XOR if len(state) == len(previous) else WHOLE
     raw = _xor(state, previous) if kind == XOR else state
-    return HEAD.pack(kind, len(state)) + zstandard.ZstdCompressor(level=1).compress(raw)
+    return HEAD.pack(kind, len(state)) + _mine.compressor.compress(raw)
 
 
 def decode_devices(payload: bytes | memoryview, previous: bytes) -> bytes:

@@ -18,6 +18,7 @@ HEAD = b"QEVM\0\0\0\x03"  # QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION
 EOF, FULL, FOOTER = b"\x00", b"\x04", b"\x7e"
 FIXED = struct.Struct(">BIB")  # 0x04, the section's id, the name's length
 AFTER = struct.Struct(">II")  # instance, version
+FOOTER_BYTES = 5
 VERSION_MAX = 1 << 16  # QEMU's own are below 200
 # Looked at before giving up: a state that a guest made up must not cost more. Some 0.1 s each (docs/facts.md); what is
 # searched counts in bytes, a place that may be a footer as LOOK_BYTES.
@@ -44,8 +45,25 @@ class _Header:
     body: int  # where the device's own bytes begin
 
 
-def sections_of(state: bytes) -> list[Section] | None:
-    """The sections in a whole state; None where it cannot be read (machine types before 2.4 write no footers)."""
+class Outline:
+    """The sections of one state, and where they stand in it: most states after it have them at the same places."""
+
+    def __init__(self, state: bytes, path: list[_Header]) -> None:
+        self.sections = [header.section for header in path]
+        self._bytes = len(state)
+        begins = [header.body - AFTER.size - len(header.section.name) - FIXED.size for header in path]
+        # With the footer before it: all that stands between two devices' own bytes.
+        spans = [(max(0, begin - FOOTER_BYTES), header.body) for begin, header in zip(begins, path, strict=True)]
+        spans.append((len(state) - FOOTER_BYTES - 1, len(state)))
+        self._fixed = [(low, high, state[low:high]) for low, high in spans]
+
+    def fits(self, state: bytes) -> bool:
+        """Whether this state has the same sections, each as long as it was: no search, some microseconds."""
+        return len(state) == self._bytes and all(state[low:high] == there for low, high, there in self._fixed)
+
+
+def outline_of(state: bytes) -> Outline | None:
+    """What is in a whole state; None where it cannot be read (machine types before 2.4 write no footers)."""
     first = _header(state, len(HEAD)) if state.startswith(HEAD) else None
     if first is None:
         return None
@@ -58,13 +76,19 @@ def sections_of(state: bytes) -> list[Section] | None:
         header, followers = path[-1]
         follower = next(followers, header)
         if follower is None:
-            return [each.section for each, _ in path]
+            return Outline(state, [each for each, _ in path])
         if follower is header:
             dead.add(header.body)
             path.pop()
         elif follower.body not in dead:
             path.append((follower, search.followers(follower)))
     return None
+
+
+def sections_of(state: bytes) -> list[Section] | None:
+    """The sections in a whole state; None where it cannot be read."""
+    outline = outline_of(state)
+    return None if outline is None else outline.sections
 
 
 def differences(before: Iterable[Section], after: Iterable[Section]) -> tuple[list[Section], list[Section]]:

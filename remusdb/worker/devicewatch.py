@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from remusdb import safexml
-from remusdb.core.sections import Section, differences, sections_of
+from remusdb.core.sections import Outline, Section, differences, outline_of
 from remusdb.deadline import Deadline
 from remusdb.errors import DevicesChanged, LibvirtAway, VmError
 from remusdb.threads import spawn
@@ -63,9 +63,10 @@ class DeviceWatch:
         self._explain_s = explain_s
         self._devices = inventory(domain.tree)  # what the agent was told to build
         self._in_qemu = self._ask_qemu()
-        self._statm = Path(f"/proc/{domain.pid}/statm").open("rb", buffering=0)  # read for each epoch
+        self._statm = Path(f"/proc/{domain.pid}/statm")
         self._size = self._address_space()
         self._sections: list[Section] | None = None
+        self._outline: Outline | None = None  # of the last state that was searched: it had these sections
         self._suspicion = ""
         self._hint = threading.Event()
         self._over = threading.Event()
@@ -90,24 +91,29 @@ class DeviceWatch:
         self._over.set()
         self._hint.set()
         self._events.close()
-        self._statm.close()
         if self._taps is not None:
             self._taps.close()
 
     def require_same(self, state: bytes) -> None:
         """DevicesChanged where this epoch must not be shipped. In the ship thread, with the VM running."""
-        sections = sections_of(state)
+        if self._outline is None or not self._outline.fits(state):
+            self._look_at(state)
+        size = self._address_space()
+        if size > self._size + GROWTH_BYTES:
+            self._require_same_memory()
+            self._size = size
+        self._size = min(self._size, size)
+
+    def _look_at(self, state: bytes) -> None:
+        outline = outline_of(state)
+        sections = outline.sections if outline else None
         if self._sections is None:
             self._sections = sections
             if sections is None:
                 log.warning("QEMU's device state cannot be read: changes of devices are noticed by libvirt alone")
         elif sections != self._sections:
             self._judge(sections)
-        size = self._address_space()
-        if size > self._size + GROWTH_BYTES:
-            self._require_same_memory()
-            self._size = size
-        self._size = min(self._size, size)
+        self._outline = outline
 
     def explained(self, failure: Exception) -> Exception:
         """The change of devices that lies behind a failure, if one does: a gate fails when its tap is taken away."""
@@ -200,8 +206,8 @@ class DeviceWatch:
     def _address_space(self) -> int:
         """Bytes of address space that QEMU has; 0 once it has ended."""
         try:
-            self._statm.seek(0)
-            return int(self._statm.read(STATM_BYTES).split()[0]) * PAGE_BYTES
+            with self._statm.open("rb", buffering=0) as file:  # for each epoch: no codec, no buffer
+                return int(file.read(STATM_BYTES).split()[0]) * PAGE_BYTES
         except (OSError, IndexError, ValueError):
             return 0
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remusdb.core.sections import EOF, HEAD, Section, differences, sections_of
+from remusdb.core.sections import EOF, HEAD, Section, differences, outline_of, sections_of
 
 Part = tuple[str, int, int, bytes]  # name, instance, id, the device's own bytes
 NAMES = st.text("abcdefghij:./-0123456789", min_size=1, max_size=60)
@@ -36,6 +36,28 @@ PARTS = st.lists(
 @given(PARTS)
 def test_every_section_is_found(parts: list[Part]) -> None:
     assert sections_of(state(*parts)) == [Section(name, instance) for name, instance, _, _ in parts]
+
+
+@given(PARTS, st.data())
+def test_the_same_sections_at_the_same_places_are_known_without_a_search(
+    parts: list[Part], data: st.DataObject
+) -> None:
+    outline = outline_of(state(*parts))
+    assert outline is not None and outline.fits(state(*parts))
+    others = [(name, instance, number, bytes(len(body))) for name, instance, number, body in parts]
+    assert outline.fits(state(*others)), "what a device has of its own may change"
+    at = data.draw(st.integers(0, len(parts) - 1))
+    name, instance, number, body = parts[at]
+    other = chr(ord(name[0]) + 1) + name[1:]
+    wrong: list[Part] = [(name + "x", instance, number, body), (name, instance + 1, number, body)]
+    wrong += [
+        (name, instance, number, body + b"z"),
+        (name, instance, number + 500, body),
+        (other, instance, number, body),
+    ]
+    for one in wrong:
+        assert not outline.fits(state(*parts[:at], one, *parts[at + 1 :])), one
+    assert not outline.fits(state(*parts, ("more", 0, 999, b""))) and not outline.fits(b"")
 
 
 def test_bytes_of_a_device_that_look_like_a_footer_or_a_header_are_not_believed() -> None:
