@@ -42,7 +42,8 @@ MODES: dict[str, Settings] = {
 }
 SHOWN = ("pause_ms_p50", "pause_ms_p99", "commit_ms_p50", "commit_ms_p99", "dirty_pages", "bytes_per_epoch",
          "epochs_per_s", "epochs_for", "stages_ms", "clock_lost_ppm")  # fmt: skip
-_BOOT_S, _PROTECT_S, _SCALE = 240.0, 180.0, 2
+_BOOT_S, _PROTECT_S = 240.0, 180.0
+_SCALE = 10  # branches of TPC-B: with fewer the clients wait for each other
 _IDLE_S = 5.0
 _BULK_MB = {True: 200, False: 60}  # unprotected, protected
 WORKER = "remusdb.worker"
