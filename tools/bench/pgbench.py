@@ -58,7 +58,8 @@ class Pgbench:
     def run(self, load: Load, seconds: int) -> Found:
         """So long under this load. Raises RuntimeError when a client fails."""
         select = ["-S"] if load.name == "select" else []
-        clients = ["-c", str(load.clients), "-j", "1", "-T", str(seconds), "-n"]
+        # A thread a client: they connect at once, and not in turns while the time runs.
+        clients = ["-c", str(load.clients), "-j", str(load.clients), "-T", str(seconds), "-n"]
         said = self._run([*clients, *select], seconds + _SPARE_S)
         tps, latency = _TPS.search(said), _LATENCY.search(said)
         if tps is None or latency is None:
