@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 LOOK_S = 0.001  # how often a guest that works on while output waits is looked at
+LOOK_SHARE = 0.1  # of the time that output has waited: so much later, at most, is it seen that the guest is idle
 SETTLE_S = 0.0005  # from the first frame of output to a cut: what belongs to it follows at once
 
 
@@ -107,7 +108,10 @@ class Cadence:
             return Wait(SETTLE_S - waited_s)
         if not seen.busy:
             return Cut(Why.OUTPUT)
-        return Cut(Why.GAP) if now >= self._earliest_busy else Wait(LOOK_S)
+        if now >= self._earliest_busy:
+            return Cut(Why.GAP)
+        # Each look costs the host something, which the guest could have: the longer it works, the fewer.
+        return Wait(min(self._earliest_busy - now, max(LOOK_S, waited_s * LOOK_SHARE)))
 
     def _quiet(self, now: float, seen: Seen) -> Cut | Wait:
         left = self._pace.epoch_s - seen.worked_s

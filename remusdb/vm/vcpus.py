@@ -16,10 +16,12 @@ class Vcpus:
 
     def __init__(self, pid: int) -> None:
         self._files: list[int] = []
+        self._states: list[int] = []
         with contextlib.suppress(OSError):  # QEMU ends
             for task in Path(f"/proc/{pid}/task").iterdir():
                 if (task / "comm").read_text().startswith(NAMED):
                     self._files.append(os.open(task / "schedstat", os.O_RDONLY | os.O_CLOEXEC))
+                    self._states.append(os.open(task / "stat", os.O_RDONLY | os.O_CLOEXEC))
 
     def ran(self) -> list[int]:
         """Nanoseconds that each has run so far (Documentation/scheduler/sched-stats.rst, the first field).
@@ -34,10 +36,19 @@ class Vcpus:
                 found.append(int(os.pread(file, 64, 0).split(maxsplit=1)[0]))
         return found
 
+    def wanted(self) -> bool:
+        """Whether one of them runs, or would if the host had a core for it (proc_pid_stat(5), the third field)."""
+        for file in self._states:
+            with contextlib.suppress(OSError):
+                if os.pread(file, 128, 0).rpartition(b")")[2].split(maxsplit=1)[0] == b"R":
+                    return True
+        return not self._states
+
     def close(self) -> None:
         """May be called twice."""
-        while self._files:
-            os.close(self._files.pop())
+        for files in (self._files, self._states):
+            while files:
+                os.close(files.pop())
 
 
 def most_s(before: list[int], after: list[int]) -> float:

@@ -88,7 +88,8 @@ class EpochTimer:
             self._output_at, self._busy = now, True
             self._looked_at, self._ran = now, ran
         elif now - self._looked_at >= LOOK_S:
-            self._busy = most_s(self._ran, ran) > BUSY_SHARE * (now - self._looked_at)
+            # On a host that is short of cores a guest that has work to do may not run: it is not idle.
+            self._busy = most_s(self._ran, ran) > BUSY_SHARE * (now - self._looked_at) or self._vcpus.wanted()
             self._looked_at, self._ran = now, ran
         output_s = None if self._output_at is None else now - self._output_at
         return Seen(output_s, self._busy, most_s(self._ran_at_cut, ran), committed, pressed)

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from remusdb.vm.vcpus import Vcpus, most_s
+from tests.waiting import eventually
 
 # One thread works, one sleeps, and one that works is no processor.
 QEMU = """
@@ -48,6 +51,19 @@ def test_processors_are_told_apart_by_their_threads(qemu: int) -> None:
     grown = sorted(late - early for early, late in zip(before, after, strict=True))
     assert grown[0] < 10_000_000 < grown[1], "one of them slept"
     assert most_s(before, after) == grown[1] / 1e9
+
+
+def test_a_processor_that_wants_to_run_is_seen_though_it_does_not_run(qemu: int) -> None:
+    vcpus = Vcpus(qemu)
+    try:
+        assert vcpus.wanted()
+        for task in Path(f"/proc/{qemu}/task").iterdir():  # behind all else on its core
+            os.sched_setscheduler(int(task.name), os.SCHED_IDLE, os.sched_param(0))
+        assert sum(vcpus.wanted() for _ in range(200)) > 180
+        os.kill(qemu, signal.SIGSTOP)
+        eventually(lambda: not vcpus.wanted())
+    finally:
+        vcpus.close()
 
 
 def test_a_qemu_whose_threads_have_no_names_is_busy() -> None:
