@@ -59,13 +59,16 @@ class StateFifo:
         return self._guard.poll() is None
 
     def open(self, room: int = PIPE_BYTES) -> int:
-        """The read end for one cut, with room for so many bytes, a power of two. OSError where that is too many.
+        """The read end for one cut, with room for so many bytes, a power of two, or for less where that is not allowed.
 
         The caller closes it, whatever happens.
         """
         fd = reopen(self._fifo, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            fcntl.fcntl(fd, F_SETPIPE_SZ, room)
+            try:
+                fcntl.fcntl(fd, F_SETPIPE_SZ, room)
+            except OSError:  # pipe-user-pages-soft
+                fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
         except OSError:
             os.close(fd)
             raise

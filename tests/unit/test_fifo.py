@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -15,8 +16,10 @@ import pytest
 
 from remusdb.capture import fifo as fifo_module
 from remusdb.capture.fifo import PIPE_BYTES, SHRINK_BYTES, StateFifo, drain, held, room_for, wait_any
+from remusdb.capture.kernel import F_SETPIPE_SZ
 from remusdb.errors import VmError
 
+F_GETPIPE_SZ = 1032  # linux/fcntl.h
 STATE_BYTES = 150_000
 WRITER = "import sys; f = open(sys.argv[1], 'wb', buffering=32768); f.write(bytes(int(sys.argv[2]))); f.close()"
 
@@ -69,6 +72,21 @@ def test_a_state_that_fitted_is_seen(fifo: StateFifo) -> None:
     with writer(fifo.path, 150_000) as saver:
         saver.wait(10)
         assert not held(fd)
+    os.close(fd)
+
+
+def test_where_much_room_is_not_allowed_there_is_the_least(fifo: StateFifo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/proc/sys/fs/pipe-user-pages-soft`: a host with many VMs is no reason not to cut."""
+    real = fcntl.fcntl
+
+    def refuse(fd: int, command: int, size: int = 0) -> int:
+        if command == F_SETPIPE_SZ and size > PIPE_BYTES:
+            raise PermissionError("too many pages in pipes")
+        return int(real(fd, command, size))
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    fd = fifo.open(1 << 17)
+    assert real(fd, F_GETPIPE_SZ) == PIPE_BYTES
     os.close(fd)
 
 
