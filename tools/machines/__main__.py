@@ -46,7 +46,7 @@ def main() -> int:
         built = image.ensure(_FOLDER / "image.log")
     kind = accel.qemu_word(built)
     with Site(built, _FOLDER, kind) as site:
-        story = Story(site, site.folder / "payload")
+        story = Story(site, site.folder / "payload", image.key(built))
         story.figures["accel"] = kind
         try:
             for name in _STEPS[: _STEPS.index(args.until) + 1]:

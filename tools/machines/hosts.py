@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+from tools.lab.paths import NETNS
 from tools.machines.machine import Machine
+from tools.machines.site import Site
 
 INSTALL_S = 600.0
 UNITS = ("remusdb-agent.service", "remusdb-host.service", "remusdb-evacuate.service")
@@ -23,9 +28,32 @@ def connect(machine: Machine, machines: dict[str, Machine]) -> None:
     machine.run(f"sh {FILES}/network.sh eth0 {machine.address}/24")
 
 
-def install(machine: Machine, peer: Machine) -> None:
-    """As README says: tools/machines/host.sh. Returns when both daemons run."""
-    machine.run(f"sh {FILES}/host.sh {machine.name} {peer.name} {peer.address} {FILES}/settings", INSTALL_S)
+def set_up(site: Site, folder: Path, key: Path) -> str:
+    """`remusdb setup` of both over SSH, from a third machine, as README says; what it printed.
+
+    `folder` has the .deb, and is where the certificates are made. Raises RuntimeError when it fails.
+    """
+    machines = site.machines.values()
+    keys = {each.address: each.run("cat /etc/ssh/ssh_host_ed25519_key.pub") for each in machines}
+    known = folder / "known_hosts"
+    known.write_text("".join(f"{address} {' '.join(text.split()[:2])}\n" for address, text in keys.items()))
+    (package,) = folder.glob("remusdb_*.deb")
+    options = {"--deb": package, "--certs": folder / "certs", "--identity": key, "--known-hosts": known}
+    command = [str(Path(sys.executable).with_name("remusdb")), "setup", "--yes"]
+    command += [f"{each.name}={each.address}" for each in machines]
+    command += [str(word) for pair in options.items() for word in pair]
+    here = ["nsenter", f"--net={NETNS / site.lan}", "--", *command]
+    done = subprocess.run(here, capture_output=True, text=True, timeout=2 * INSTALL_S, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"remusdb setup: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def slow_down(machine: Machine) -> None:
+    """Settings for an emulated host with an emulated VM, behind what `remusdb setup` wrote."""
+    for name in ("host", "agent"):
+        machine.run(f"cat {FILES}/settings/{name}.toml >> /etc/remusdb/{name}.toml")
+    machine.run("systemctl restart remusdb-agent remusdb-host", INSTALL_S)
     # libvirt, started anew, asks each QEMU what it can do: 44 s here, and `check` waits for 5 (docs/facts.md).
     machine.run("virsh capabilities > /dev/null && virsh domcapabilities > /dev/null", INSTALL_S)
 

@@ -22,8 +22,10 @@ SLOW_S = 600.0  # for what an emulated host does with an emulated VM: a copy, a 
 class Story:
     """The steps, in order. Each raises AgentError when what it waits for does not come; `figures` grows with each."""
 
-    def __init__(self, site: Site, folder: Path) -> None:
-        """`folder` is for what is brought to the hosts."""
+    def __init__(self, site: Site, folder: Path, key: Path) -> None:
+        """`folder` is for what is brought to the hosts; `key` opens them by ssh."""
+        self._site = site
+        self._key = key
         self._folder = folder
         self.alpha, self.beta = site.machines["alpha"], site.machines["beta"]
         self.figures: dict[str, Any] = {}
@@ -42,15 +44,20 @@ class Story:
         self.figures["kernel"] = self.alpha.run("uname -r").strip()
 
     def install(self) -> None:
-        """remusdb on both, as README says; the units run."""
-        with self._timed("install_s", "remusdb is installed on both"), ThreadPoolExecutor() as both:
-            pairs = ((self.alpha, self.beta), (self.beta, self.alpha))
-            for found in list(both.map(lambda pair: self._install(*pair), pairs)):
+        """`remusdb setup` of both, as README says; the units run. Said again, it finds nothing to do."""
+        with self._timed("install_s", "remusdb setup sets both up over SSH"), ThreadPoolExecutor() as both:
+            machines = self._site.machines
+            list(both.map(lambda machine: hosts.connect(machine, machines), machines.values()))
+            hosts.set_up(self._site, self._folder, self._key)
+        with self._timed("again_s", "remusdb setup again"), ThreadPoolExecutor() as both:
+            said = hosts.set_up(self._site, self._folder, self._key)
+            for name in machines:
+                self._expect(f"{name}: nothing to do" in said, f"remusdb setup, again, did something:\n{said}")
+            for found in list(both.map(self._prepare, machines.values())):
                 self.complaints += found
 
-    def _install(self, machine: Machine, peer: Machine) -> list[str]:
-        hosts.connect(machine, {"alpha": self.alpha, "beta": self.beta})
-        hosts.install(machine, peer)
+    def _prepare(self, machine: Machine) -> list[str]:
+        hosts.slow_down(machine)
         vm.place_kernel(machine)
         return hosts.complaints(machine)
 
