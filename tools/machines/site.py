@@ -30,11 +30,8 @@ class Site(Lab):
         self.folder.mkdir(parents=True)
         self._logs.mkdir(parents=True, exist_ok=True)
         ip(f"netns add {self.lan}")
-        ip(
         bridge = "link add lan0 type bridge stp_state 0 forward_delay 0\nlink set lan0 up\n"
         ip(f"link set lo up\n{bridge}addr add 10.77.1.254/24 dev lan0\n", netns=self.lan)  # for who sets them up
-            netns=self.lan,
-        )
         for number, name in enumerate(NAMES, start=1):
             made = Machine(name, number, self._image, self.lan, self.folder, self._logs, self._accel)
             ip(f"tuntap add {made.tap} mode tap\nlink set {made.tap} master lan0 up\n", netns=self.lan)
