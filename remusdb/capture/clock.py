@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 BUFFERED_BYTES = 32 << 10  # QEMU has read its clocks up to here when the first byte comes (migration/qemu-file.c)
 SHIFT_BYTES = 4096  # the sections before kvmclock grow as the guest uses more of its CPU
-BLOCKED_BYTES = 20 << 10  # so much must be left for QEMU to be sure to wait for its reader (fifo.py, `room_for`)
+BLOCKED_BYTES = 16 << 10  # so much must be left for QEMU to be sure to wait for its reader
 APART_S = 0.25  # two states that far apart tell the rate of the ticks to some ppm
 SHOWN_CUTS = 101  # what status shows is the median of so many
 

@@ -4,7 +4,7 @@
 `xen-save-devices-state` on a running VM stops it, writes the state, and starts it again. Into a FIFO that has room for
 less than that QEMU cannot finish before we read: between its first byte and our reading the rest, the VM is stopped.
 The more room there is, the more of its state QEMU puts together meanwhile (2 to 3 ms of work, on a core that the VM
-does not need now); `room_for` says how much there may be, and `held` whether it was not too much. If we die, the write
+does not need now); `Room` says how much there may be, and `held` whether it was not too much. If we die, the write
 fails with EPIPE and QEMU starts the VM by itself.
 """
 
@@ -29,7 +29,7 @@ from remusdb.safefiles import make_fifo, open_folder, remove, reopen
 NAME = "remusdb-state"
 HUNG_UP_S = 0.005
 PIPE_BYTES = 4096  # the least room there is
-SHRINK_BYTES = 16 << 10  # a state may be so much shorter than the one before
+MANY_STATES = 200  # before more than the least room is believed in
 CHUNK_BYTES = 1 << 16
 WIDE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size, by default: more than any usual device state
 
@@ -117,10 +117,26 @@ def wait_any(descriptors: Sequence[int], timeout_s: float) -> set[int]:
     return ready
 
 
-def room_for(state_bytes: int, read_bytes: int) -> int:
-    """The most room in which QEMU cannot finish a state of this size, of which so much is read while it is to wait."""
-    most = min(WIDE_BYTES, state_bytes - read_bytes - SHRINK_BYTES)
-    return max(PIPE_BYTES, 1 << (most.bit_length() - 1) if most > 0 else 0)
+class Room:
+    """How much room the FIFO may have: less than QEMU's next state will be long.
+
+    A state may be much shorter than the one before: that of an IDE disk by 128 KiB, once a transfer is over. So what
+    counts is the shortest of many, and half of that.
+    """
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._least = 0
+
+    def saw(self, state_bytes: int) -> None:
+        """A state was so long."""
+        self._least = min(self._least, state_bytes) if self._seen else state_bytes
+        self._seen += 1
+
+    def bytes(self, read_bytes: int) -> int:
+        """A power of two, for the next state, of which so much is read while QEMU is to wait."""
+        most = min(WIDE_BYTES, self._least // 2 - read_bytes) if self._seen >= MANY_STATES else 0
+        return max(PIPE_BYTES, 1 << (most.bit_length() - 1) if most > 0 else 0)
 
 
 def held(fd: int) -> bool:

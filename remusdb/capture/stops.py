@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from remusdb.capture.clock import GuestClock
-from remusdb.capture.fifo import StateFifo, drain, held, room_for, wait_any, widen
+from remusdb.capture.fifo import Room, StateFifo, drain, held, wait_any, widen
 from remusdb.errors import LibvirtAway, VmError
 from remusdb.vm.domain import Domain
 from remusdb.vm.libvirt_link import LibvirtLink
@@ -78,7 +78,7 @@ class Stops:
         self._clock = clock
         self._patience_s = patience_s
         self._end = b""  # how a whole device state of this VM ends, once one was seen
-        self._size = 0  # of the last device state
+        self._room = Room()
         self._busy = threading.Lock()  # held by a stop
         self._closing = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -92,7 +92,7 @@ class Stops:
         with self._busy:
             if not self._fifo.guarded():
                 raise VmError("the guard process of the state FIFO is gone")
-            fd = self._fifo.open(room_for(self._size, self._clock.after_bytes))
+            fd = self._fifo.open(self._room.bytes(self._clock.after_bytes))
             self._clock.begin()
             asked = time.monotonic_ns()
             save = _Save(self._begin(SAVE, filename=str(self._fifo.path), live=False))
@@ -109,7 +109,7 @@ class Stops:
             finally:
                 os.close(fd)
             self._confirm(save, devices)
-            self._size = len(devices)
+            self._room.saw(len(devices))
             return Stop(done, devices, self._clock.done(devices), asked, ended)
 
     def close(self) -> None:
@@ -126,9 +126,7 @@ class Stops:
         head = drain(fd, timeout_s, self._clock.after_bytes)
         self._clock.repair(stopped_at)
         if not held(fd):
-            raise VmError(
-                f"QEMU did not wait for this cut: its device state is much shorter than the {self._size} bytes before"
-            )
+            raise VmError("QEMU did not wait for this cut: its device state is less than half of all before")
         widen(fd)
         return head + drain(fd, timeout_s)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from remusdb.capture import fifo as fifo_module
-from remusdb.capture.fifo import PIPE_BYTES, SHRINK_BYTES, StateFifo, drain, held, room_for, wait_any
+from remusdb.capture.fifo import MANY_STATES, PIPE_BYTES, Room, StateFifo, drain, held, wait_any
 from remusdb.capture.kernel import F_SETPIPE_SZ
 from remusdb.errors import VmError
 
@@ -49,25 +49,33 @@ def test_writer_is_held_until_it_is_read(fifo: StateFifo) -> None:
     os.close(wake)
 
 
+def room_after(*states: int) -> Room:
+    room = Room()
+    for state in states:
+        room.saw(state)
+    return room
+
+
 @pytest.mark.parametrize("read", [0, 40_000])
-def test_there_is_never_so_much_room_that_a_state_fits(fifo: StateFifo, read: int) -> None:
-    """Also when it is somewhat shorter than the one before, and a part of it was read."""
-    for before in (150_000, 131_072 + 16_384, 200_000, 1 << 20, 65_000):
-        state, room = before - SHRINK_BYTES + 1, room_for(before, read)
-        assert room + read < state
+def test_there_is_never_so_much_room_that_half_of_the_shortest_state_fits(fifo: StateFifo, read: int) -> None:
+    """Also when a part of it was read; and a few long states are no reason to believe that all are."""
+    for shortest in (150_000, 131_072, 250_000, 1 << 20):
+        room = room_after(*[190_000] * MANY_STATES, shortest, 1 << 20).bytes(read)
+        state = min(shortest, 190_000) // 2 + 1
+        assert room == PIPE_BYTES or room + read < state
         fd = fifo.open(room)
-        with writer(fifo.path, state) as saver:
+        with writer(fifo.path, max(state, read + PIPE_BYTES + 1)) as saver:
             assert wait_any((fd,), 10) == {fd}
             head = drain(fd, 10, read)
             time.sleep(0.1)
             assert saver.poll() is None and held(fd)
-            assert len(head) == read and len(head + drain(fd, 10)) == state
+            assert len(head) == read and drain(fd, 10)
         os.close(fd)
 
 
 def test_a_state_that_fitted_is_seen(fifo: StateFifo) -> None:
     """The VM ran meanwhile: what was taken is not of one instant."""
-    fd = fifo.open(room_for(400_000, 0))
+    fd = fifo.open(1 << 18)
     assert held(fd), "nobody has come yet"
     with writer(fifo.path, 150_000) as saver:
         saver.wait(10)
@@ -91,9 +99,11 @@ def test_where_much_room_is_not_allowed_there_is_the_least(fifo: StateFifo, monk
 
 
 def test_room_is_a_power_of_two_and_bounded() -> None:
-    assert room_for(0, 0) == room_for(20_000, 0) == room_for(154_000, 150_000) == PIPE_BYTES
-    assert room_for(154_000, 0) == 128 << 10
-    assert room_for(1 << 30, 0) == 1 << 20
+    assert room_after().bytes(0) == room_after(*[1 << 20] * (MANY_STATES - 1)).bytes(0) == PIPE_BYTES
+    assert room_after(*[154_000] * MANY_STATES).bytes(0) == 64 << 10
+    assert room_after(60_000, *[190_000] * MANY_STATES).bytes(0) == 16 << 10
+    assert room_after(*[154_000] * MANY_STATES).bytes(150_000) == PIPE_BYTES
+    assert room_after(*[1 << 30] * MANY_STATES).bytes(0) == 1 << 20
 
 
 def test_nobody_writes(fifo: StateFifo) -> None:
