@@ -34,6 +34,7 @@ PROTECTION: dict[str, int | str | bool] = {
 }
 SILENCE_MS = 30_000
 SLOW_S = 240.0
+TRIES = 4
 HELD_S = 5.0  # several epochs
 
 
@@ -69,9 +70,17 @@ def _waits_for_its_epoch(pair: Pair, vm: str, speakers: Speakers) -> None:
     libvirt_qemu.qemuMonitorCommand(domain, "announce_self", flags)
     eventually(lambda: {frame.host for frame in speakers.frames()} == {"a"}, SLOW_S, "nothing came out")
     (worker,) = pair.pids(pair.a, "remusdb.worker")
-    os.kill(worker, signal.SIGSTOP)
-    time.sleep(HELD_S / 2)  # QEMU's announcements go on for a while; what was released before is out by then
-    speakers.begin()
-    libvirt_qemu.qemuMonitorCommand(domain, "announce_self", flags)
+    for tries_left in reversed(range(TRIES)):
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(HELD_S / 2)  # QEMU's announcements go on for a while; what was released before is out by then
+        speakers.begin()
+        try:
+            libvirt_qemu.qemuMonitorCommand(domain, "announce_self", flags)
+            break
+        except libvirt.libvirtError:  # it was stopped in the middle of a cut, so QEMU waits for it and answers nobody
+            if not tries_left:
+                raise
+            os.kill(worker, signal.SIGCONT)
+            time.sleep(HELD_S)
     time.sleep(HELD_S)
     assert speakers.frames() == []
