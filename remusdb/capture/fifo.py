@@ -28,7 +28,7 @@ from remusdb.safefiles import make_fifo, open_folder, remove, reopen
 
 NAME = "remusdb-state"
 HUNG_UP_S = 0.005
-PIPE_BYTES = 4096  # the least room there is
+PIPE_BYTES = 4096  # the least room; QEMUFile writes 32 KiB at a time (migration/qemu-file.c), so its first write blocks
 MANY_STATES = 200  # before more than the least room is believed in
 CHUNK_BYTES = 1 << 16
 WIDE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size, by default: more than any usual device state

@@ -69,7 +69,7 @@ class PageMap:
         if at < end:
             parts.append(self._collect(at, end, block, hot))
         runs = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if missing and hot_count:
+        if missing:
             named = np.union1d(page_numbers(runs, block), np.flatnonzero(hot))
             runs = as_runs(named, block.address)
         return runs

@@ -126,7 +126,7 @@ class Stops:
         head = drain(fd, timeout_s, self._clock.after_bytes)
         self._clock.repair(stopped_at)
         if not held(fd):
-            raise VmError("QEMU did not wait for this cut: its device state is less than half of all before")
+            raise VmError("QEMU did not wait for this cut: its device state is less than half as long as any before")
         widen(fd)
         return head + drain(fd, timeout_s)
 

@@ -60,9 +60,8 @@ class Tracker:
         """
         self.blocks = blocks
         self._kvm = kvm
-        self._hotness = [Hotness(block.pages if hot_pages else 0) for block in blocks]
+        self._hotness = [Hotness(block.pages) for block in blocks]  # where nothing is learnt, nothing is hot
         self._learns = hot_pages
-        self._cold = np.zeros(max((block.pages for block in blocks), default=0), np.uint8)
         self._map: PageMap | None = None
         self._uffd = userfaultfd_of(pid)
         try:
@@ -140,7 +139,7 @@ class Tracker:
         if not self._kvm:
             return self._map.protect(block.address, block.address + block.size)
         hotness = self._hotness[index]
-        return self._map.collect(block, hotness.hot if self._learns else self._cold[: block.pages], hotness.count)
+        return self._map.collect(block, hotness.hot, hotness.count)
 
     def close(self) -> None:
         """Stop tracking; QEMU's memory is as it was. May be called twice."""

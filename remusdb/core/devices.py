@@ -8,27 +8,15 @@ states the same length, and nothing behind it.
 from __future__ import annotations
 
 import struct
-import threading
 
 import numpy as np
-import zstandard
 
-from remusdb.core.zstdframe import decompress
+from remusdb.core.zstdframe import compress, decompress
 from remusdb.errors import BadFrame
 
 WHOLE, XOR = 1, 2
 HEAD = struct.Struct(">BI")
 MAX_DEVICE_STATE_BYTES = 64 << 20  # measured 32-155 KB; a GPU's frame buffer is RAM, not device state
-
-
-class _PerThread(threading.local):
-    """A zstd context: costly to make, of one thread."""
-
-    def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=1)
-
-
-_mine = _PerThread()
 
 
 def _xor(a: bytes, b: bytes) -> bytes:
@@ -39,7 +27,7 @@ def encode_devices(state: bytes, previous: bytes) -> bytes:
     """The payload that carries `state` to a peer that has `previous`."""
     kind = XOR if len(state) == len(previous) else WHOLE
     raw = _xor(state, previous) if kind == XOR else state
-    return HEAD.pack(kind, len(state)) + _mine.compressor.compress(raw)
+    return HEAD.pack(kind, len(state)) + compress(raw)
 
 
 def decode_devices(payload: bytes | memoryview, previous: bytes) -> bytes:

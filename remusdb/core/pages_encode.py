@@ -7,14 +7,13 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from remusdb.core.pagecache import PageCache
 from remusdb.core.pages import CODES, GAP_BYTES, HEAD, MASK_BYTES, PAYLOAD_PAGES, PAYLOAD_ZEROS, Encoding
 from remusdb.core.pagework import DATA, LINE_BYTES, PAGE_BYTES, SAME, ZERO, Bytes, delta
+from remusdb.core.zstdframe import compress
 
-LEVEL = 1
 _STEP = 256  # pages that are compared in one call
 
 
@@ -29,10 +28,9 @@ class PagesEncoded:
 
 
 class _PerThread(threading.local):
-    """zstd contexts and work buffers: costly to make, of one thread each."""
+    """Work buffers: costly to make, of one thread each."""
 
     def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=LEVEL)
         self.kinds = np.empty(_STEP, np.uint8)
         self.masks = np.empty(PAYLOAD_PAGES, np.uint64)
         tail = PAYLOAD_PAGES * (MASK_BYTES + GAP_BYTES) + PAYLOAD_ZEROS * GAP_BYTES
@@ -42,29 +40,16 @@ class _PerThread(threading.local):
 _mine = _PerThread()
 
 
-def encode_pages(
-    block: int,
-    numbers: NDArray[np.int64],
-    content: Bytes,
-    shadow: Bytes,
-    encoding: Encoding,
-) -> PagesEncoded:
-    """Payloads for `content` (n, 4096), the pages `numbers` (n, strictly growing) of RAM block `block`.
+def encode_pages(block: int, numbers: NDArray[np.int64], content: Bytes, cache: PageCache) -> PagesEncoded:
+    """`delta` payloads for `content` (n, 4096), the pages `numbers` (n, strictly growing) of RAM block `block`, and
+    `fresh` ones for those that are not in `cache`, which is brought up to date.
 
-    `shadow` (pages of the block, 4096) is brought up to date for `delta` and not touched for `full`.
-    ValueError for numbers that do not grow, or lie outside of the shadow.
+    ValueError for numbers that do not grow, or lie outside of the block.
     """
-    if shadow.shape[1:] != (PAGE_BYTES,):
-        raise ValueError(f"a shadow of shape {shadow.shape}")
-    _check_numbers(numbers, content, len(shadow))
-    if encoding == "full":
-        return encode_full(block, numbers, content)
-    return _encode_delta(block, numbers, content, shadow, numbers)
-
-
-def encode_cached(block: int, numbers: NDArray[np.int64], content: Bytes, cache: PageCache) -> PagesEncoded:
-    """As `encode_pages` for `delta`, with a shadow of some pages alone: the others are sent as `fresh`."""
-    _check_numbers(numbers, content, cache.pages)
+    if content.shape != (len(numbers), PAGE_BYTES):
+        raise ValueError(f"{len(numbers)} page numbers with content {content.shape}")
+    if len(numbers) and (numbers[0] < 0 or numbers[-1] >= cache.pages or (np.diff(numbers) <= 0).any()):
+        raise ValueError(f"page numbers must grow, within the {cache.pages} pages of the block")
     rows, here = cache.find(numbers)
     if here.all():
         return _encode_delta(block, numbers, content, cache.content, rows)
@@ -117,7 +102,7 @@ class _Batch:
             _mine.body[end : end + len(raw)] = raw
             end += len(raw)
         head = HEAD.pack(CODES[self._encoding], 0, self._block, self._zeros, self._pages, self._lines)
-        self.payloads.append(head + _mine.compressor.compress(_mine.body[:end].data))
+        self.payloads.append(head + compress(_mine.body[:end].data))
         self.changed += self._pages + self._zeros
         self.zero += self._zeros
         self._clear()
@@ -143,7 +128,7 @@ def _encode_delta(
 
 
 def encode_full(block: int, numbers: NDArray[np.int64], content: Bytes) -> PagesEncoded:
-    """As `encode_pages` for `full`, which needs no shadow. `numbers` grow strictly."""
+    """`full` payloads for the same: whole pages, as they are."""
     payloads = []
     for at in range(0, len(numbers), PAYLOAD_PAGES):
         part = numbers[at : at + PAYLOAD_PAGES]
@@ -154,10 +139,3 @@ def encode_full(block: int, numbers: NDArray[np.int64], content: Bytes) -> Pages
 
 def _to_gaps(numbers: NDArray[np.int64]) -> NDArray[np.uint32]:
     return np.diff(numbers, prepend=0).astype(np.uint32)
-
-
-def _check_numbers(numbers: NDArray[np.int64], content: Bytes, pages: int) -> None:
-    if content.shape != (len(numbers), PAGE_BYTES):
-        raise ValueError(f"{len(numbers)} page numbers with content {content.shape}")
-    if len(numbers) and (numbers[0] < 0 or numbers[-1] >= pages or (np.diff(numbers) <= 0).any()):
-        raise ValueError(f"page numbers must grow, within the {pages} pages of the block")

@@ -85,12 +85,6 @@ def outline_of(state: bytes) -> Outline | None:
     return None
 
 
-def sections_of(state: bytes) -> list[Section] | None:
-    """The sections in a whole state; None where it cannot be read."""
-    outline = outline_of(state)
-    return None if outline is None else outline.sections
-
-
 def differences(before: Iterable[Section], after: Iterable[Section]) -> tuple[list[Section], list[Section]]:
     """The sections that came, and those that went."""
     old, new = Counter(before), Counter(after)

@@ -12,20 +12,16 @@ holds part of a record, so that each can be checked and applied on its own.
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-import zstandard
-
-from remusdb.core.zstdframe import decompress
+from remusdb.core.zstdframe import compress, decompress
 from remusdb.errors import BadFrame
 
 RECORD: Final = struct.Struct("<BBHIQ")
 MAX_RAW = 8 * 1024 * 1024  # bytes of records in one payload, decompressed
-LEVEL = 1
 
 _MAX_OFFSET = 1 << 63  # off_t is signed
 
@@ -51,16 +47,6 @@ class Record:
     data: memoryview
 
 
-class _PerThread(threading.local):
-    """zstd contexts are costly to make and belong to one thread each."""
-
-    def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=LEVEL)
-
-
-_zstd = _PerThread()
-
-
 def iter_records(raw: Buffer) -> Iterator[Record]:
     """The records in `raw`. BadFrame at the first that is cut short or makes no sense."""
     view = memoryview(raw).cast("B")
@@ -76,7 +62,7 @@ def encode_writes(raw: Buffer) -> list[bytes]:
 
     A WRITE too large for one payload becomes several. BadFrame where `raw` is not whole records.
     """
-    return [_zstd.compressor.compress(batch) for batch in _batches(memoryview(raw).cast("B"))]
+    return [compress(batch) for batch in _batches(memoryview(raw).cast("B"))]
 
 
 def decode_writes(payload: Buffer) -> bytes:

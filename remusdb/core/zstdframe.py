@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exactly one zstd frame of a stated size: the only form in which anything compressed is taken from another host.
+"""Exactly one zstd frame of a stated size: the only form in which what is compressed goes to another host, or comes.
 
 python-zstandard goes by the size that a frame states and gives all of it, whatever `max_output_size` says: 98 KB that
 state 3 GiB become 3 GiB. So what the frame states is looked at before any of it is decompressed.
@@ -16,6 +16,8 @@ from remusdb.errors import BadFrame
 
 MAGIC: Final = b"\x28\xb5\x2f\xfd"  # of an ordinary frame; a skippable one begins otherwise and holds nothing
 
+LEVEL: Final = 1  # the fastest that finds anything; an epoch's output waits for it
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -23,10 +25,16 @@ class _PerThread(threading.local):
     """zstd contexts are costly to make and belong to one thread each."""
 
     def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=LEVEL)
         self.decompressor = zstandard.ZstdDecompressor()
 
 
 _mine = _PerThread()
+
+
+def compress(data: Buffer) -> bytes:
+    """The frame that holds `data`, and states its size."""
+    return _mine.compressor.compress(data)
 
 
 def decompress(data: Buffer, what: str, least: int, most: int) -> bytes:

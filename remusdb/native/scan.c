@@ -47,10 +47,11 @@ static long walk(int fd, uint64_t flags, uint64_t start, uint64_t end, struct re
     return count;
 }
 
-static int ordered(const struct region *found, long count)
+/* Whether these regions are ascending, and in [start, end). */
+static int ordered(const struct region *found, long count, uint64_t start, uint64_t end)
 {
-    for (long i = 1; i < count; i++)
-        if (found[i].start < found[i - 1].end)
+    for (long i = 0; i < count; start = found[i++].end)
+        if (found[i].start < start || found[i].end < found[i].start || found[i].end > end)
             return 0;
     return 1;
 }
@@ -145,7 +146,7 @@ PyObject *collect(PyObject *module, PyObject *args)
     long count = walk(work.fd, CHECK_WPASYNC, start, end, found, seen.len / sizeof(struct region), &at);
     if (count < 0) {
         failed = -1;
-    } else if (at <= start || !ordered(found, count)) {
+    } else if (at <= start || !ordered(found, count, start, end)) {
         at = start; /* it is for the caller to look at that */
     } else {
         for (long i = 0; i < count && !failed && !work.full; i++)

@@ -18,7 +18,7 @@ from remusdb.core.devices import encode_devices
 from remusdb.core.messages import ADDRESSES_MAX, Commit, pack
 from remusdb.core.pagecache import PageCache
 from remusdb.core.pages import Encoding
-from remusdb.core.pages_encode import encode_cached, encode_full
+from remusdb.core.pages_encode import encode_full, encode_pages
 from remusdb.core.wire import FrameType
 from remusdb.core.writes import encode_writes
 from remusdb.vm.ramblocks import Block
@@ -59,7 +59,7 @@ class Encoder:
         """PAGES payloads for one block."""
         if (encoding or self._encoding) == "full":
             return encode_full(dirty.block, dirty.numbers, dirty.content).payloads
-        return encode_cached(dirty.block, dirty.numbers, dirty.content, self._caches[dirty.block]).payloads
+        return encode_pages(dirty.block, dirty.numbers, dirty.content, self._caches[dirty.block]).payloads
 
     def epoch(self, epoch: int, cut: Cut, writes: list[bytes], addresses: list[str], stays: bool) -> EpochFrames:
         """Everything of one epoch. `writes`: raw disk records, one item a disk; `stays`: see Commit."""

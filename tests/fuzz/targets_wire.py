@@ -14,8 +14,9 @@ from remusdb.core import messages, sections, wire
 from remusdb.core import probe as probes
 from remusdb.core.clock_stream import forward, places, read, still, tsc_per_ns
 from remusdb.core.devices import decode_devices, encode_devices
+from remusdb.core.pagecache import PageCache
 from remusdb.core.pages import decode_pages, resolve
-from remusdb.core.pages_encode import encode_pages
+from remusdb.core.pages_encode import encode_full, encode_pages
 from remusdb.core.pagework import PAGE_BYTES
 from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import RECORD, Kind, decode_writes, encode_writes, iter_records
@@ -88,10 +89,9 @@ def page_samples() -> list[bytes]:
     numbers = np.array([1, 5, 6], np.int64)
     content = np.zeros((3, PAGE_BYTES), np.uint8)
     content[1:, 7] = 9
-    made = []
-    for encoding in ("delta", "full"):
-        shadow = np.ones((8, PAGE_BYTES), np.uint8)
-        made += encode_pages(0, numbers, content, shadow, encoding).payloads
+    cache = PageCache(8, 8)
+    cache.content[:] = 1
+    made = encode_pages(0, numbers, content, cache).payloads + encode_full(0, numbers, content).payloads
     made.append(b"\x03" + made[0][1:])  # the same, of pages that were not there before
     bare = [one[:16] + zstandard.ZstdDecompressor().decompress(one[16:]) for one in (made[0], made[2])]
     return [*(b"\0" + one for one in made), *(b"\xff" + one for one in bare)]
@@ -195,7 +195,7 @@ TARGETS = {
     "writes": Target(writes, writes_samples),
     "devices": Target(devices, device_samples),
     "clocks": Target(clocks, lambda: [*short_states()[:1], state("tcg.1")], longest=1 << 17),
-    "sections": Target(sections.sections_of, lambda: [*short_states(), state("tcg.1")], longest=1 << 17),
+    "sections": Target(sections.outline_of, lambda: [*short_states(), state("tcg.1")], longest=1 << 17),
     "inbox": Target(inbox, lambda: [b"\0\1\1\1\1\2\3\1\2"]),
     "probe": Target(probe, lambda: [b"", messages.pack(probes.Probe(DOMAIN, "<cpu/>"))], "msgpack"),
     "answer": Target(answer, lambda: [messages.pack(SAMPLES[-1])], "msgpack"),

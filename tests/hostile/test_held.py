@@ -8,7 +8,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from remusdb.core.pages_encode import encode_pages
+from remusdb.core.pages_encode import encode_full
 from remusdb.core.wire import FrameType
 from remusdb.errors import RemusError
 from tests.hostile.measure import MIB
@@ -34,7 +34,7 @@ def test_what_a_primary_can_have_the_agent_hold(rig: Rig, what: str) -> None:
         with contextlib.suppress(RemusError):
             if what == "epochs without waiting":
                 content = np.random.default_rng(1).integers(0, 256, (2560, 4096), np.uint8)  # 10 MiB
-                made = encode_pages(0, np.arange(2560), content, np.zeros((4096, 4096), np.uint8), "full").payloads
+                made = encode_full(0, np.arange(2560), content).payloads
                 for epoch in range(1, EPOCHS + 1):
                     caller.commit(term, epoch, *((FrameType.PAGES, payload) for payload in made))
                     sent = epoch

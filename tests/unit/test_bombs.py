@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remusdb.core.devices import HEAD, MAX_DEVICE_STATE_BYTES, WHOLE, XOR, decode_devices, encode_devices
+from remusdb.core.pagecache import PageCache
 from remusdb.core.pages import PAYLOAD_PAGES, decode_pages
 from remusdb.core.pages_encode import encode_pages
 from remusdb.core.writes import MAX_RAW, Kind, decode_writes, encode_writes, iter_records
@@ -123,7 +124,7 @@ def test_a_state_larger_than_any_is_refused_by_its_head() -> None:
 
 RECORD_LOG = encode_writes(struct.pack("<BBHIQ", Kind.WRITE, 0, 0, 4096, 8192) + bytes(range(256)) * 16)[0]
 CONTENT = np.arange(9 * 4096, dtype=np.uint8).reshape(9, 4096)
-PAGES = encode_pages(0, np.arange(9), CONTENT, np.zeros((9, 4096), np.uint8), "delta").payloads[0]
+PAGES = encode_pages(0, np.arange(9), CONTENT, PageCache(9, 9)).payloads[0]
 STATE = encode_devices(bytes(range(256)) * 40, b"")
 
 

@@ -121,7 +121,7 @@ def test_the_replica_follows_while_pages_are_hot_and_cool_down(watched: Watched,
     random, replica = np.random.default_rng(seed), np.zeros((PAGES, mmap.PAGESIZE), np.uint8)
     mine = np.frombuffer(watched.memory, np.uint8).reshape(PAGES, -1)
     memory, hotness = ProcessMemory(os.getpid()), watched.hotness
-    hot, faults, most = np.empty(0, np.int64), 0, 0
+    hot, most = np.empty(0, np.int64), 0
     for epoch in range(200):
         if epoch % 40 == 0:
             hot = np.unique(random.integers(0, PAGES, 60) + random.integers(0, 3, 60)) % PAGES
@@ -135,7 +135,6 @@ def test_the_replica_follows_while_pages_are_hot_and_cool_down(watched: Watched,
         replica[named] = content
         most = max(most, hotness.count)
         hotness.after(named)
-        faults += len(named) - hotness.count
         assert np.array_equal(replica, mine)
     assert most > 40 and hotness.count == np.count_nonzero(hotness.hot)
     for _ in range(HOT_AFTER + TRY_EVERY + 1):

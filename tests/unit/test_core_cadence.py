@@ -53,6 +53,16 @@ def test_on_demand(now: float, seen: Seen, found: Cut | Wait) -> None:
         assert told == found
 
 
+@pytest.mark.parametrize(
+    ("now", "waited_s", "wait_s"), [(0.005, 0.004, 0.001), (0.031, 0.030, 0.003), (0.059, 0.05, 0.001)]
+)
+def test_a_guest_that_works_for_long_is_looked_at_more_rarely(now: float, waited_s: float, wait_s: float) -> None:
+    """Each look costs the host something; the cut is not late for it."""
+    cadence = after_a_cut(replace(PACE, busy_pause_share=0.1), 0.006)
+    told = cadence.look(now, Seen(waited_s, busy=True, worked_s=0.0, committed=True))
+    assert isinstance(told, Wait) and told.seconds == pytest.approx(wait_s if now > 0.012 else 0.012 - now)
+
+
 def test_a_guest_that_works_is_cut_the_more_rarely_the_dearer_its_cuts_are() -> None:
     """One that is idle is not: nobody loses anything while it stands still."""
     pace = replace(PACE, busy_pause_share=0.1)

@@ -6,6 +6,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
 
 from remusdb.core.cadence import Pace, Why
 from remusdb.worker.epoch_timer import EpochTimer
@@ -29,6 +33,22 @@ def test_what_a_cut_waited_for_is_no_pause() -> None:
     assert wait(timer) is Why.WORK
     assert time.monotonic() - began < WAITED_S
     timer.close()
+
+
+@pytest.mark.parametrize(("wanted", "why"), [(True, Why.GAP), (False, Why.OUTPUT)])
+def test_a_guest_that_waits_for_a_core_of_the_host_is_not_idle(wanted: bool, why: Why) -> None:
+    """Its replies are not cut for one by one, which would take even more from it."""
+    timer = EpochTimer(PACE, (), os.getpid())
+    timer.close()
+    vcpus, bell = (
+        SimpleNamespace(ran=lambda: [0], wanted=lambda: wanted, close=lambda: None),
+        SimpleNamespace(wait=lambda seconds: time.sleep(seconds) is None, reset=lambda: None, wake=lambda: None),
+    )
+    timer._vcpus, timer._bell = cast(Any, vcpus), cast(Any, bell)  # output waits; its processors do not run
+    wait(timer)
+    timer.at_stop()
+    timer.cut()
+    assert wait(timer) is why
 
 
 def test_a_wait_ends_when_somebody_calls() -> None:

@@ -16,7 +16,7 @@ from remusdb.capture.cut import Cut, DirtyBlock
 from remusdb.core import pagecache
 from remusdb.core.pagecache import PageCache
 from remusdb.core.pages import decode_pages, resolve
-from remusdb.core.pages_encode import encode_cached
+from remusdb.core.pages_encode import encode_pages
 from remusdb.core.pagework import PAGE_BYTES
 from remusdb.core.wire import FrameType
 from remusdb.vm.ramblocks import Block
@@ -62,7 +62,7 @@ def test_the_replica_follows_whatever_is_forgotten(seed: int, pages: int, room: 
         ram[touched[fate == 1]] = 0
         ram[touched[fate == 2], random.integers(0, PAGE_BYTES, np.count_nonzero(fate == 2))] += 1
         ram[touched[fate == 3]] = random.integers(0, 256, (np.count_nonzero(fate == 3), PAGE_BYTES))
-        apply(encode_cached(0, touched, ram[touched], cache).payloads, replica)
+        apply(encode_pages(0, touched, ram[touched], cache).payloads, replica)
         assert np.array_equal(replica, ram)
     assert len(cache.content) <= max(room, 256)
 
@@ -70,13 +70,13 @@ def test_the_replica_follows_whatever_is_forgotten(seed: int, pages: int, room: 
 def test_what_was_used_last_is_kept() -> None:
     cache, blank = PageCache(4096, 256), np.zeros((200, PAGE_BYTES), np.uint8)
     hot = np.arange(200)
-    encode_cached(0, hot, blank, cache)
+    encode_pages(0, hot, blank, cache)
     for low in range(200, 4000, 40):
-        encode_cached(0, hot, blank, cache)
+        encode_pages(0, hot, blank, cache)
         cold = np.arange(low, low + 40)
-        encode_cached(0, cold, blank[:40], cache)
+        encode_pages(0, cold, blank[:40], cache)
     cache.asked = cache.known = 0
-    encode_cached(0, hot, blank, cache)
+    encode_pages(0, hot, blank, cache)
     assert cache.known == cache.asked == 200, "pages of every epoch are not pushed out by those of one"
 
 
@@ -84,13 +84,13 @@ def test_a_forgotten_page_that_is_zero_now_is_told_so() -> None:
     """The backup may have anything there."""
     cache, replica = PageCache(1000, 256), np.full((1000, PAGE_BYTES), 7, np.uint8)
     numbers = np.arange(300)
-    apply(encode_cached(0, numbers, np.zeros((300, PAGE_BYTES), np.uint8), cache).payloads, replica)
+    apply(encode_pages(0, numbers, np.zeros((300, PAGE_BYTES), np.uint8), cache).payloads, replica)
     assert not replica[:300].any() and (replica[300:] == 7).all()
 
 
 def test_with_room_for_all_every_page_is_known() -> None:
     cache = PageCache(500, 500)
-    encoded = encode_cached(0, np.arange(500), np.zeros((500, PAGE_BYTES), np.uint8), cache)
+    encoded = encode_pages(0, np.arange(500), np.zeros((500, PAGE_BYTES), np.uint8), cache)
     assert not encoded.payloads and cache.known == 500
 
 

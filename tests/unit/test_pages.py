@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from remusdb import native
-from remusdb.core import pages
+from remusdb.core import pages, pages_encode
+from remusdb.core.pagecache import PageCache
 from remusdb.core.pages import Encoding, decode_pages, resolve
-from remusdb.core.pages_encode import PagesEncoded, encode_pages
+from remusdb.core.pages_encode import PagesEncoded
 from remusdb.core.pagework import LINE_BYTES, LINES, PAGE_BYTES
 from remusdb.core.wire import MAX_PAYLOAD
 from remusdb.errors import BadFrame
@@ -50,6 +51,17 @@ def apply(payloads: list[bytes], ram: Bytes, block: int = 0) -> None:
         decoded.require_within(len(ram))
         ram[decoded.zero] = 0
         ram[decoded.numbers] = resolve(decoded, ram[decoded.numbers])
+
+
+def encode_pages(
+    block: int, numbers: NDArray[np.int64], content: Bytes, shadow: Bytes, encoding: Encoding
+) -> PagesEncoded:
+    """With all that is in `shadow` known, which is brought up to date."""
+    if encoding == "full":
+        return pages_encode.encode_full(block, numbers, content)
+    cache = PageCache(len(shadow), len(shadow))
+    cache.content = shadow
+    return pages_encode.encode_pages(block, numbers, content, cache)
 
 
 def encode_all(ram: Bytes, shadow: Bytes, encoding: Encoding = "delta") -> PagesEncoded:

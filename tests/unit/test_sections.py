@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remusdb.core.sections import EOF, HEAD, Section, differences, outline_of, sections_of
+from remusdb.core.sections import EOF, HEAD, Section, differences, outline_of
 
 Part = tuple[str, int, int, bytes]  # name, instance, id, the device's own bytes
 NAMES = st.text("abcdefghij:./-0123456789", min_size=1, max_size=60)
@@ -23,6 +23,11 @@ def section(name: str, instance: int, number: int, body: bytes) -> bytes:
 
 def state(*parts: Part) -> bytes:
     return HEAD + b"".join(section(*part) for part in parts) + EOF
+
+
+def sections_of(whole: bytes) -> list[Section] | None:
+    outline = outline_of(whole)
+    return None if outline is None else outline.sections
 
 
 PARTS = st.lists(

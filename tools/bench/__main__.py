@@ -45,7 +45,7 @@ SHOWN = ("pause_ms_p50", "pause_ms_p99", "commit_ms_p50", "commit_ms_p99", "dirt
 _BOOT_S, _PROTECT_S = 240.0, 180.0
 _SCALE = 10  # branches of TPC-B: with fewer the clients wait for each other
 _IDLE_S = 5.0
-_BULK_MB = {True: 200, False: 60}  # unprotected, protected
+_BULK_MB = 60
 WORKER = "remusdb.worker"
 
 
@@ -66,8 +66,7 @@ class Bench:
             if mode != UNPROTECTED:
                 status = self._product.status(VM)
                 one.update({key: status[key] for key in SHOWN})
-        megabytes = _BULK_MB[mode == UNPROTECTED]
-        found["bulk"] = {way: bulk.measure(self._lab, self._pgbench, way, megabytes) for way in bulk.WAYS}
+        found["bulk"] = {way: bulk.measure(self._lab, self._pgbench, way, _BULK_MB) for way in bulk.WAYS}
         if mode != UNPROTECTED:
             self._product.cli("a", "unprotect", VM, timeout_s=_PROTECT_S)
         return found

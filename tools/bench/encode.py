@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from remusdb import native
+from remusdb.core.pagecache import PageCache
 from remusdb.core.pages_encode import encode_pages
 from remusdb.core.pagework import LINE_BYTES, PAGE_BYTES
 
@@ -32,15 +33,16 @@ def measure(lines: int) -> dict[str, float]:
         raise RuntimeError("remusdb/native/kernels.c was not built: tools/venv.sh says why")
     random = np.random.default_rng(1)
     numbers = np.sort(random.choice(BLOCK_PAGES, PAGES, replace=False))
-    shadow = random.integers(0, 256, (BLOCK_PAGES, PAGE_BYTES), np.uint8)
-    content, copy = shadow[numbers], np.empty((PAGES, PAGE_BYTES), np.uint8)
+    cache = PageCache(BLOCK_PAGES, BLOCK_PAGES)
+    cache.content[:] = random.integers(0, 256, (BLOCK_PAGES, PAGE_BYTES), np.uint8)
+    content, copy = cache.content[numbers], np.empty((PAGES, PAGE_BYTES), np.uint8)
     found: dict[str, list[float]] = {"memcpy": [], "native": [], "numpy": []}
     try:
         for round_ in range(ROUNDS):
             for name, kernels in (("native", built), ("numpy", None)):
                 content[:, : lines * LINE_BYTES : 8] ^= np.uint8(1 + round_)
                 native.kernels = kernels
-                found[name].append(_took_s(lambda: encode_pages(0, numbers, content, shadow, "delta")))
+                found[name].append(_took_s(lambda: encode_pages(0, numbers, content, cache)))
             found["memcpy"].append(_took_s(lambda: np.copyto(copy, content)))
     finally:
         native.kernels = built
