@@ -106,7 +106,8 @@ def _package(facts: Facts, wish: Wish) -> list[Step]:
     steps: list[Step] = [Send(what, wish.deb, INBOX), Run(what, (*apt, *of, INBOX), INSTALL_S)]
     steps.append(Run("remove the package's file", ("rm", "-r", INBOX.rpartition("/")[0])))
     if not facts.hook:
-        restart = ("systemctl", "try-restart", "libvirtd.service", "virtqemud.service")
+        # As patterns: a unit that a host does not have is an error (5) by its name, and one of the two is not there.
+        restart = ("systemctl", "try-restart", "libvirtd.servic[e]", "virtqemud.servic[e]")
         steps.append(Run("have libvirt ask remusdb's hook before it starts a VM (VMs run on)", restart))
     return steps
 

@@ -40,10 +40,9 @@ def test_a_guest_that_waits_for_a_core_of_the_host_is_not_idle(wanted: bool, why
     """Its replies are not cut for one by one, which would take even more from it."""
     timer = EpochTimer(PACE, (), os.getpid())
     timer.close()
-    vcpus, bell = (
-        SimpleNamespace(ran=lambda: [0], wanted=lambda: wanted, close=lambda: None),
-        SimpleNamespace(wait=lambda seconds: time.sleep(seconds) is None, reset=lambda: None, wake=lambda: None),
-    )
+    vcpus = SimpleNamespace(ran=lambda: [0], wanted=lambda: wanted, close=lambda: None)
+    rung = threading.Event()  # nobody sets it: only the time passes
+    bell = SimpleNamespace(wait=lambda seconds: not rung.wait(seconds), reset=lambda: None, wake=lambda: None)
     timer._vcpus, timer._bell = cast(Any, vcpus), cast(Any, bell)  # output waits; its processors do not run
     wait(timer)
     timer.at_stop()

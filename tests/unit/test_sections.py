@@ -63,6 +63,7 @@ def test_the_same_sections_at_the_same_places_are_known_without_a_search(
     for one in wrong:
         assert not outline.fits(state(*parts[:at], one, *parts[at + 1 :])), one
     assert not outline.fits(state(*parts, ("more", 0, 999, b""))) and not outline.fits(b"")
+    assert not outline.fits(state(*parts) + b"\0")
 
 
 def test_bytes_of_a_device_that_look_like_a_footer_or_a_header_are_not_believed() -> None:

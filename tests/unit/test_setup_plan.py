@@ -105,7 +105,9 @@ def test_a_bare_host_gets_everything_in_this_order() -> None:
     assert isinstance(steps[0], Send) and steps[0].source == DEB
     ran = commands(steps)
     assert ran[0].endswith("apt-get install -y -q --no-install-recommends /run/remusdb-setup/remusdb.deb")
-    assert "try-restart libvirtd.service" in ran[2]
+    assert ran[2].split()[-2:] == ["libvirtd.servic[e]", "virtqemud.servic[e]"], (
+        "by name, one that is not there is an error"
+    )
     assert ran[-1] == "systemctl enable --now " + " ".join(f"{unit}.service" for unit in UNITS) and len(ran) == 4
     assert isinstance(steps[-1], Run), "the daemons come last: all that they read is there"
     assert list(put(steps)) == [f"{ETC}/tls/{file}.pem" for file in ("ca", "cert", "key")] + [
