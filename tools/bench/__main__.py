@@ -73,17 +73,8 @@ class Bench:
 
     def progress(self, mode: str, seconds: float) -> dict[str, float]:
         """Of the bare-metal guest, while the database's VM is off."""
-        a, protect_s = self._lab.host("a"), _PROTECT_S
-        a.run(["virsh", "destroy", VM])
-
-        def protect(vm: str) -> None:
-            self._configure(MODES[mode], vm)
-            self._product.cli("a", "protect", vm, "--to", "b", timeout_s=protect_s)
-
-        def unprotect(vm: str) -> None:
-            self._product.cli("a", "unprotect", vm, timeout_s=protect_s)
-
-        return progress.measure(a, protect, unprotect, seconds)
+        self._lab.host("a").run(["virsh", "destroy", VM])
+        return progress.measure(self._lab, self._product, seconds, lambda vm: self._configure(MODES[mode], vm))
 
     def _floor(self) -> dict[str, Any]:
         """Of the same VM, when nothing is taken at its stops."""
