@@ -31,7 +31,7 @@ silence_ms = 30000
 
 
 def collect(folder: Path, addresses: Mapping[str, str], slow: bool = True) -> Path:
-    """Fills `folder` with all that the hosts want, and host.sh in a Vagrant lab; `addresses` are the hosts'. Gives it. Takes some seconds.
+    """Fills `folder` with all that the hosts want; `addresses` are theirs. Gives it. Takes some seconds.
 
     `slow`: with the settings for emulated hosts. Raises subprocess.CalledProcessError when a step fails.
     """
