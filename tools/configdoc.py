@@ -73,8 +73,8 @@ WORDS = {
         "a page was in it"
     ),
     "protection.hot_pages": (
-        "a page that was written in each of the last epochs is copied at every cut, instead of being watched: the "
-        "guest is spared a fault for it"
+        "under KVM: a page that was written in each of the last epochs is copied at every cut, instead of being watched; "
+        "that spares the guest a fault, and was not seen to help ([results.md](results.md))"
     ),
     "protection.gate": (
         "what holds output back: `tap`, `plug` (needs the kernel's `sch_plug` and IFB), or the one that fits"
