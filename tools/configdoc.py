@@ -73,7 +73,7 @@ WORDS = {
         "a page was in it"
     ),
     "protection.hot_pages": (
-        "under KVM: a page that was written in each of the last epochs is copied at every cut, instead of being watched; "
+        "under KVM: a page that was written in each of the last epochs is copied at every cut, not watched; "
         "that spares the guest a fault, and was not seen to help ([results.md](results.md))"
     ),
     "protection.gate": (
