@@ -15,6 +15,7 @@ flight, so keep taking from the write log, or close it first.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ _GONE_CODES = (
     libvirt.VIR_ERR_OPERATION_INVALID,  # the domain is not running
     libvirt.VIR_ERR_INVALID_ARG,  # "disk 'vda' does not have an active block job"
 )
+_ENDING_S = 2.0
+_ASK_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,26 @@ class Mirror:
             return MirrorState("gone", str(error))
 
     def stop(self) -> None:
-        """End the copy without pivoting; the disk's chain is as it was found. Idempotent."""
-        try:
-            if not self._domain.blockJobInfo(self.target, 0):
-                return
-            self._domain.blockJobAbort(self.target, 0)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() not in _GONE_CODES:
+        """End the copy without pivoting; the disk's chain is as it was found. Idempotent.
+
+        A job that ends by itself at this moment takes no orders any more ("in state 'concluded'"), and is there until
+        libvirt has put it away: asked again for `_ENDING_S`.
+        """
+        until = time.monotonic() + _ENDING_S
+        while (error := self._abort()) is not None:
+            if time.monotonic() > until:
                 hint = f"virsh blockjob VM {self.target} --abort"
                 raise DiskError(f"cannot end the mirror of {self.target}: {error}", hint=hint) from error
+            time.sleep(_ASK_AGAIN_S)
+
+    def _abort(self) -> libvirt.libvirtError | None:
+        """End the job, if there is one; the error, if there still may be one."""
+        try:
+            if self._domain.blockJobInfo(self.target, 0):
+                self._domain.blockJobAbort(self.target, 0)
+        except libvirt.libvirtError as error:
+            return None if error.get_error_code() in _GONE_CODES else error
+        return None
 
     def _job_info(self) -> dict[str, int]:
         try:

@@ -156,7 +156,7 @@ class ManagedVm:
             )
             if state.role == "fenced":
                 why = state.why or Reason.of(Code.OWNED_ELSEWHERE, owner=state.owner, term=state.term)
-                found = self._because("fenced", why, found)
+                found = self._because("fenced", why, replace(found, peer=state.owner or state.peer))
             return found
 
     def on_status(self, link: WorkerLink, status: VmStatus) -> None:

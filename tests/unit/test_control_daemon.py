@@ -278,7 +278,7 @@ def test_a_newer_owner_ends_the_worker_before_the_vm_is_quarantined(daemon: Runn
         daemon.ask(Fence(vm=VmName("db1"), owner="gamma", term=8))
     assert gone(pid) and daemon.quarantines.done == ["db1 fenced keep"]
     told = daemon.status("db1")
-    assert (told.state, told.owner, told.term) == ("fenced", "gamma", 8)
+    assert (told.state, told.owner, told.peer, told.term) == ("fenced", "gamma", "gamma", 8)
     kept = StateStore(config.host.state_dir).load("db1")
     assert (kept.role, kept.owner, kept.armed, kept.quarantined, kept.quarantined_disks) == (
         *("fenced", "gamma", False, True),

@@ -53,6 +53,7 @@ class Domain:
         self.destination = ""
         self.flags = 0
         self.refuse: int | None = None
+        self.ending = 0  # how often an abort finds the job "concluded", and not put away yet
 
     def XMLDesc(self, flags: int) -> str:
         mirror = f"<mirror><source><host socket='{self.socket}'/></source></mirror>" if self.socket else ""
@@ -74,6 +75,9 @@ class Domain:
 
     def blockJobAbort(self, target: str, flags: int) -> None:
         self.calls.append(f"abort {flags}")
+        if self.ending:
+            self.ending -= 1
+            raise FakeError(libvirt.VIR_ERR_INTERNAL_ERROR)
         self.socket = ""
 
     def blockCopy(self, target: str, xml: str, params: dict[str, int], flags: int) -> None:
@@ -136,6 +140,23 @@ def test_stop_is_idempotent_and_never_pivots() -> None:
     mirror.stop()
     mirror.stop()
     assert domain.calls == ["abort 0"]
+
+
+def test_a_job_that_ends_by_itself_is_waited_for() -> None:
+    domain = Domain(socket="/run/x/disk0.nbd")
+    domain.ending = 2
+    Mirror(domain, "vda", Path("/run/x/disk0.nbd"), "disk0").stop()
+    assert (domain.socket, domain.calls) == ("", ["abort 0"] * 3)
+
+
+def test_a_job_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remusdb.disk.mirror._ENDING_S", 0.01)
+    domain = Domain(socket="/run/x/disk0.nbd")
+    domain.ending = 1000
+    with pytest.raises(DiskError, match="cannot end the mirror of vda") as caught:
+        Mirror(domain, "vda", Path("/run/x/disk0.nbd"), "disk0").stop()
+    assert "--abort" in caught.value.hint
+    assert domain.socket
 
 
 def test_progress_and_the_end() -> None:
