@@ -16,13 +16,14 @@ import pytest
 from remusdb.vm.vcpus import Vcpus, most_s
 from tests.waiting import eventually
 
-# One thread works, one sleeps, and one that works is no processor.
+# One thread works, one sleeps, and one that works is no processor. None waits for Python's lock: hashing lets go of it.
 QEMU = """
-import ctypes, threading, time
+import ctypes, hashlib, threading, time
+data = bytes(1 << 26)
 def run(name, work):
     ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)  # PR_SET_NAME
     while True:
-        sum(range(10000)) if work else time.sleep(1)
+        hashlib.sha256(data) if work else time.sleep(1)
 for name, work in (("CPU 0/TCG", True), ("CPU 1/TCG", False), ("worker", True)):
     threading.Thread(target=run, args=(name, work), daemon=True).start()
 time.sleep(0.2)
