@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from tools.bench import bulk, encode, outage, page, progress, summary
+from tools.bench.cpu import CpuMeter
 from tools.bench.pgbench import Load, Pgbench
 from tools.bench.summary import UNPROTECTED
 from tools.lab import Lab, domains, image
@@ -62,7 +63,9 @@ class Bench:
             self._product.cli("a", "protect", VM, "--to", "b", timeout_s=_PROTECT_S)
         found: dict[str, Any] = {"idle": self._floor() if mode == UNPROTECTED else self._idle()}
         for load in loads:
+            meter = CpuMeter(self._lab)
             found[load.key] = one = vars(self._pgbench.run(load, seconds))
+            one["cpu_ms_per_s"] = meter.read()
             if mode != UNPROTECTED:
                 status = self._product.status(VM)
                 one.update({key: status[key] for key in SHOWN})
