@@ -40,14 +40,18 @@ _WALKS, _WALKED_BYTES = 21, 1 << 30
 SHOWN = ("pause_ms_p50", "pause_ms_p99", "dirty_pages", "bytes_per_epoch", "epochs_per_s", "stages_ms")
 
 
-def walk_ms(*, huge: bool) -> float:
-    """The median of a walk of 1 GiB that is touched, every page protected and none written since."""
+def walk_ms(*, huge: bool, touched: bool = True, written: bool = False) -> float:
+    """The median of a walk of 1 GiB, every page protected and none written since.
+
+    `huge`: in pages of 2 MiB; `touched`: there at all; `written`: each page was, once, and was protected again.
+    """
     memory = mmap.mmap(-1, _WALKED_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
-    for at in range(0, _WALKED_BYTES, mmap.PAGESIZE):
-        memory[at] = 1
+    if touched:
+        _write(memory)
     anchor = ctypes.c_char.from_buffer(memory)
     start = ctypes.addressof(anchor)
+    end = start + _WALKED_BYTES
     flags = os.O_CLOEXEC | os.O_NONBLOCK | kernel.UFFD_USER_MODE_ONLY
     watch = kernel.check(kernel.libc.syscall(kernel.SYS_USERFAULTFD, flags), "userfaultfd")
     try:
@@ -55,11 +59,14 @@ def walk_ms(*, huge: bool) -> float:
         area = struct.pack("<QQQQ", start, _WALKED_BYTES, kernel.UFFDIO_REGISTER_MODE_WP, 0)
         fcntl.ioctl(watch, kernel.UFFDIO_REGISTER, bytearray(area))
         with closing(PageMap(os.getpid())) as pages:
-            pages.protect(start, start + _WALKED_BYTES, whole=True)
+            pages.protect(start, end, whole=True)
+            if written:
+                _write(memory)
+                pages.protect(start, end)
             took = []
             for _ in range(_WALKS):
                 began = time.perf_counter()
-                pages.written(start, start + _WALKED_BYTES)
+                pages.written(start, end)
                 took.append(time.perf_counter() - began)
     finally:
         os.close(watch)
@@ -68,12 +75,22 @@ def walk_ms(*, huge: bool) -> float:
     return round(1e3 * statistics.median(took), 3)
 
 
+def _write(memory: mmap.mmap) -> None:
+    for at in range(0, _WALKED_BYTES, mmap.PAGESIZE):
+        memory[at] = 1
+
+
 def walks() -> dict[str, float]:
-    """Of 1 GiB in pages of 4 KiB and of 2 MiB, and both for CALCULATED_GIB (calculated: it is linear)."""
-    small, huge = walk_ms(huge=False), walk_ms(huge=True)
-    far = {f"{CALCULATED_GIB}_gib_{name}_calculated": round(CALCULATED_GIB * one, 1)
-           for name, one in (("4k", small), ("2m", huge))}  # fmt: skip
-    return {"1_gib_4k": small, "1_gib_2m": huge, **far}
+    """Of 1 GiB, and of CALCULATED_GIB (calculated: it is linear) at the best and at the worst."""
+    found = {
+        "1_gib_untouched": walk_ms(huge=False, touched=False),
+        "1_gib_4k": walk_ms(huge=False),
+        "1_gib_2m": walk_ms(huge=True),
+        "1_gib_2m_written_since": walk_ms(huge=True, written=True),
+    }
+    far = {name.replace("1_gib", f"{CALCULATED_GIB}_gib") + "_calculated": round(CALCULATED_GIB * one, 1)
+           for name, one in found.items() if name in ("1_gib_4k", "1_gib_2m")}  # fmt: skip
+    return {**found, **far}
 
 
 class Sizes:
