@@ -65,6 +65,7 @@ class Protection(Struct, frozen=True, kw_only=True):
     window: Annotated[int, Meta(ge=1, le=16)] = 4  # epochs in flight
     encoding: Literal["delta", "full"] = "delta"
     delta_cache_percent: Annotated[int, Meta(ge=1, le=100)] = 100  # of the VM's memory, remembered for `delta`
+    disk_read_tracking: bool = False  # what the guest read from a replicated disk goes as a reference, not as bytes
     hot_pages: bool = False  # copy what is written in every epoch each time, instead of protecting it anew
     gate: Literal["auto", "tap", "plug"] = "auto"
     held_max_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 32)] = 64 << 20

@@ -72,6 +72,12 @@ WORDS = {
         "the place of one that was not written for long. `remusdb status VM` tells under `delta_cache_hits` how often "
         "a page was in it"
     ),
+    "protection.disk_read_tracking": (
+        "with `delta`: a page that holds a block of a replicated disk goes as a reference to that block, and the "
+        "backup reads it from its own copy and checks it by a digest. For guests that read much; costs this host a "
+        "hash of each written page and block, and memory, and the backup a read ([decision 0029](decisions/"
+        "0029-what-was-read-from-a-disk-goes-as-a-reference.md)). `remusdb status VM` tells `drt_references`"
+    ),
     "protection.hot_pages": (
         "under KVM: a page that was written in each of the last epochs is copied at every cut, not watched; "
         "that spares the guest a fault, and was not seen to help ([results.md](results.md))"

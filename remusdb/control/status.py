@@ -88,6 +88,11 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     stages_ms: Stages = {}
     bytes_per_epoch: Annotated[float | None, says("what an epoch takes on the wire: the median")] = None
     delta_cache_hits: Annotated[float | None, says("share of the pages whose content before was remembered")] = None
+    drt_references: Annotated[
+        int | None,
+        says("pages sent as references to a disk in the last hundred epochs; null: `disk_read_tracking` is off"),
+    ] = None
+    drt_reference_share: Annotated[float | None, says("the same, as a share of all pages of these epochs")] = None
     dirty_pages: Annotated[float | None, says("pages of memory in an epoch: the median")] = None
     seeded_bytes: Annotated[int | None, says("what the initial sync of the disks took on the wire")] = None
     same_bytes: Annotated[int | None, says("what of the disks the backup had already")] = None

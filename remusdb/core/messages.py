@@ -117,6 +117,15 @@ class Taken(msgspec.Struct, frozen=True):
     frames: Number
 
 
+class Acked(msgspec.Struct, frozen=True):
+    """ACK, agent to primary, where it takes references to its disks: these have the writes up to this epoch.
+
+    An ACK with no payload says that it takes none (any more).
+    """
+
+    applied: Number
+
+
 class Base(msgspec.Struct, frozen=True):
     """BASE, agent to primary: hashes (16 bytes each, see core/blocks.py) of blocks of an image that is there."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from remusdb.core.pagework import PAGE_BYTES, Bytes
+from remusdb.core.pagework import LINE_BYTES, LINES, PAGE_BYTES, Bytes
 
 LEAST_PAGES = 1024  # room is never less than that: several steps of the encoder
 EVICTED_SHARE = 16  # one in so many goes at a time: looking for the oldest takes longer than to push them out
@@ -37,16 +37,26 @@ class PageCache:
 
     def find(self, numbers: NDArray[np.int64]) -> tuple[Slots, NDArray[np.bool_]]:
         """Where these pages are, and which of them are here at all."""
+        slots, here = self._find(numbers)
         self.asked += len(numbers)
-        if not self._bounded:
-            self.known += len(numbers)
-            return numbers, np.ones(len(numbers), np.bool_)
-        slots = self._slot_of[numbers].astype(np.int64)
-        here = slots >= 0
-        self._turn += 1
-        self._used[slots[here]] = self._turn
         self.known += int(np.count_nonzero(here))
         return slots, here
+
+    def changed_lines(self, numbers: NDArray[np.int64], content: Bytes) -> NDArray[np.int64]:
+        """In how many of their lines these pages, with this content (n, 4096), are not what they were; of one that is
+        not here, all."""
+        slots, here = self._find(numbers)
+        lines = np.full(len(numbers), LINES, np.int64)
+        differ = content[here].view(np.uint64) != self.content[slots[here]].view(np.uint64)
+        lines[here] = differ.reshape(-1, LINES, LINE_BYTES // 8).any(axis=2).sum(axis=1)
+        return lines
+
+    def remember(self, numbers: NDArray[np.int64], content: Bytes) -> None:
+        """These pages, at most LEAST_PAGES, were sent in another way: what they hold now (n, 4096)."""
+        slots, here = self._find(numbers)
+        self.content[slots[here]] = content[here]
+        if not here.all():
+            self.content[self.put(numbers[~here])] = content[~here]
 
     def put(self, numbers: NDArray[np.int64]) -> Slots:
         """Room for pages that are not here, at most LEAST_PAGES at once: where. It is zero, as if they had been so."""
@@ -58,6 +68,15 @@ class PageCache:
         self._used[slots] = self._turn
         self.content[slots] = 0
         return slots
+
+    def _find(self, numbers: NDArray[np.int64]) -> tuple[Slots, NDArray[np.bool_]]:
+        if not self._bounded:
+            return numbers, np.ones(len(numbers), np.bool_)
+        slots = self._slot_of[numbers].astype(np.int64)
+        here = slots >= 0
+        self._turn += 1
+        self._used[slots[here]] = self._turn
+        return slots, here
 
     def _evict(self, count: int) -> None:
         """Make room for `count` pages: those that were not used for the longest time."""

@@ -97,7 +97,7 @@ class _Batch:
         if not self._pages + self._zeros:
             return
         end = self._lines * LINE_BYTES
-        gaps = [_to_gaps(np.concatenate(numbers)) for numbers in (self._kept_numbers, self._zero_numbers)]
+        gaps = [to_gaps(np.concatenate(numbers)) for numbers in (self._kept_numbers, self._zero_numbers)]
         for raw in (_mine.masks[: self._pages].view(np.uint8), *(one.view(np.uint8) for one in gaps)):
             _mine.body[end : end + len(raw)] = raw
             end += len(raw)
@@ -133,9 +133,10 @@ def encode_full(block: int, numbers: NDArray[np.int64], content: Bytes) -> Pages
     for at in range(0, len(numbers), PAYLOAD_PAGES):
         part = numbers[at : at + PAYLOAD_PAGES]
         head = HEAD.pack(CODES["full"], 0, block, 0, len(part), 0)
-        payloads.append(b"".join((head, content[at : at + len(part)].data, _to_gaps(part).data)))
+        payloads.append(b"".join((head, content[at : at + len(part)].data, to_gaps(part).data)))
     return PagesEncoded(payloads, len(numbers), len(numbers), 0)
 
 
-def _to_gaps(numbers: NDArray[np.int64]) -> NDArray[np.uint32]:
+def to_gaps(numbers: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Page numbers as core/pages.py says."""
     return np.diff(numbers, prepend=0).astype(np.uint32)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from remusdb.core.messages import Base, Hello, Notice, Proof, Refuse, Taken, Welcome, unpack
+from remusdb.core.messages import Acked, Base, Hello, Notice, Proof, Refuse, Taken, Welcome, unpack
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, Fenced, NoStandby, PeerUnreachable, RemusError
 from remusdb.threads import start
@@ -46,8 +46,9 @@ class Listener(Protocol):
     def on_given_up(self, reason: str) -> None:
         """The initial sync cannot go on: the agent was away for too long, or lost what it had."""
 
-    def on_ack(self, term: int, epoch: int) -> None:
-        """The agent holds everything up to `epoch`."""
+    def on_ack(self, term: int, epoch: int, applied: int | None) -> None:
+        """The agent holds everything up to `epoch`; its disks have the writes up to `applied`, None: it takes no
+        references to them."""
 
     def on_lost(self, reason: str) -> None:
         """The connection is gone; it is being tried again."""
@@ -178,7 +179,8 @@ class AgentLink:
 
     def _act(self, frame: Frame) -> None:
         if frame.type is FrameType.ACK:
-            self._listener.on_ack(frame.term, frame.epoch)
+            applied = unpack(Acked, frame.payload).applied if frame.payload else None
+            self._listener.on_ack(frame.term, frame.epoch, applied)
         elif frame.type is FrameType.TAKEN:
             self._listener.on_taken(unpack(Taken, frame.payload).frames)
         elif frame.type is FrameType.RENOUNCE:

@@ -15,10 +15,11 @@ from remusdb.core import primary_events as events
 from remusdb.core.messages import Base, Hello, Notice, Proof, Welcome, pack
 from remusdb.core.pipeline import Pipeline
 from remusdb.core.wire import FrameType
-from remusdb.errors import Fenced, PeerUnreachable
+from remusdb.errors import BadFrame, Fenced, PeerUnreachable
 from remusdb.transport.agent_client import Greeting
 from remusdb.transport.stream import FrameStream
 from remusdb.worker.agent_link import AgentLink
+from remusdb.worker.disk_reads import DiskReads
 from remusdb.worker.initial_sync import InitialSync
 from remusdb.worker.mailbox import Mailbox
 from remusdb.worker.metrics import Metrics
@@ -50,6 +51,7 @@ class AgentSide:
         self._proof = proof
         self._metrics = metrics
         self._failed = failed
+        self.reads: DiskReads | None = None  # is told what the agent has applied
         self._peer = AgentLink(spec, hello, self)
         self._lines: dict[int, tuple[FrameStream, Future[None]]] = {}
 
@@ -75,14 +77,20 @@ class AgentSide:
         """The initial sync cannot go on with this agent's replica."""
         self._failed(PeerUnreachable(reason))
 
-    def on_ack(self, term: int, epoch: int) -> None:
-        """The agent holds everything up to `epoch`. BadFrame where that cannot be."""
+    def on_ack(self, term: int, epoch: int, applied: int | None) -> None:
+        """The agent holds everything up to `epoch`, and its disks are at `applied`. BadFrame where that cannot be."""
         self._pipeline.require_cut(term, epoch)
+        if applied is not None and applied > epoch:
+            raise BadFrame(f"the agent acknowledges epoch {epoch} and says that it has applied {applied}")
+        if self.reads is not None:
+            self.reads.told(applied)
         self._metrics.reached(epoch, "ack")
         self._mailbox.post(events.Acked(term, epoch))
 
     def on_lost(self, reason: str) -> None:
         """The connection is gone; it is being made again."""
+        if self.reads is not None:
+            self.reads.forget()
         self._mailbox.post(events.Lost(reason))
 
     def on_resumed(self, stream: FrameStream, welcome: Welcome) -> None:

@@ -7,9 +7,10 @@ same frames in the same order. Memory: as much of the VM's RAM as `delta_cache_p
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -22,6 +23,7 @@ from remusdb.core.pages_encode import encode_full, encode_pages
 from remusdb.core.wire import FrameType
 from remusdb.core.writes import encode_writes
 from remusdb.vm.ramblocks import Block
+from remusdb.worker.disk_reads import DiskReads, Referred
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class EpochFrames:
     commit: Commit
     cached: tuple[int, int] = (0, 0)  # pages of memory whose content before was known, of how many
     stopped_at_ns: int | None = None
+    plain: dict[int, bytes] = field(default_factory=dict)  # what stands for the frames with references, by their place
+    referred: tuple[int, int] | None = None  # pages that are sent as references, of how many; None: none may be
+
+    def without_references(self) -> EpochFrames:
+        """The same epoch with every page itself in it."""
+        if not self.plain:
+            return self
+        frames = [(kind, self.plain.get(at, payload)) for at, (kind, payload) in enumerate(self.frames)]
+        commit = msgspec.structs.replace(self.commit, payload_bytes=_size(frames))
+        return dataclasses.replace(self, frames=frames, commit=commit, plain={})
 
     @property
     def payload_bytes(self) -> int:
@@ -49,8 +61,11 @@ class EpochFrames:
 class Encoder:
     """Frames of one session. Used by one thread at a time."""
 
-    def __init__(self, blocks: list[Block], encoding: Encoding, cache_percent: int = 100) -> None:
-        """`cache_percent`: of each block, so much is remembered."""
+    def __init__(
+        self, blocks: list[Block], encoding: Encoding, cache_percent: int = 100, reads: DiskReads | None = None
+    ) -> None:
+        """`cache_percent`: of each block, so much is remembered. `reads`: makes references, for `delta` alone."""
+        self._reads = reads if encoding == "delta" else None
         self._caches = [PageCache(block.pages, -(-block.pages * cache_percent // 100)) for block in blocks]
         self._encoding: Encoding = encoding
         self._devices = b""
@@ -65,13 +80,28 @@ class Encoder:
         """Everything of one epoch. `writes`: raw disk records, one item a disk; `stays`: see Commit."""
         before = self._counts()
         frames = [(FrameType.WRITES, payload) for raw in writes if raw for payload in encode_writes(raw)]
-        frames += [(FrameType.PAGES, payload) for dirty in cut.memory for payload in self.pages(dirty)]
+        memory, referred = self._referred(epoch, cut, writes)
+        plain = {len(frames) + at: one.plain for at, one in enumerate(referred)}
+        frames += [(FrameType.PAGES, one.payload) for one in referred]
+        frames += [(FrameType.PAGES, payload) for dirty in memory for payload in self.pages(dirty)]
         frames.append((FrameType.DEVICES, encode_devices(cut.devices, self._devices)))
         self._devices = cut.devices
-        size = sum(len(payload) for _, payload in frames)
-        commit = Commit(frames=len(frames), payload_bytes=size, addresses=addresses[:ADDRESSES_MAX], stays=stays)
+        commit = Commit(len(frames), _size(frames), addresses[:ADDRESSES_MAX], stays=stays)
         known, asked = (now - then for now, then in zip(self._counts(), before, strict=True))
-        return EpochFrames(epoch, frames, commit, (known, asked), cut.stopped_at_ns)
+        pages = (sum(one.pages for one in referred), cut.pages) if self._reads is not None else None
+        return EpochFrames(epoch, frames, commit, (known, asked), cut.stopped_at_ns, plain, pages)
+
+    def _referred(self, epoch: int, cut: Cut, writes: list[bytes]) -> tuple[list[DirtyBlock], list[Referred]]:
+        """The pages that are to be encoded, and the references for the others."""
+        if self._reads is None:
+            return cut.memory, []
+        self._reads.begin(epoch, writes)
+        parted = [self._reads.take(dirty, self._caches[dirty.block]) for dirty in cut.memory]
+        return [rest for rest, _ in parted], [one for _, found in parted for one in found]
 
     def _counts(self) -> tuple[int, int]:
         return sum(cache.known for cache in self._caches), sum(cache.asked for cache in self._caches)
+
+
+def _size(frames: list[tuple[FrameType, bytes]]) -> int:
+    return sum(len(payload) for _, payload in frames)

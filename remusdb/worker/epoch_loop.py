@@ -218,7 +218,7 @@ class EpochLoop:
     def _ship_all(self) -> None:
         while (item := self._cuts.get()) is not None and not self._over.is_set():
             frames = self._encode(*item)
-            self._metrics.shipped(frames.payload_bytes, frames.cached)
+            self._metrics.shipped(frames.payload_bytes, frames.cached, frames.referred)
             self._metrics.reached(frames.epoch, "encode")
             self._outbox.ship(frames)
             self._metrics.reached(frames.epoch, "send")

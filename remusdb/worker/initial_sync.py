@@ -22,6 +22,7 @@ from remusdb.errors import BadFrame, DiskError
 from remusdb.threads import start
 from remusdb.vm.domain import Domain
 from remusdb.worker.brake import Brake, BrakeThread
+from remusdb.worker.disk_reads import DiskReads
 from remusdb.worker.encoder import Encoder
 from remusdb.worker.memory_copy import MemoryCopy, Progress
 from remusdb.worker.metrics import Metrics
@@ -67,7 +68,7 @@ class InitialSync:
         bases.wait(over, self._progress)
         resources.build()
         resources.watch_devices(self._failed)
-        pump = DiskPump(resources.logs, self._outbox, bases)
+        pump = DiskPump(resources.logs, self._outbox, bases, resources.reads)
         brake = BrakeThread(Brake(resources.logs, resources.copy_speed), silence_ms, self._failed)
         start_mirrors(resources.domain, resources.logs, resources.mirrors)
         start(pump)
@@ -86,11 +87,15 @@ class InitialSync:
 class DiskPump(threading.Thread):
     """Sends the disks' write logs as epoch 0 until it is stopped; the rest then belongs to epoch 1."""
 
-    def __init__(self, logs: list[WriteLog], outbox: Outbox, bases: ResyncFilters) -> None:
+    def __init__(
+        self, logs: list[WriteLog], outbox: Outbox, bases: ResyncFilters, reads: DiskReads | None = None
+    ) -> None:
+        """`reads` is told what came in, as it is without what the agent had already."""
         super().__init__(name="disk-pump", daemon=True)
         self._logs = logs
         self._outbox = outbox
         self._bases = bases
+        self._reads = reads
         self.sent_bytes = 0  # payload
         self._quit = threading.Event()
         self.error: Exception | None = None
@@ -115,7 +120,10 @@ class DiskPump(threading.Thread):
     def _move(self, log: WriteLog) -> None:
         if log.failed is not None:
             raise DiskError(f"disk {log.disk}: {log.failed}")
-        self._send(self._bases.reduce(log.disk, log.take(log.position(), 10.0)))
+        raw = log.take(log.position(), 10.0)
+        if self._reads is not None:
+            self._reads.note(raw, 0)
+        self._send(self._bases.reduce(log.disk, raw))
 
     def _send(self, raw: bytes) -> None:
         payloads = encode_writes(raw)

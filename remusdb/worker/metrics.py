@@ -51,6 +51,7 @@ class Metrics:
     commit_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_EPOCHS))
     cuts: deque[tuple[float, Why]] = field(default_factory=lambda: deque(maxlen=SHOWN_CUTS))
     cached: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=SHOWN_CUTS))
+    referred: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=SHOWN_CUTS))
     stages_ms: dict[str, deque[float]] = field(default_factory=dict)
     cut_at: dict[int, float] = field(default_factory=dict)
     committed_cut_at: float | None = None
@@ -109,9 +110,12 @@ class Metrics:
                 self._last_at[epoch] = now
                 self._stage(stage, 1000 * (now - before))
 
-    def shipped(self, payload_bytes: int, cached: tuple[int, int]) -> None:
-        """An epoch was encoded to so many bytes; what so many of its pages held before was known, of how many."""
+    def shipped(self, payload_bytes: int, cached: tuple[int, int], referred: tuple[int, int] | None = None) -> None:
+        """An epoch was encoded to so many bytes; what so many of its pages held before was known, of how many; and so
+        many went as references, of all (None: none may)."""
         with self.lock:
+            if referred is not None:
+                self.referred.append(referred)
             self.epoch_bytes.append(payload_bytes)
             self.cached.append(cached)
 
@@ -146,6 +150,8 @@ class Metrics:
                 epochs_for=dict(Counter(why.value for _at, why in self.cuts)),
                 **self._figures(time.monotonic()),
                 delta_cache_hits=_share(self.cached),
+                drt_references=sum(some for some, _ in self.referred) if self.referred else None,
+                drt_reference_share=_share(self.referred),
                 seeded_bytes=self.seeded_bytes,
                 same_bytes=self.same_bytes,
                 proven_at_ns=proven.at_ns if proven else None,

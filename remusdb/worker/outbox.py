@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was or is to be sent to the agent: frames of the epochs in flight, kept until they are acknowledged.
 
-Invariant: epochs go out in order; after a reconnection those that the agent does not hold go out again, the
-same bytes but for their age. A dead connection loses nothing: frames wait here, those of the initial sync up to a
-bound.
+Invariant: epochs go out in order; after a reconnection those that the agent does not hold go out again, the same but
+for their age, and with each page itself where there was a reference. A dead connection loses nothing: frames wait here,
+those of the initial sync up to a bound.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Outbox:
         `committed`: the last epoch it holds; `taken`: how many frames of the initial sync.
         """
         with self._lock:
-            self._unacked = {number: frames for number, frames in self._unacked.items() if number > committed}
+            # Without references: the agent may have ended the connection because it could not follow one.
+            left = {number: frames for number, frames in self._unacked.items() if number > committed}
+            self._unacked = {number: frames.without_references() for number, frames in left.items()}
             again = [] if committed else self._copy_since(taken)
             self._stream, self.term = stream, term
             for frame in again:

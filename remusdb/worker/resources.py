@@ -25,6 +25,7 @@ from remusdb.vm.domain import PAGE_KIB, Domain
 from remusdb.vm.endwatch import EndWatch
 from remusdb.vm.libvirt_link import LibvirtLink
 from remusdb.worker.devicewatch import DeviceWatch
+from remusdb.worker.disk_reads import DiskReads
 from remusdb.worker.encoder import Encoder
 from remusdb.worker.spec import ProtectionSpec
 from remusdb.worker.tapwatch import open_taps
@@ -52,6 +53,8 @@ class Resources:
             self.qemu_version = str(self.calls.call("QEMU's version", self.link.connection.getVersion))
             self.disks: list[DiskSpec] = self.calls.call("disks", disks_of, self.domain.handle)
             self.replicas = [self._replica(disk) for disk in self.disks if disk.mirrored]
+            tracked = spec.protection.disk_read_tracking
+            self.reads = DiskReads([disk.size for disk in self.replicas]) if tracked else None
             self.autostart: bool = self.calls.call("autostart", has_autostart, self.domain.handle)
             self.blocks = self.domain.blocks()
             self.clock = GuestClock(self.domain.pid, self.blocks, kvm=self.domain.accel == "kvm")
@@ -93,7 +96,7 @@ class Resources:
         self._undo.callback(self.capture.close)
         self.clock.learn(self.capture.device_state)
         protection = self.spec.protection
-        self.encoder = Encoder(self.blocks, protection.encoding, protection.delta_cache_percent)
+        self.encoder = Encoder(self.blocks, protection.encoding, protection.delta_cache_percent, self.reads)
         self.logs: list[WriteLog] = []
         self.mirrors: list[Mirror] = []
         for index, disk in enumerate(d for d in self.disks if d.mirrored):

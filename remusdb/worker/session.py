@@ -147,6 +147,7 @@ class Session:
     def _protect(self) -> None:
         resources, vm = self._open()
         greeting = self._greet()
+        self._agent.reads = resources.reads
         self._agent.use(greeting)
         self._begin(greeting.welcome.term, resources)
         self._sync.expect(greeting.welcome, resources.replicas)

@@ -18,6 +18,7 @@ from remusdb.core.pagecache import PageCache
 from remusdb.core.pages import decode_pages, resolve
 from remusdb.core.pages_encode import encode_full, encode_pages
 from remusdb.core.pagework import PAGE_BYTES
+from remusdb.core.references import DISK_SHIFT, decode_references, encode_references
 from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import RECORD, Kind, decode_writes, encode_writes, iter_records
 from remusdb.errors import BadFrame
@@ -38,6 +39,7 @@ SAMPLES: list[msgspec.Struct] = [
     ),
     messages.Welcome("0.1.0", "beta", 7, 3, True, 500, [16], 9, 4),
     messages.Taken(3),
+    messages.Acked(3),
     messages.Base(0, 16, bytes(64)),
     messages.Refuse("it is fenced", "look", 8, True, False, "preflight"),
     messages.Commit(3, 8192, ["192.0.2.1", "2001:db8::1"], 1_000_000, True),
@@ -95,6 +97,18 @@ def page_samples() -> list[bytes]:
     made.append(b"\x03" + made[0][1:])  # the same, of pages that were not there before
     bare = [one[:16] + zstandard.ZstdDecompressor().decompress(one[16:]) for one in (made[0], made[2])]
     return [*(b"\0" + one for one in made), *(b"\xff" + one for one in bare)]
+
+
+def references(data: bytes) -> None:
+    """What a primary says of where pages stand, against disks that have no such content."""
+    found = decode_references(data)
+    found.require_within([1 << 30, PAGE_BYTES])
+    found.filled(np.zeros((len(found.numbers), PAGE_BYTES), np.uint8))
+
+
+def reference_samples() -> list[bytes]:
+    content, places = np.zeros((3, PAGE_BYTES), np.uint8), np.array([0, 1 << DISK_SHIFT, 7], np.uint64)
+    return [encode_references(2, np.array([0, 5, 6]), places, content)]
 
 
 def log_samples() -> list[bytes]:
@@ -191,6 +205,7 @@ TARGETS = {
         message, lambda: [bytes([at]) + messages.pack(one) for at, one in enumerate(SAMPLES)], "msgpack", head=1
     ),
     "pages": Target(pages, page_samples, longest=1 << 15),
+    "references": Target(references, reference_samples),
     "write-log": Target(write_log, log_samples),
     "writes": Target(writes, writes_samples),
     "devices": Target(devices, device_samples),

@@ -204,7 +204,7 @@ class Listening:
     def may_be_replaced(self) -> bool:
         return True
 
-    def on_ack(self, _term: int, epoch: int) -> None:
+    def on_ack(self, _term: int, epoch: int, _applied: int | None) -> None:
         self.told.append("ack")
         if epoch > 3:
             raise BadFrame("it was never cut")
@@ -257,6 +257,7 @@ def run() -> Iterator[Run]:
 
 BAD_FRAMES = {
     "an ack of what was never cut": Frame(FrameType.ACK, 8, 9, b""),
+    "an ack whose payload cannot be read": Frame(FrameType.ACK, 8, 1, b"\x81\xa7applied\xff"),
     "no UTF-8": frame(FrameType.RENOUNCE, b"\x81\xa6reason\xa2\xff\xfe"),
     "deep": frame(FrameType.PROOF, b"\x81\xa1z" + b"\x91" * 100_000),
     "a refusal that cannot be read": frame(FrameType.REFUSE, b"\xc1"),

@@ -10,13 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from remusdb.arbiter.health import Health
 from remusdb.config import Agent, AgentConfig, Failover, Limits
 from remusdb.core.backup_events import Bye, Hailed, LookedUp
-from remusdb.core.messages import Commit, Hello, Notice, Proof, Refuse, Welcome, pack
+from remusdb.core.messages import Acked, Commit, Hello, Notice, Proof, Refuse, Welcome, pack, unpack
+from remusdb.core.owed import Hopeless
 from remusdb.core.ownership import Claim, Ownership, Rule, Verdict
+from remusdb.core.pages import decode_pages
+from remusdb.core.references import encode_references
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, RefusedForSafety, VmError
 from remusdb.history import History, read
@@ -77,6 +81,7 @@ class FakeMachine:
     gate = threading.Event()
     failure: ClassVar[Exception | None] = None  # of what is made next
     dead = ""  # what does not come up at a takeover: the "standby", or "both" it and its disks
+    images: Any = None
     bases = SimpleNamespace(counts=[], seed=0, tell=lambda *_: None)
 
     def __init__(self, _config: Any, _hello: Any, moved: Callable[[WholeEpoch], None], broken: Any, _kept: Any) -> None:
@@ -121,10 +126,12 @@ class FakeStream:
 
     def __init__(self) -> None:
         self.sent: list[FrameType] = []
+        self.said: list[bytes] = []
         self.last_heard = time.monotonic()
 
-    def send(self, kind: FrameType, _term: int, _epoch: int, _payload: bytes = b"") -> None:
+    def send(self, kind: FrameType, _term: int, _epoch: int, payload: bytes = b"") -> None:
         self.sent.append(kind)
+        self.said.append(payload)
 
     def close(self, drain_s: float = 0.0) -> None:
         return
@@ -245,6 +252,39 @@ def test_an_epoch_above_the_bound_ends_the_session_for_good(replica: Replica) ->
     replica.lost(stream, "too large", hopeless=True)
     assert stream.sent[-1] is FrameType.RENOUNCE
     assert FakeMachine.made[0].closed and replica.status().state == "empty"
+
+
+def test_pages_that_stand_on_a_disk_are_here_before_their_epoch_is_acknowledged(replica: Replica) -> None:
+    """What is not there ends the connection, not the session, and the primary is told to send no more of these."""
+    stream: Any = ready(replica)
+    assert unpack(Acked, stream.said[-1]).applied == 0
+    content, machine = np.arange(4096, dtype=np.uint8).reshape(1, -1), FakeMachine.made[0]
+    payload = encode_references(0, np.array([5]), np.array([3], np.uint64), content)
+    commit = pack(Commit(1, len(payload), []))
+    silences: list[float] = []
+
+    def read(_disk: int, offset: int, length: int) -> memoryview:
+        silences.append(time.monotonic() - replica._here.hearing.heard())
+        return memoryview(content.tobytes() if offset == 3 * 4096 and length == 4096 else bytes(length))
+
+    machine.images = SimpleNamespace(sizes=[5 * 4096], read=read, will_read=lambda *_: None)
+    stream.last_heard -= 100
+    assert replica.take(stream, Frame(FrameType.PAGES, 1, 2, payload))
+    assert replica.take(stream, Frame(FrameType.COMMIT, 1, 2, commit))
+    assert stream.sent[-1] is FrameType.ACK and silences[0] < 1, "a disk that is slow is no silence of the primary"
+    (whole,) = machine.applier._epochs[1].frames
+    assert np.array_equal(decode_pages(whole.payload).data, content)
+    machine.applier.drain()
+    other = encode_references(0, np.array([5]), np.array([4], np.uint64), content)
+    with pytest.raises(BadFrame, match="block 4 of disk 0 is not the page") as refused:
+        replica.take(stream, Frame(FrameType.PAGES, 1, 3, other))
+    assert not isinstance(refused.value, Hopeless)
+    replica.lost(stream, "refused")
+    again: Any = FakeStream()
+    welcome = replica.greet(again, hello(1, resume=True))
+    assert isinstance(welcome, Welcome) and welcome.resumed and welcome.committed == 2
+    assert replica.take(again, Frame(FrameType.COMMIT, 1, 3, pack(Commit(0, 0, []))))
+    assert again.sent[-1] is FrameType.ACK and again.said[-1] == b""
 
 
 def test_a_refused_resume_is_the_word_that_nothing_is_here(replica: Replica) -> None:

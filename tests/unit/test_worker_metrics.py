@@ -60,6 +60,14 @@ def test_the_share_of_known_pages_is_of_all_of_them(metrics: Metrics) -> None:
     assert told(metrics).delta_cache_hits == 0.9
 
 
+def test_references_are_counted_over_the_last_epochs_and_nothing_is_said_where_there_are_none(metrics: Metrics) -> None:
+    metrics.shipped(100, (0, 0))
+    assert told(metrics).drt_references is None and told(metrics).drt_reference_share is None
+    for _ in range(150):
+        metrics.shipped(100, (1, 1), (3, 4))
+    assert told(metrics).drt_references == 300 and told(metrics).drt_reference_share == 0.75
+
+
 def test_percentiles_are_looked_at_once_in_a_while(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics.paused(2.0)
     assert told(metrics).pause_ms_p50 == 2.0

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import secrets
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,9 @@ from tools.lab import domains, image
 from tools.lab.guest import Mode
 
 LOAD_S = 4.0
+DISK_MIB = 64
+
+log = logging.getLogger(__name__)
 
 
 def same_bytes(one: Path, other: Path) -> bool:
@@ -32,7 +38,12 @@ def configure(pair: Pair, vm: str, key: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "key", "value"), [(Mode.DIRTIER, "delta_cache_percent", 1), (Mode.READER, "hot_pages", True)]
+    ("mode", "key", "value"),
+    [
+        (Mode.DIRTIER, "delta_cache_percent", 1),
+        (Mode.READER, "hot_pages", True),
+        (Mode.DIRTIER, "disk_read_tracking", True),
+    ],
 )
 def test_bare_guest_memory_is_equal(pair: Pair, mode: Mode, key: str, value: object) -> None:
     """Also for a guest that reads much and writes little: protection must not make it fault on reads, nor miss; and
@@ -50,11 +61,11 @@ def test_bare_guest_memory_is_equal(pair: Pair, mode: Mode, key: str, value: obj
     pair.a.run(["virsh", "destroy", vm.name])
 
 
-@pytest.mark.parametrize("encoding", ["delta", "full"])
-def test_postgres_vm_memory_and_disk_are_equal(pair: Pair, encoding: str) -> None:
+@pytest.mark.parametrize(("key", "value"), [("encoding", "delta"), ("encoding", "full"), ("disk_read_tracking", True)])
+def test_postgres_vm_memory_and_disk_are_equal(pair: Pair, key: str, value: object) -> None:
     """Under load, then stopped: what the backup holds after the next epoch is what the primary holds."""
-    name = f"pg-{encoding}"
-    configure(pair, name, "encoding", encoding)
+    name = f"pg-{value}"
+    configure(pair, name, key, value)
     vm = domains.define_db(pair.a, image.ensure(), name=name)
     pair.a.run(["virsh", "start", name])
     psql = ["psql", "-h", domains.DB_IP4, "-U", "postgres", "-Atc"]
@@ -71,9 +82,65 @@ def test_postgres_vm_memory_and_disk_are_equal(pair: Pair, encoding: str) -> Non
     assert pair.differing_blocks(name) == []
     assert same_bytes(pair.a.path(vm.disk), replica)
     status = pair.product.status(name)
-    assert status["encoding"] == encoding and status["state"] == "protected"
+    assert status["encoding"] == ("full" if value == "full" else "delta") and status["state"] == "protected"
     pair.unprotect(name)
     pair.a.run(["virsh", "destroy", name])
+
+
+@pytest.fixture
+def bare_reader(pair: Pair) -> Iterator[domains.Vm]:
+    """A running guest that reads its disk of noise, twice its memory, at random, with disk-read tracking."""
+    path = "/var/lib/libvirt/images/noise.raw"
+    pair.a.path(path).parent.mkdir(parents=True, exist_ok=True)
+    pair.a.path(path).write_bytes(secrets.token_bytes(DISK_MIB << 20))
+    vm = domains.define_disk_reader(pair.a, path, DISK_MIB << 8, name=f"reads-{secrets.token_hex(2)}")
+    configure(pair, vm.name, "disk_read_tracking", True)
+    pair.start(vm)
+    yield vm
+    pair.a.run(["virsh", "destroy", vm.name], check=False)
+
+
+def refers(pair: Pair, vm: str) -> bool:
+    """Whether pages of the last epochs went as references."""
+    return bool(pair.product.status(vm)["drt_references"])
+
+
+def test_bare_guest_that_reads_its_disk_is_equal_with_references(pair: Pair, bare_reader: domains.Vm) -> None:
+    """Pages come from the backup's own disk, while blocks of it are overwritten, zeroed and discarded."""
+    name = bare_reader.name
+    pair.protect(name)
+    eventually(lambda: refers(pair, name), 20, "nothing is sent as a reference")
+    for step in range(24):
+        kind = (f"write -P {step + 1}", "write -z", "discard")[step % 3]
+        order = f'qemu-io -d /machine/peripheral/sata0-0-0 "{kind} {step * 2}M 1M"'
+        said = pair.a.run(["virsh", "qemu-monitor-command", name, "--hmp", order]).stdout
+        assert "failed" not in said and "rror" not in said, said
+    time.sleep(1.0)
+    status = pair.product.status(name)
+    assert refers(pair, name) and status["state"] == "protected"
+    log.info("%s of the last pages went as references: %s", status["drt_references"], status["drt_reference_share"])
+    pair.settle(name)
+    assert pair.differing_blocks(name) == []
+    assert same_bytes(pair.a.path(bare_reader.disk), pair.b.path(f"/var/lib/remusdb/images/{name}/sda.raw"))
+    assert not [event for event in pair.events(name) if event["event"] == "held"]
+    pair.unprotect(name)
+
+
+def test_bare_guest_is_equal_where_the_replicas_disk_is_not_what_it_was(pair: Pair, bare_reader: domains.Vm) -> None:
+    """A block that is not what a reference says is never taken: the pages themselves come, and none as a reference."""
+    name = bare_reader.name
+    pair.protect(name)
+    eventually(lambda: refers(pair, name), 20, "nothing is sent as a reference")
+    with pair.b.path(f"/var/lib/remusdb/images/{name}/sda.raw").open("r+b") as image:
+        image.write(secrets.token_bytes(DISK_MIB << 20))
+    pair.await_event(name, "held")
+    pair.await_state(name, "protected")
+    pair.goes_on(name)
+    eventually(lambda: not refers(pair, name), 30, "references are still made")
+    pair.settle(name)
+    assert pair.differing_blocks(name) == []
+    assert len([event for event in pair.events(name) if event["event"] == "held"]) < 3
+    pair.unprotect(name)
 
 
 def test_prepared_vm_is_driven_over_its_private_socket(pair: Pair) -> None:

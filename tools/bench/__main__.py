@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from tools.bench import bulk, encode, outage, page, progress, summary
+from tools.bench import bulk, encode, outage, page, progress, reads, summary
 from tools.bench.cpu import CpuMeter
 from tools.bench.pgbench import Load, Pgbench
 from tools.bench.summary import UNPROTECTED
@@ -42,7 +42,7 @@ MODES: dict[str, Settings] = {
     "on-demand": {"epoch_mode": "on-demand"},
 }
 SHOWN = ("pause_ms_p50", "pause_ms_p99", "commit_ms_p50", "commit_ms_p99", "dirty_pages", "bytes_per_epoch",
-         "epochs_per_s", "epochs_for", "stages_ms", "clock_lost_ppm")  # fmt: skip
+         "epochs_per_s", "epochs_for", "stages_ms", "clock_lost_ppm", "drt_reference_share")  # fmt: skip
 _BOOT_S, _PROTECT_S = 240.0, 180.0
 _SCALE = 10  # branches of TPC-B: with fewer the clients wait for each other
 _IDLE_S = 5.0
@@ -78,6 +78,11 @@ class Bench:
         """Of the bare-metal guest, while the database's VM is off."""
         self._lab.host("a").run(["virsh", "destroy", VM])
         return progress.measure(self._lab, self._product, seconds, lambda vm: self._configure(MODES[mode], vm))
+
+    def reads(self, seconds: float) -> dict[str, Any]:
+        """Of a bare guest that reads its disk, with disk-read tracking."""
+        settings = {**MODES["fixed"], "disk_read_tracking": True}
+        return reads.measure(self._lab, self._product, seconds, lambda vm: self._configure(settings, vm))
 
     def _floor(self) -> dict[str, Any]:
         """Of the same VM, when nothing is taken at its stops."""
@@ -150,6 +155,9 @@ def main() -> int:
             with step("a bare guest makes progress, protected and not"):
                 more["progress"] = bench.progress("fixed", 1.5 if asked.quick else 5.0)
                 more["guest_progress_ratio"] = more["progress"][progress.USUAL]
+            with step("a bare guest reads its disk, and the backup its own"):
+                more["reads"] = bench.reads(1.5 if asked.quick else 5.0)
+                more["drt_reference_share"] = more["reads"]["drt_reference_share"]
         product.keep_logs()
     if not asked.no_more:
         with step("pages are encoded"):

@@ -9,6 +9,7 @@ pause_ms_idle         how long an idle VM stands still for an epoch, ms
 worker_cpu_ms_idle    the worker's CPU over such an epoch, ms, and what it does by the clock: more, where epochs are few
 commit_ms_p50         from the end of a cut to its frames on the wire, ms, under the load with most clients
 clock_loss_ppm        how much slower the guest's clock goes, in millionths, at the end of that load
+drt_reference_share   of the pages of a guest that reads its disk, how many went as references to the backup's disk
 wire_over_dirty       bytes that were sent over bytes of the pages that were written, under TPC-B
 """
 

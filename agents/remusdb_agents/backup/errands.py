@@ -44,7 +44,10 @@ class Errands:
         here, context, vm = self._here, self._here.context, self._here.vm
         match effect:
             case do.Send(line, kind, term, epoch, reason):
-                self._send(line, kind, term, epoch, pack(Notice(reason)) if kind is FrameType.RENOUNCE else b"")
+                payload = pack(Notice(reason)) if kind is FrameType.RENOUNCE else b""
+                if kind is FrameType.ACK:
+                    payload = here.references.word(here.core.now.standby.applied)
+                self._send(line, kind, term, epoch, payload)
             case do.AwaitRoom(line):
                 if here.machine is not None:
                     with here.hearing.not_reading():
@@ -121,6 +124,7 @@ class Errands:
     def _start(self, effect: do.StartStandby) -> event.Event:
         here, term = self._here, effect.term
         here.seeding.begin()
+        here.references.begin()
         formats = here.state.quarantined_formats
         quarantined = {
             target: QuarantinedDisk(Path(path), formats.get(target, ""))

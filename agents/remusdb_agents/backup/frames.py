@@ -37,7 +37,12 @@ def take(here: Holding, desk: Desk, stream: FrameStream, frame: Frame) -> bool:
             return False
         stream.send(FrameType.TAKEN, frame.term, 0, pack(Taken(taken)))
     elif frame.type in BULK:
-        inbox.add(frame)
+        if here.references.concern(frame):
+            with here.hearing.not_reading():  # its disks may take their time
+                with_pages = here.references.follow(frame, machine.images)
+            inbox.add(with_pages, len(frame.payload))
+        else:
+            inbox.add(frame)
     elif frame.type is FrameType.COMMIT:
         whole = inbox.close(frame, now_ns())
         crowded = machine.applier.crowded_with(whole)

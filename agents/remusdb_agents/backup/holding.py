@@ -26,6 +26,7 @@ from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.hearing import Hearing
 from remusdb_agents.backup.inbox import Inbox
 from remusdb_agents.backup.lines import Lines
+from remusdb_agents.backup.references import References
 from remusdb_agents.backup.seeding import Seeding
 from remusdb_agents.backup.standby.machine import StandbyMachine
 
@@ -42,6 +43,7 @@ class Holding:
         self.machine: StandbyMachine | None = None  # the standby of the core's session
         self.inbox = Inbox(context.config.limits.epoch_max_bytes)
         self.seeding = Seeding()
+        self.references = References()
         self.lines = Lines()
         self.hearing = Hearing()
         self.troubles = Troubles(self._tell_trouble)

@@ -49,23 +49,26 @@ class Inbox:
 
     max_bytes: int
     _frames: list[Frame] = field(default_factory=list)
-    _bytes: int = 0
+    _bytes: int = 0  # as they came
+    _held: int = 0  # as they are kept
     _devices: bool = False  # a device state came
 
     def clear(self) -> None:
         """Forget the open epoch: its connection broke."""
-        self._frames, self._bytes, self._devices = [], 0, False
+        self._frames, self._bytes, self._held, self._devices = [], 0, 0, False
 
-    def add(self, frame: Frame) -> None:
-        """A bulk frame of the open epoch; BadFrame when epochs mix or the bound is passed."""
+    def add(self, frame: Frame, came_bytes: int | None = None) -> None:
+        """A bulk frame of the open epoch; BadFrame when epochs mix or the bound is passed. `came_bytes`: of the payload
+        as it came, where it was exchanged for another."""
         if self._frames and (frame.epoch, frame.term) != (self._frames[0].epoch, self._frames[0].term):
             raise BadFrame(f"a frame of epoch {frame.epoch} inside epoch {self._frames[0].epoch}")
         if frame.type is FrameType.DEVICES:
             if self._devices:  # each may be some bytes here, and core.devices.MAX_DEVICE_STATE_BYTES once it is applied
                 raise Hopeless(f"epoch {frame.epoch} has two device states")
             self._devices = True
-        self._bytes += len(frame.payload)
-        if self._bytes + FRAME_COST_BYTES * len(self._frames) > self.max_bytes:
+        self._bytes += len(frame.payload) if came_bytes is None else came_bytes
+        self._held += len(frame.payload)
+        if self._held + FRAME_COST_BYTES * len(self._frames) > self.max_bytes:
             raise EpochTooLarge(f"epoch {frame.epoch} is larger than {self.max_bytes} bytes (limits.epoch_max_bytes)")
         self._frames.append(frame)
 

@@ -26,6 +26,7 @@ from remusdb.core.writes import Kind, Record, iter_records
 from remusdb.errors import DiskError, RefusedForSafety
 from remusdb.safefiles import make_folder
 from remusdb_agents.backup.disks.snapshot import Snapshot
+from remusdb_agents.backup.disks.sparse import read
 from remusdb_agents.backup.standby.devices import Device, open_device
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
@@ -105,6 +106,19 @@ class ReplicaImages:
         except DiskError:
             self.spoiled = True
             raise
+
+    def will_read(self, disk: int, offset: int, length: int) -> None:
+        """Have the kernel begin to read these bytes, and wait for nothing."""
+        with self._lock, suppress(OSError):
+            if self._files:
+                os.posix_fadvise(self._files[disk], offset, length, os.POSIX_FADV_WILLNEED)
+
+    def read(self, disk: int, offset: int, length: int) -> memoryview:
+        """What these bytes of a disk are now. Whoever applies waits meanwhile; DiskError."""
+        with self._lock, _explained(self.paths[disk]):
+            if not self._files:
+                raise DiskError("replica images are closed")
+            return read(self._files[disk], offset, length)
 
     def _check(self, record: Record) -> None:
         if record.disk >= len(self.sizes):

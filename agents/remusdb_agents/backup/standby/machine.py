@@ -72,7 +72,9 @@ class StandbyMachine:
             self._folder: Path = config.agent.image_dir / file_stem(hello.vm)
             names = [disk.target for disk in hello.disks]
             devices = config.disks.get(hello.vm, {})
-            self._images = ReplicaImages(self._folder, [disk.size for disk in hello.disks], names, devices)
+            self._images = self.images = ReplicaImages(
+                self._folder, [disk.size for disk in hello.disks], names, devices
+            )
             self._undo.callback(self._leave_images)
             self._images.free_check([disk.allocated for disk in hello.disks])
             by_index = {index: quarantined[name] for index, name in enumerate(names) if name in quarantined}
