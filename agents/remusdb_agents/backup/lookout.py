@@ -33,7 +33,6 @@ class Lookout:
         self._patience = Patience(failover.silence_ms / 1000, failover.adaptive)
         self._limit_s, self._heartbeat_s = self._patience.most_s, 0.0
         self._follows = False  # another connection, not yet looked at
-        self._phase = Phase.EMPTY
         self._copy_patience_s = failover.copy_patience_ms / 1000
         self._watch, self._copy_watch = SilenceWatch(), SilenceWatch()
         self._trying = threading.Event()
@@ -73,10 +72,8 @@ class Lookout:
         return "silent" if silent and self._automatic and phase is Phase.READY else ""
 
     def _learn(self, phase: Phase, heard: float) -> None:
-        ready, was_ready, self._phase = phase is Phase.READY, self._phase is Phase.READY, phase
-        if not ready:  # an initial sync loads hosts and link in its own way: what it shows says nothing of epochs
-            return
-        if self._follows or not was_ready:
+        # An initial sync loads hosts and link in its own way: what it shows says nothing of epochs.
+        if self._follows or phase is not Phase.READY:
             self._follows = False
             self._patience.begin(self._heartbeat_s)
         self._patience.heard(heard)
