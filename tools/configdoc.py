@@ -124,7 +124,11 @@ WORDS = {
         "`[primaries.NAME]` is a host, by the name in its certificate, that may keep standbys here; with "
         "`vms` these alone. Who is not named is refused"
     ),
-    "failover.silence_ms": "how long the primary may be silent before this host takes over",
+    "failover.silence_ms": "how long the primary may be silent at most before this host takes over",
+    "failover.adaptive": (
+        "a shorter silence is enough of a primary that was always heard more often: three times the longest gap of the "
+        "last minute, or three heartbeats, at least 350 ms and at most `silence_ms`. false: always `silence_ms`"
+    ),
     "failover.automatic": "false: only `remusdb failover VM` takes over",
     "failover.copy_patience_ms": (
         "how long the primary may be away in the initial sync before its half replica is given up"

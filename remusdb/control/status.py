@@ -137,6 +137,9 @@ class StandbyStatus(Struct, frozen=True, kw_only=True):
     primary_silence_ms: Annotated[int | None, says("how long the primary has been silent; null: none is expected")] = (
         None
     )
+    silence_limit_ms: Annotated[
+        int | None, says("after so long a silence it counts as dead, by what its link has shown")
+    ] = None
     proven_at_ns: ProvenAt = None
     proven_epoch: ProvenEpoch = None
     proven_ms: ProvenTook = None

@@ -16,9 +16,11 @@ ended (end of input, a broken record, or `close`). Every later caller is told th
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import select
 import socket
 import ssl
+import termios
 import threading
 import time
 from collections.abc import Iterable
@@ -69,6 +71,15 @@ class TlsLink:
         self.peer = problems.address_of(sock)
         self.last_heard = time.monotonic()
         sock.setblocking(False)
+
+    @property
+    def unread(self) -> bool:
+        """Whether the kernel has bytes of the peer that nobody has read yet. Waits for nobody."""
+        try:
+            count = fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, bytes(4))
+        except (OSError, ValueError):  # closed meanwhile
+            return False
+        return any(count)
 
     def handshake(self, timeout_s: float) -> None:
         """Shake hands. PeerRefused if a certificate or version does not do; PeerUnreachable after `timeout_s`."""

@@ -41,6 +41,11 @@ class FrameStream:
         """time.monotonic() when bytes last came in, also in the middle of a frame."""
         return self._link.last_heard
 
+    @property
+    def unread(self) -> bool:
+        """Whether bytes came that nobody has read yet. A connection that was closed or reset has none."""
+        return self._link.unread
+
     def send(self, type: FrameType, term: int, epoch: int, payload: Payload = b"") -> None:
         """Send one frame. Blocks while the peer does not read; `close` from another thread ends that."""
         self.send_many([(type, term, epoch, payload)])

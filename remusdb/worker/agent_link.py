@@ -19,6 +19,7 @@ from remusdb.errors import BadFrame, Fenced, NoStandby, PeerUnreachable, RemusEr
 from remusdb.threads import start
 from remusdb.transport.agent_client import Agent, Greeting, refused
 from remusdb.transport.stream import FrameStream
+from remusdb.worker.hurry import hurry
 from remusdb.worker.spec import ProtectionSpec
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class AgentLink:
         self._patience_s = PATIENCE_OF_SILENCE * greeting.welcome.silence_ms / 1000
 
     def _beat(self) -> None:
+        hurry()  # on a busy host it would come late, and the agent would wait longer for a host that is dead
         while not self._ended.wait(self._spec.protection.heartbeat_ms / 1000):
             stream = self._stream
             if stream is None or self._paused:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real-time priority for a thread that has the VM stopped: on a busy host it would otherwise wait for the CPU, some 25
-to 50 ms (docs/facts.md, "Gate")."""
+"""Real-time priority for a thread that does little and must be on time (it has the VM stopped, or says that this host
+lives): on a busy host it would otherwise wait for the CPU, some 25 to 50 ms (docs/facts.md, "Gate")."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ def _schedule(policy: int, priority: int) -> None:
     try:
         os.sched_setscheduler(threading.get_native_id(), policy, os.sched_param(priority))
     except OSError as exc:
-        log.warning("no real-time priority while the VM is stopped: %s", exc)
+        log.warning("no real-time priority for this thread: %s", exc)

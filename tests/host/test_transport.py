@@ -142,6 +142,20 @@ def test_a_timeout_is_none_and_keeps_what_has_come(server: Server, certs: Path) 
     client.close()
 
 
+def test_what_came_and_was_not_read_can_be_seen(server: Server, dial: Callable[[], FrameStream]) -> None:
+    client = dial()
+    agent = server.sessions.get(timeout=5)
+    while agent.receive(0.05) is not None or agent.unread:  # what TLS itself says after its handshake
+        pass
+    client.send(FrameType.HEARTBEAT, 1, 0)
+    assert poll_until(lambda: agent.unread, Deadline.after(5), 0.01)
+    assert receive(agent).type is FrameType.HEARTBEAT and not agent.unread
+    client.close()
+    assert not agent.unread, "the end of a connection is no sign of life"
+    agent.close()
+    assert not agent.unread
+
+
 def test_ipv6(certs: Path) -> None:
     if not socket.has_ipv6 or not Path("/proc/net/if_inet6").read_text():
         pytest.fail("IPv6 on loopback is needed")

@@ -32,6 +32,7 @@ from remusdb_agents.backup import proving, takeover
 from remusdb_agents.backup.admission import Admission
 from remusdb_agents.backup.context import Context
 from remusdb_agents.backup.inbox import EpochTooLarge, WholeEpoch
+from remusdb_agents.backup.lookout import Lookout
 from remusdb_agents.backup.replica import Replica
 from remusdb_agents.backup.seeding import TornCopy
 from tests.waiting import eventually
@@ -240,6 +241,18 @@ def test_a_sign_of_life_calls_the_takeover_off(replica: Replica) -> None:
     with pytest.raises(RefusedForSafety, match="heard again"):
         replica.promote(SILENCE, judged)
     assert replica.status().state == "ready"
+
+
+def test_only_a_primary_that_is_followed_says_how_often_it_will_be_heard(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(Lookout, "follow", lambda _self, heartbeat_ms: told.append(heartbeat_ms))
+    other: Any = FakeStream()
+    assert isinstance(replica.greet(other, hello(7, resume=True)), Refuse)
+    assert told == []
+    ready(replica)
+    assert told == [100] and replica.status().silence_limit_ms == 500
 
 
 def test_an_epoch_above_the_bound_ends_the_session_for_good(replica: Replica) -> None:

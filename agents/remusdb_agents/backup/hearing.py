@@ -42,6 +42,11 @@ class Hearing:
         finally:
             self._reading_again_at, self._reading = time.monotonic(), True
 
+    def excused(self) -> bool:
+        """Whether a silence has another cause: the connection was lost, and is made again; or what came is unread."""
+        stream = self.stream
+        return stream is None or stream.unread
+
     def heard(self) -> float:
         """The primary's last sign of life."""
         if not self._reading:

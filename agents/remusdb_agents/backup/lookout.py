@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from remusdb.config import Failover
+from remusdb.core.patience import Patience
 from remusdb.core.standby import Phase
 from remusdb.errors import NoThread
 from remusdb.log import VmLog
@@ -29,8 +30,11 @@ class Lookout:
 
     def __init__(self, failover: Failover) -> None:
         self._automatic = failover.automatic
-        self._watch = SilenceWatch(failover.silence_ms / 1000)
-        self._copy_watch = SilenceWatch(failover.copy_patience_ms / 1000)
+        self._patience = Patience(failover.silence_ms / 1000, failover.adaptive)
+        self._limit_s, self._heartbeat_s = self._patience.most_s, 0.0
+        self._follows = False  # another connection, not yet looked at
+        self._copy_patience_s = failover.copy_patience_ms / 1000
+        self._watch, self._copy_watch = SilenceWatch(), SilenceWatch()
         self._trying = threading.Event()
 
     @property
@@ -38,10 +42,27 @@ class Lookout:
         """Whether a thread does what a silence asked for."""
         return self._trying.is_set()
 
-    def look(self, phase: Phase, heard: float) -> Seen:
-        """What is to be done now. `heard`: the last sign of life, by time.monotonic()."""
+    @property
+    def limit_ms(self) -> int:
+        """So long the primary may be silent now."""
+        return round(1000 * self._limit_s)
+
+    def follow(self, heartbeat_ms: int) -> None:
+        """Another connection of the primary, which said how often it will be heard at least. Any thread may tell."""
+        self._heartbeat_s, self._follows = heartbeat_ms / 1000, True
+
+    def look(self, phase: Phase, heard: float, excused: Callable[[], bool]) -> Seen:
+        """What is to be done now. `heard`: the last sign of life, by time.monotonic().
+
+        `excused`: whether a silence has another cause than a death. It then has to last for all of `silence_ms`.
+        """
         now = time.monotonic()
-        silent, copy_silent = self._watch.look(now, heard), self._copy_watch.look(now, heard)
+        self._learn(phase, heard)
+        limit_s, most_s = self._limit_s, self._patience.most_s
+        if limit_s < most_s and now - heard >= limit_s and excused():
+            limit_s = most_s
+        silent = self._watch.look(now, heard, limit_s)
+        copy_silent = self._copy_watch.look(now, heard, self._copy_patience_s)
         if not silent and phase is Phase.READY:
             return "heard"
         if self.trying:
@@ -49,6 +70,14 @@ class Lookout:
         if copy_silent and phase is Phase.SEEDING:
             return "copy silent"
         return "silent" if silent and self._automatic and phase is Phase.READY else ""
+
+    def _learn(self, phase: Phase, heard: float) -> None:
+        # An initial sync loads hosts and link in its own way: what it shows says nothing of epochs.
+        if self._follows or phase is not Phase.READY:
+            self._follows = False
+            self._patience.begin(self._heartbeat_s)
+        self._patience.heard(heard)
+        self._limit_s = self._patience.limit_s()
 
     def apart(self, work: Callable[[], object], vm: str) -> None:
         """Do it in a thread; where there is none, the next look tries again."""

@@ -116,7 +116,7 @@ class Replica:
         """What `remusdb status` is told of this standby."""
         self._desk.reread()
         with self._desk.turn:
-            return self._proving.add_to(self._here.status())
+            return self._proving.add_to(self._here.status(self._lookout.limit_ms))
 
     # --- the session (called by its receiving thread) ---
 
@@ -136,6 +136,8 @@ class Replica:
         answer = here.answers.pop(line)
         if isinstance(answer, Refuse):
             here.lines.leave(stream)
+        else:
+            self._lookout.follow(hello.heartbeat_ms)
         return answer
 
     def welcomed(self, stream: FrameStream, welcome: Welcome, told: list[int]) -> None:
@@ -201,7 +203,7 @@ class Replica:
     def look(self) -> None:
         """Whether the primary is silent for too long; what follows from it is done in a thread of its own."""
         heard = self._here.hearing.heard()
-        seen = self._lookout.look(self.phase, heard)
+        seen = self._lookout.look(self.phase, heard, self._here.hearing.excused)
         if seen == "heard":
             self._here.troubles.clear("arbiter", Reason.of(Code.PRIMARY_HEARD, peer=self.peer))
         elif seen == "copy silent":
@@ -216,8 +218,7 @@ class Replica:
 
     def _silent(self, heard: float) -> None:
         """The primary has not been heard since `heard`."""
-        silence_ms = self.context.config.failover.silence_ms
-        why = Reason.of(Code.PRIMARY_SILENT, peer=self.peer, silence_ms=silence_ms)
+        why = Reason.of(Code.PRIMARY_SILENT, peer=self.peer, silence_ms=self._lookout.limit_ms)
         asked = self._request(why, "silence", heard=heard)
         if isinstance(self._take_over(asked).error, RefusedForSafety):
             time.sleep(LOOK_AGAIN_S)
