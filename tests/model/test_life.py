@@ -28,7 +28,7 @@ NUMBER = st.integers(0, (1 << 20) - 1)
 @pytest.mark.parametrize("arbiter", [False, True])
 @pytest.mark.parametrize("names", ["ab", "abc"])
 def test_one_speaks_knows_all_and_is_protected_again(names: str, arbiter: bool) -> None:
-    @settings(max_examples=SCHEDULES, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=SCHEDULES, derandomize=True, database=None)
     @given(rounds=st.integers(0, 3), numbers=st.lists(NUMBER, max_size=120))
     def every_schedule(rounds: int, numbers: list[int]) -> None:
         run = check(protected(names, rounds) + numbers, names, arbiter)

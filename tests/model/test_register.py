@@ -88,7 +88,7 @@ class Run:
 
 
 @given(SCHEDULE)
-@settings(max_examples=2 * SCHEDULES, deadline=None)
+@settings(max_examples=2 * SCHEDULES)
 def test_at_most_one_host_speaks_and_in_the_end_one_does(numbers: list[int]) -> None:
     Run(numbers).go()
 

@@ -129,7 +129,7 @@ STATE = encode_devices(bytes(range(256)) * 40, b"")
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from([RECORD_LOG, STATE, PAGES]),
     st.lists(st.tuples(st.integers(0, 4096), st.binary(max_size=6)), max_size=4),

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from remusdb.core.writes import RECORD, Kind
@@ -54,7 +54,6 @@ operation = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(operation, max_size=25))
 def test_any_records_give_the_disk(operations: list[tuple[Kind, int, int, int, bytes]]) -> None:
     disks = [bytearray(size) for size in SIZES]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from remusdb.core.diskindex import SLOTS_MAX, DiskIndex
@@ -37,7 +37,6 @@ part = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.one_of(whole, part), max_size=5), min_size=1, max_size=5),
     st.integers(0, 5),

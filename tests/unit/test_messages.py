@@ -316,7 +316,7 @@ PACKED = [(type(sample), pack(sample)) for sample in SAMPLES]
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     st.sampled_from(PACKED),
     st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 3), st.binary(max_size=9)), min_size=1, max_size=5),
@@ -336,7 +336,7 @@ def test_any_mutated_message_is_one_or_is_refused(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from([kind for kind, _ in PACKED]),
     st.recursive(

@@ -50,7 +50,7 @@ def apply(payloads: list[bytes], ram: Bytes) -> None:
         ram[decoded.numbers] = resolve(decoded, ram[decoded.numbers])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 1200), st.integers(1, 1200))
 def test_the_replica_follows_whatever_is_forgotten(seed: int, pages: int, room: int) -> None:
     random = np.random.default_rng(seed)

@@ -82,7 +82,7 @@ def masks(*values: int) -> bytes:
     return np.array(values, np.uint64).tobytes()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from(["delta", "full"]), st.integers(1, 200))
 def test_the_replica_follows_epoch_by_epoch(seed: int, encoding: Encoding, size: int) -> None:
     random = np.random.default_rng(seed)
@@ -223,7 +223,6 @@ def test_every_truncation_is_refused() -> None:
             decode_pages(payload + b"x")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_noise_is_refused_and_nothing_worse(noise: bytes) -> None:
     for payload in (noise, HEAD.pack(1, 0, 0, 3, 2, 2) + noise):

@@ -45,7 +45,7 @@ def room(count: int) -> tuple[NDArray[np.uint64], Bytes, Bytes]:
     return np.zeros(count, np.uint64), np.zeros(count * PAGE_BYTES, np.uint8), np.zeros(count, np.uint8)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 200))
 def test_both_find_the_same(seed: int, count: int) -> None:
     assert native.kernels is not None, "not built"

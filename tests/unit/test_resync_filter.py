@@ -107,7 +107,7 @@ def copies(draw: st.DrawFn) -> tuple[bytearray, bytes, list[bytes]]:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(copies(), st.integers(1, 5), st.data())
 def test_what_is_sent_makes_the_disk_of_any_base(
     case: tuple[bytearray, bytes, list[bytes]], batch: int, data: st.DataObject

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from remusdb.core.writes import RECORD, Kind
@@ -34,7 +34,6 @@ change = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(change, max_size=8), st.lists(change, max_size=16))
 def test_whatever_is_applied_meanwhile_it_is_the_disks_as_they_were(
     before: list[tuple[Kind, int, int, int, int]], meanwhile: list[tuple[Kind, int, int, int, int]]

@@ -20,7 +20,6 @@ def altered(header: bytes, offset: int, value: bytes) -> bytes:
     return header[:offset] + value + header[offset + len(value) :]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(FrameType), COUNTS, COUNTS, st.binary(max_size=500))
 def test_round_trip(type: FrameType, term: int, epoch: int, payload: bytes) -> None:
     header = decode_header(encode_header(type, term, epoch, payload))
@@ -128,7 +127,7 @@ def test_each_side_says_what_is_its_to_say() -> None:
                     decode_header(header, allowed)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     st.binary(min_size=40, max_size=40)
     | st.binary(max_size=35).map(lambda rest: wire.MAGIC + bytes([wire.PROTOCOL_VERSION]) + rest)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from remusdb.core import writes
@@ -46,7 +46,6 @@ def applied(raw: bytes, size: int) -> bytes:
     return bytes(disk)
 
 
-@settings(deadline=None)
 @given(logs())
 def test_round_trip(raw: bytes) -> None:
     payloads = encode_writes(raw)
@@ -56,7 +55,6 @@ def test_round_trip(raw: bytes) -> None:
     assert b"".join(rebuilt) == raw
 
 
-@settings(deadline=None)
 @given(logs(), st.data())
 def test_a_cut_log_is_refused_or_ends_between_records(raw: bytes, data: st.DataObject) -> None:
     cut = raw[: data.draw(st.integers(0, len(raw)))]
