@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta, Struct
 
-from remusdb.cli.status import Vms
 from remusdb.control.api import (
     AGENT,
     HOST,
@@ -29,6 +28,7 @@ from remusdb.control.api import (
 )
 from remusdb.control.codec import Failed, Progress, Request
 from remusdb.control.status import VmStatus
+from remusdb.control.verdict import Vms
 from remusdb.history import VmEvents
 from remusdb.reasons import Code
 from remusdb.wording import WORDS
