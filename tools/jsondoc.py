@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta, Struct
 
+from remusdb.cli.diagnose import Bundled
 from remusdb.control.api import (
     AGENT,
     HOST,
@@ -47,6 +48,7 @@ PRINTED: dict[str, type[Struct]] = {
     "check": Checked,
     "prepare": Prepared,
     "forget": Forgotten,
+    "diagnose": Bundled,
 }
 UNITS = {
     r"_ms(_|$)": "ms", r"_at_ns$|^at_ns$": "ns since 1970", r"(^|_)bytes(_|$)": "bytes", r"_kib$": "KiB",

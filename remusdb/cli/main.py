@@ -15,6 +15,7 @@ from remusdb.cli.certs import certs
 from remusdb.cli.check import check
 from remusdb.cli.config_check import config
 from remusdb.cli.daemons import agent, host
+from remusdb.cli.diagnose import diagnose
 from remusdb.cli.evacuate import evacuate
 from remusdb.cli.export import export
 from remusdb.cli.failover import failover
@@ -85,6 +86,7 @@ for command in (
     protect,
     status,
     history,
+    diagnose,
     failover,
     rehearse,
     export,

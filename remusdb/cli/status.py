@@ -105,11 +105,12 @@ def _look(agent_only: bool, vm: VmName | None) -> Vms:
     own: list[VmStatus] = []
     kept: list[StandbyStatus] = []
     errors: dict[str, PeerUnreachable | VmError] = {}
+    libvirt_told = False
     for daemon in daemons:
         try:
             if daemon == "host":
                 told = ask("host", HostStatus(vm=vm), timeout_s=10.0)
-                own = told.vms
+                own, libvirt_told = told.vms, not told.warnings
                 say(*(f"remusdb: {warning}" for warning in told.warnings), err=True)
             else:
                 kept = ask("agent", AgentStatus(vm=vm), timeout_s=10.0).vms
@@ -124,7 +125,9 @@ def _look(agent_only: bool, vm: VmName | None) -> Vms:
     for error in unreachable.values():
         say(f"remusdb: {error.id} {error}", err=True)
     host_answers = agent_only or ("host" in daemons and "host" not in unreachable)
-    return judge(found, named=vm is not None, host_answers=host_answers)
+    libvirt_told |= isinstance(errors.get("host"), VmError)  # it does not know the one that was asked about
+    gone = {one.vm for one in kept if libvirt_told and one.state == "promoted"} - {one.vm for one in own}
+    return judge(found, named=vm is not None, host_answers=host_answers, removed=gone)
 
 
 def _merged(own: Sequence[VmStatus], kept: Sequence[StandbyStatus]) -> list[VmStatus | StandbyStatus]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from remusdb.cli import words
 from remusdb.control.status import StandbyStatus, VmStatus
-from remusdb.control.verdict import Doubt, Status, Vms, counts, is_kept, weakness
+from remusdb.control.verdict import Doubt, Status, Vms, is_kept, weakness
 from remusdb.reasons import Code
 
 FIRST_WORD = {"protected": "PROTECTED", "not-protected": "NOT PROTECTED", "nothing-to-protect": "NOTHING TO PROTECT"}
@@ -41,14 +41,14 @@ def whole(found: Vms) -> Iterator[str]:
 def answer(found: Vms) -> Iterator[str]:
     """Whether the VMs are safe, in the first word; what to do; and of which VMs this host is the safety."""
     first = FIRST_WORD[found.verdict]
-    counted = [one for one in found.vms if counts(one)]
+    protected = [one for one in found.vms if isinstance(one, VmStatus) and one.state == "protected"]
     kept = [one for one in found.vms if is_kept(one)]
     if found.not_protected:
         named, more = found.not_protected[0], len(found.not_protected) - 1
         yield f"{first}  {_named(named)}" + (f" (and {more} more)" if more else "")
-    elif counted:
-        yield f"{first}  " + _listed([f"{one.vm} to {one.peer}" for one in counted])
-        yield from (f"but: {one.vm}: {_short(weak)}" for one in counted if (weak := weakness(one)))
+    elif found.verdict == "protected":
+        yield f"{first}  " + _listed([f"{one.vm} to {one.peer}" for one in protected])
+        yield from (f"but: {one.vm}: {_short(weak)}" for one in protected if (weak := weakness(one)))
     else:
         away = [one.vm for one in found.vms if one.state == "fenced"]
         none = f"another host owns {_listed(away)}" if away else "no VM of this host is to have a backup"

@@ -2,17 +2,17 @@
 """Are the VMs of a host safe? One answer of what both daemons tell. No clock, socket or file: it is a value.
 
 A VM counts if it is to have a backup: protection was asked for and not ended by an operator, it is under way, or the
-VM was taken over here, or its state cannot be known. So a replica that is kept here for another host does not count
-(unless this host would take it over, and may not), nor a VM that another host owns, nor one that an operator never
-protected or unprotected - unless nothing else is here, or it was asked about by its name: then "protected" would be a
-lie.
+VM was taken over here and not removed since, or its state cannot be known. So a replica that is kept here for another
+host does not count (unless this host would take it over, and may not), nor a VM that another host owns, nor one that
+an operator never protected or unprotected - unless nothing else is here, or it was asked about by its name: then
+"protected" would be a lie.
 
 Invariant: what is not known is not protected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Final, Literal
 
 from msgspec import Struct
@@ -54,9 +54,14 @@ class Vms(Struct, frozen=True, kw_only=True):
     vms: Annotated[list[Status], says("which of the two, `role` says: `primary` is a VmStatus")]
 
 
-def judge(vms: Sequence[Status], *, named: bool = False, host_answers: bool = True) -> Vms:
-    """The verdict of these. `named`: one was asked about; `host_answers`: what the host daemon told is among them."""
-    counted = [one for one in vms if counts(one) or (named and _open(one))]
+def judge(
+    vms: Sequence[Status], *, named: bool = False, host_answers: bool = True, removed: Collection[str] = ()
+) -> Vms:
+    """The verdict of these. `named`: one was asked about; `host_answers`: what the host daemon told is among them.
+
+    `removed`: those that were taken over here, and that libvirt does not know any more.
+    """
+    counted = [one for one in vms if (_counts(one) and one.vm not in removed) or (named and _open(one))]
     if not counted and not any(is_kept(one) for one in vms):
         counted = [one for one in vms if _open(one) and isinstance(one, VmStatus) and one.running]
     doubts = [found for one in counted if (found := _doubt(one))]
@@ -66,7 +71,7 @@ def judge(vms: Sequence[Status], *, named: bool = False, host_answers: bool = Tr
     return Vms(verdict=answer, not_protected=doubts, vms=list(vms))
 
 
-def counts(one: Status) -> bool:
+def _counts(one: Status) -> bool:
     """Whether this VM is to have a backup, of this host's."""
     if isinstance(one, StandbyStatus):
         stuck = is_kept(one) and one.why is not None and one.why.code in _NOBODY_RUNS_IT

@@ -158,6 +158,23 @@ def test_status_of_the_agent_alone_is_never_exit_code_3(daemons: FakeDaemons) ->
     run(daemons, "status", exit_code=3)
 
 
+@pytest.mark.parametrize("warnings", [[], ["libvirt is silent"]])
+def test_a_vm_that_was_taken_over_and_removed_since_does_not_count(daemons: FakeDaemons, warnings: list[str]) -> None:
+    """Unless libvirt did not say whether it is there. The verdict of the others is not spoilt by it for good."""
+    promoted = replace(STANDBY, vm="old", role="promoted", state="promoted", reason="taken over")
+    daemons.start("agent", {AgentStatus: AgentVms(vms=[promoted])})
+    daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY], warnings=warnings)})
+    told = run(daemons, "status", exit_code=3 if warnings else 0).stdout
+    assert told.startswith("NOT PROTECTED  old: taken over" if warnings else "PROTECTED  db1 to beta\n")
+
+
+def test_a_vm_that_was_taken_over_and_is_there_counts(daemons: FakeDaemons) -> None:
+    promoted = replace(STANDBY, vm="db2", role="promoted", state="promoted", reason="taken over")
+    daemons.start("agent", {AgentStatus: AgentVms(vms=[promoted])})
+    daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY, BARE])})
+    assert run(daemons, "status", exit_code=3).stdout.startswith("NOT PROTECTED  db2: taken over")
+
+
 def test_status_of_one_vm_in_full(daemons: FakeDaemons) -> None:
     daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY])})
     out = run(daemons, "status", "db1").stdout

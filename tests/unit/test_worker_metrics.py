@@ -73,7 +73,7 @@ def test_percentiles_are_looked_at_once_in_a_while(metrics: Metrics, monkeypatch
 def test_what_a_second_takes_is_of_the_last_hundred_cuts(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(metrics).pause_share is None and told(metrics).bytes_per_s is None
     now = iter(range(1000))
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(now) / 20)
+    monkeypatch.setattr("remusdb.worker.metrics.time.monotonic", lambda: next(now) / 20)
     for epoch in range(1, 301):  # the first ones were dearer
         cut(metrics, epoch)
         metrics.paused(40.0 if epoch <= 200 else 5.0)
