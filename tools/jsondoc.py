@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from remusdb.cli.diagnose import Bundled
+from remusdb.cli.inspect import Capture
 from remusdb.control.api import (
     AGENT,
     HOST,
@@ -49,6 +50,7 @@ PRINTED: dict[str, type[Struct]] = {
     "prepare": Prepared,
     "forget": Forgotten,
     "diagnose": Bundled,
+    "inspect": Capture,
 }
 UNITS = {
     r"_ms(_|$)": "ms", r"_at_ns$|^at_ns$": "ns since 1970", r"(^|_)bytes(_|$)": "bytes", r"_kib$": "KiB",

@@ -21,6 +21,7 @@ from remusdb.cli.export import export
 from remusdb.cli.failover import failover
 from remusdb.cli.forget import forget
 from remusdb.cli.history import history
+from remusdb.cli.inspect import inspect
 from remusdb.cli.prepare import prepare
 from remusdb.cli.protect import protect, reprotect
 from remusdb.cli.rehearse import rehearse
@@ -87,6 +88,7 @@ for command in (
     status,
     history,
     diagnose,
+    inspect,
     failover,
     rehearse,
     export,

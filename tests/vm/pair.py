@@ -77,7 +77,7 @@ class Pair:
                     self.product.cli(host.name, "unprotect", known.vm, "--peer-is-dead", check=False)
             for kept in self.product.ask("agent", host.name, AgentStatus()).vms:
                 if kept.state == "promoted":  # it makes its host not protected for as long as it is there
-                    self.product.cli(host.name, "forget", kept.vm, "--yes", check=False)
+                    host.run(["virsh", "undefine", kept.vm], check=False)
 
     def protect(self, vm: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`remusdb protect VM --to b` on host a."""
