@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging of the daemons and workers: one line a record on stderr, or one JSON object with REMUSDB_LOG=json.
+"""Logging of the daemons and workers on stderr, in the form that `--log` or REMUSDB_LOG names (workers inherit it):
+
+    text     `2026-01-31T12:00:00.123Z WARNING remusdb.host.daemon vm=db1 term=3: words`; a traceback follows, set in
+    logfmt   one line a record, `key=value`, with the keys of `json`
+    json     one line a record, one JSON object: time, level, logger, message; vm, term, epoch where known; exception
 
 Levels by who reads them: ERROR wants an operator now, WARNING soon, INFO tells the story of a VM afterwards,
 DEBUG is for whoever works on the code. A flood of one kind is cut down to a few lines a second (`quietly.py`).
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, MutableMapping
@@ -19,8 +24,11 @@ from typing import Any
 from remusdb.printable import json_text, printable
 from remusdb.quietly import Quiet
 
+FORM_KEY = "REMUSDB_LOG"  # in the environment
 LINE_MAX_BYTES = 8 << 10  # of a message: longer than any of ours
 FIELDS = ("vm", "term", "epoch")  # what a record may carry through `extra=`; `VmLog` does so
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.:/+-]+\Z", re.ASCII)
 
 Where = Callable[[], Mapping[str, object]]  # of these fields, those that are known now
 
@@ -52,6 +60,10 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line."""
+        return json_text(self.entry(record))
+
+    def entry(self, record: logging.LogRecord) -> dict[str, Any]:
+        """What is told of the record."""
         entry: dict[str, Any] = {
             "time": _stamp(record),
             "level": record.levelname.lower(),
@@ -61,7 +73,15 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json_text(entry)
+        return entry
+
+
+class LogfmtFormatter(JsonFormatter):
+    """`key=value` of the same, on one line; a value that is no plain word is quoted as JSON has it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        return " ".join(f"{key}={_quoted(str(value))}" for key, value in self.entry(record).items())
 
 
 class LineFormatter(logging.Formatter):
@@ -75,11 +95,19 @@ class LineFormatter(logging.Formatter):
         return "\n".join([printable(line, LINE_MAX_BYTES), *(f"  {printable(one)}".rstrip() for one in trace)])
 
 
-def setup(*, debug: bool = False) -> None:
-    """Send the log to stderr. Every process of ours calls this once, first thing."""
+FORMS: dict[str, type[logging.Formatter]] = {"text": LineFormatter, "logfmt": LogfmtFormatter, "json": JsonFormatter}
+
+
+def setup(*, debug: bool = False, form: str | None = None) -> None:
+    """Send the log to stderr. Every process of ours calls this once, first thing.
+
+    `form`: one of FORMS, of this process and of those that it starts; None: as the environment says.
+    """
+    if form is not None:
+        os.environ[FORM_KEY] = form
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(Quiet(partial(_write, handler)))
-    handler.setFormatter(JsonFormatter() if os.environ.get("REMUSDB_LOG") == "json" else LineFormatter())
+    handler.setFormatter(FORMS.get(os.environ.get(FORM_KEY, ""), LineFormatter)())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     debug = debug or os.environ.get("REMUSDB_DEBUG") == "1"
@@ -96,6 +124,10 @@ def _write(handler: logging.Handler, record: logging.LogRecord) -> None:
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     known = {**_everywhere(), **record.__dict__}
     return {key: known[key] for key in FIELDS if key in known}
+
+
+def _quoted(value: str) -> str:
+    return value if _PLAIN.match(value) else json_text(value)
 
 
 def _stamp(record: logging.LogRecord) -> str:

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta, Struct
 
-from remusdb.cli.status import Vms
+from remusdb.cli.diagnose import Bundled
+from remusdb.cli.inspect import Capture
 from remusdb.control.api import (
     AGENT,
     HOST,
@@ -29,6 +30,7 @@ from remusdb.control.api import (
 )
 from remusdb.control.codec import Failed, Progress, Request
 from remusdb.control.status import VmStatus
+from remusdb.control.verdict import Vms
 from remusdb.history import VmEvents
 from remusdb.reasons import Code
 from remusdb.wording import WORDS
@@ -47,6 +49,8 @@ PRINTED: dict[str, type[Struct]] = {
     "check": Checked,
     "prepare": Prepared,
     "forget": Forgotten,
+    "diagnose": Bundled,
+    "inspect": Capture,
 }
 UNITS = {
     r"_ms(_|$)": "ms", r"_at_ns$|^at_ns$": "ns since 1970", r"(^|_)bytes(_|$)": "bytes", r"_kib$": "KiB",

@@ -22,6 +22,14 @@ def _config(default: str) -> click.Option:
     )
 
 
+def _log_form() -> click.Option:
+    return click.Option(
+        ["--log", "form"],
+        type=click.Choice(list(log.FORMS)),
+        help="Form of the log, also of workers: text, or one line a record.  [default: REMUSDB_LOG, or text]",
+    )
+
+
 def _folders(of: Host | Agent) -> None:
     """Before anything else, so that the folders have the same modes whichever daemon is the first one."""
     for path, key in ((of.state_dir, "state_dir"), (of.image_dir, "image_dir"), (of.run_dir, "run_dir")):
@@ -32,24 +40,24 @@ def _folders(of: Host | Agent) -> None:
         require_only_ours(path, key)
 
 
-@click.command(params=[_config("/etc/remusdb/host.toml")])
+@click.command(params=[_config("/etc/remusdb/host.toml"), _log_form()])
 @click.pass_context
-def host(ctx: click.Context, file: Path) -> None:
+def host(ctx: click.Context, file: Path, form: str | None) -> None:
     """Run the primary host's daemon in the foreground."""
     config = load_host(file)
-    log.setup(debug=fill(ctx).debug)
+    log.setup(debug=fill(ctx).debug, form=form)
     _folders(config.host)
     from remusdb.host.daemon import HostDaemon
 
     HostDaemon(config).run()
 
 
-@click.command(params=[_config("/etc/remusdb/agent.toml")])
+@click.command(params=[_config("/etc/remusdb/agent.toml"), _log_form()])
 @click.pass_context
-def agent(ctx: click.Context, file: Path) -> None:
+def agent(ctx: click.Context, file: Path, form: str | None) -> None:
     """Run the backup agent in the foreground."""
     config = load_agent(file)
-    log.setup(debug=fill(ctx).debug)
+    log.setup(debug=fill(ctx).debug, form=form)
     _folders(config.agent)
     from remusdb_agents.backup.daemon import AgentDaemon
 

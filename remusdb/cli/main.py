@@ -15,11 +15,13 @@ from remusdb.cli.certs import certs
 from remusdb.cli.check import check
 from remusdb.cli.config_check import config
 from remusdb.cli.daemons import agent, host
+from remusdb.cli.diagnose import diagnose
 from remusdb.cli.evacuate import evacuate
 from remusdb.cli.export import export
 from remusdb.cli.failover import failover
 from remusdb.cli.forget import forget
 from remusdb.cli.history import history
+from remusdb.cli.inspect import inspect
 from remusdb.cli.prepare import prepare
 from remusdb.cli.protect import protect, reprotect
 from remusdb.cli.rehearse import rehearse
@@ -85,6 +87,8 @@ for command in (
     protect,
     status,
     history,
+    diagnose,
+    inspect,
     failover,
     rehearse,
     export,

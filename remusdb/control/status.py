@@ -70,6 +70,8 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     troubles: Troubled = []
     peer: Annotated[str | None, says("the host that it is protected to, or was last")] = None
     owner: Owner = ""
+    wanted: Annotated[bool, says("protection was asked for here, and nobody has ended it since")] = False
+    running: Annotated[bool, says("libvirt has it running, or did not say")] = True
     quarantined_disks: QuarantinedDisks = {}
     term: Annotated[int, says("the newest that this host knows")] = 0
     epoch: Annotated[int, says("the last that was cut")] = 0
@@ -85,8 +87,10 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     in_flight: Annotated[int, says("epochs that are under way")] = 0
     pause_ms_p50: Annotated[float | None, says("how long the VM is paused for a cut: the median")] = None
     pause_ms_p99: Annotated[float | None, says("the same, of which 1 % are longer")] = None
+    pause_share: Annotated[float | None, says("of all time it is paused for so much, by the last hundred cuts")] = None
     stages_ms: Stages = {}
     bytes_per_epoch: Annotated[float | None, says("what an epoch takes on the wire: the median")] = None
+    bytes_per_s: Annotated[float | None, says("what epochs take on the wire in a second, by the last hundred")] = None
     delta_cache_hits: Annotated[float | None, says("share of the pages whose content before was remembered")] = None
     drt_references: Annotated[
         int | None,

@@ -11,6 +11,8 @@ import logging
 import signal
 import threading
 
+from msgspec.structs import replace
+
 from remusdb.config import HostConfig
 from remusdb.control import ControlServer, ProgressFn
 from remusdb.control.api import (
@@ -159,6 +161,7 @@ class HostDaemon:
             for vm, running in known.items():
                 found.setdefault(vm, VmStatus(vm=vm) if running else VmStatus(vm=vm, reason=words(off), why=off))
             found = {vm: one for vm, one in found.items() if one.state != "unprotected" or vm in known}
+            found = {vm: replace(one, running=known.get(vm, False)) for vm, one in found.items()}
         except VmError as exc:
             warnings.append(f"VMs that are not protected are not shown: {exc}")
         if asked.vm is not None:

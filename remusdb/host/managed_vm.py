@@ -150,6 +150,7 @@ class ManagedVm:
             found = replace(
                 found,
                 owner=state.owner,
+                wanted=state.wanted,
                 quarantined_disks=state.quarantined_disks,
                 term=max(state.term, found.term),
                 committed_age_ms=age_ms,

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -137,6 +138,7 @@ class Metrics:
             proven, protected = self.proven, self.state == "protected"
             why = self.waits_for if protected and self.waits_for else self.why
             besides = [self.unproven] if protected and self.unproven else []
+            per_s = _per_second([at for at, _why in self.cuts])
             every = [*(self.troubles.reasons if live else []), why, *besides]
             return replace(
                 rest,
@@ -146,7 +148,9 @@ class Metrics:
                 hint="; ".join(dict.fromkeys(filter(None, (hint(one, rest.vm) for one in every)))),
                 troubles=self.troubles.names if live else [],
                 committed_age_ms=None if age is None else round(age, 1),
-                epochs_per_s=_per_second([at for at, _why in self.cuts]),
+                epochs_per_s=per_s,
+                pause_share=_in_a_second(self.pause_ms, per_s, unit=1e-3),
+                bytes_per_s=_in_a_second(self.epoch_bytes, per_s),
                 epochs_for=dict(Counter(why.value for _at, why in self.cuts)),
                 **self._figures(time.monotonic()),
                 delta_cache_hits=_share(self.cached),
@@ -214,6 +218,12 @@ def _per_second(moments: list[float]) -> float | None:
     """How often something happens that happened at these moments."""
     took = moments[-1] - moments[0] if len(moments) > 1 else 0.0
     return round((len(moments) - 1) / took, 1) if took else None
+
+
+def _in_a_second(values: deque[float] | deque[int], per_s: float | None, unit: float = 1.0) -> float | None:
+    """The newest of these values together, by second; one comes with each cut."""
+    newest = list(islice(reversed(values), SHOWN_CUTS))
+    return round(unit * per_s * sum(newest) / len(newest), 4) if newest and per_s is not None else None
 
 
 def _percentile(values: deque[float] | deque[int], percent: float) -> float | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import re
@@ -58,6 +59,7 @@ PRIMARY = VmStatus(
 BARE = VmStatus(vm="db2")
 STANDBY = StandbyStatus(vm="db2", state="ready", peer="gamma", term=9, committed=4, primary_silence_ms=90)
 DB1 = VmName("db1")
+status_module = importlib.import_module("remusdb.cli.status")  # main.py has the verb by this name
 
 
 class Terminal(io.StringIO):
@@ -111,36 +113,81 @@ def run(daemons: FakeDaemons, *words_: str, exit_code: int = 0) -> Result:
     return result
 
 
-def test_status_as_a_table(daemons: FakeDaemons) -> None:
+def test_status_answers_first_and_then_shows_a_table(daemons: FakeDaemons) -> None:
     daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY, BARE])})
     lines = run(daemons, "status").stdout.splitlines()
-    assert lines[0].split() == "VM ROLE STATE PEER TERM COMMITTED AGE PAUSE EPOCH SIZE HELD REASON".split()
-    for word in ("protected", "beta", "812", "61 ms", "6.9/9.4 ms", "51 KiB", "1.5 KiB", "epoch by epoch"):
-        assert word in lines[1]
-    assert lines[2].split()[:4] == ["db2", "primary", "unprotected", "-"]
+    assert lines[0] == "PROTECTED  db1 to beta"
+    head = lines[2].split()
+    assert head == "VM ROLE STATE PEER TERM EXPOSED REPLIES WAIT PAUSE PAUSED CLOCK EPOCHS SENT HELD".split()
+    for word in ("protected", "beta", "61 ms", "6.9/9.4 ms", "1.5 KiB"):
+        assert word in lines[3]
+    assert lines[4].split()[:4] == ["db2", "primary", "unprotected", "-"]
+    assert "db1: epoch by epoch to beta" in lines and "db2: no protection was asked for" in lines
+
+
+def test_status_of_a_vm_that_is_not_protected_is_exit_code_3(daemons: FakeDaemons) -> None:
+    solo = replace(PRIMARY, state="solo", reason="beta is silent", hint="look at beta")
+    daemons.start("host", {HostStatus: HostVms(vms=[solo])})
+    told = run(daemons, "status", exit_code=3).stdout.splitlines()
+    assert told[:2] == ["NOT PROTECTED  db1: beta is silent", "to do: db1: look at beta"]
+    found = json.loads(run(daemons, "status", "--json", exit_code=3).stdout)
+    assert found["verdict"] == "not-protected"
+    assert found["not_protected"] == [{"vm": "db1", "reason": "beta is silent", "hint": "look at beta"}]
+    assert run(daemons, "status", "db1", exit_code=3).stdout.startswith("NOT PROTECTED  db1: beta is silent\n")
 
 
 def test_status_merges_both_daemons(daemons: FakeDaemons) -> None:
     daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY, BARE], warnings=["libvirt is slow"])})
     daemons.start("agent", {AgentStatus: AgentVms(vms=[STANDBY])})
     result = run(daemons, "status", "--json")
-    assert json.loads(result.stdout) == {"vms": [plain(PRIMARY), plain(STANDBY)]}
+    told = {"verdict": "protected", "not_protected": [], "vms": [plain(PRIMARY), plain(STANDBY)]}
+    assert json.loads(result.stdout) == told
     assert "libvirt is slow" in result.stderr
-    assert json.loads(run(daemons, "status", "--agent", "--json").stdout) == {"vms": [plain(STANDBY)]}
-    assert "90 ms" in run(daemons, "status").stdout
+    told = {"verdict": "nothing-to-protect", "not_protected": [], "vms": [plain(STANDBY)]}
+    assert json.loads(run(daemons, "status", "--agent", "--json").stdout) == told
+    said = run(daemons, "status").stdout
+    assert "this host is the backup of db2 of gamma (ready)" in said
+    assert "epoch 4; gamma was heard 90 ms ago" in said
+
+
+def test_status_of_the_agent_alone_is_never_exit_code_3(daemons: FakeDaemons) -> None:
+    """A package's script asks it whether a replica is kept here, and takes another exit code for no answer."""
+    promoted = replace(STANDBY, role="promoted", state="promoted", reason="taken over")
+    daemons.start("agent", {AgentStatus: AgentVms(vms=[promoted])})
+    assert json.loads(run(daemons, "status", "--agent", "--json").stdout)["verdict"] == "not-protected"
+    run(daemons, "status", exit_code=3)
+
+
+@pytest.mark.parametrize("warnings", [[], ["libvirt is silent"]])
+def test_a_vm_that_was_taken_over_and_removed_since_does_not_count(daemons: FakeDaemons, warnings: list[str]) -> None:
+    """Unless libvirt did not say whether it is there. The verdict of the others is not spoilt by it for good."""
+    promoted = replace(STANDBY, vm="old", role="promoted", state="promoted", reason="taken over")
+    daemons.start("agent", {AgentStatus: AgentVms(vms=[promoted])})
+    daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY], warnings=warnings)})
+    told = run(daemons, "status", exit_code=3 if warnings else 0).stdout
+    assert told.startswith("NOT PROTECTED  old: taken over" if warnings else "PROTECTED  db1 to beta\n")
+
+
+def test_a_vm_that_was_taken_over_and_is_there_counts(daemons: FakeDaemons) -> None:
+    promoted = replace(STANDBY, vm="db2", role="promoted", state="promoted", reason="taken over")
+    daemons.start("agent", {AgentStatus: AgentVms(vms=[promoted])})
+    daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY, BARE])})
+    assert run(daemons, "status", exit_code=3).stdout.startswith("NOT PROTECTED  db2: taken over")
 
 
 def test_status_of_one_vm_in_full(daemons: FakeDaemons) -> None:
     daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY])})
     out = run(daemons, "status", "db1").stdout
+    assert out.startswith("PROTECTED  db1 to beta\n\nvm ")
     assert "committed_age      61 ms\n" in out
     assert "bytes_per_epoch    51 KiB\n" in out
     assert daemons.asked == [("host", HostStatus(vm="db1"))]
 
 
 def test_status_of_no_vm(daemons: FakeDaemons) -> None:
-    daemons.start("agent", {AgentStatus: AgentVms(vms=[])})
-    assert run(daemons, "status").stdout == "No VMs here.\n"
+    daemons.start("host", {HostStatus: HostVms(vms=[])})
+    told = run(daemons, "status").stdout
+    assert told == "NOTHING TO PROTECT  no VM of this host is to have a backup\nNo VMs here.\n"
     assert "no VM db9" in run(daemons, "status", "db9", exit_code=1).stderr
 
 
@@ -148,8 +195,34 @@ def test_status_with_one_daemon_dead(daemons: FakeDaemons) -> None:
     daemons.start("host", {HostStatus: HostVms(vms=[PRIMARY])})
     (daemons.run_dir / "agent.sock").touch()
     result = run(daemons, "status", "--json")
-    assert json.loads(result.stdout) == {"vms": [plain(PRIMARY)]}
+    assert json.loads(result.stdout)["vms"] == [plain(PRIMARY)]
     assert "E-PEER" in result.stderr
+
+
+@pytest.mark.parametrize("left", ["no socket", "a socket of one that died"])
+def test_status_without_the_host_daemon_does_not_say_protected(daemons: FakeDaemons, left: str) -> None:
+    daemons.start("agent", {AgentStatus: AgentVms(vms=[STANDBY])})
+    if left != "no socket":
+        (daemons.run_dir / "host.sock").touch()
+    assert run(daemons, "status", exit_code=3).stdout.startswith("NOT PROTECTED  the host daemon does not answer")
+
+
+def test_status_is_watched_until_it_is_interrupted(daemons: FakeDaemons, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemons.start("host", {HostStatus: HostVms(vms=[replace(PRIMARY, state="held", reason="beta is silent")])})
+    rounds: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        rounds.append(seconds)
+        if len(rounds) == 1:
+            daemons.stop()  # then nobody knows: that is shown, and watched on
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(status_module, "_wait", sleep)
+    told = run(daemons, "status", "--watch", exit_code=5).stdout
+    assert told.startswith("NOT PROTECTED  db1: beta is silent\n") and told.count("NOT PROTECTED  not known: ") == 2
+    assert rounds == [1.0] * 3
+    run(daemons, "status", "--watch", "--json", exit_code=2)
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["status", "--agent"], ["protect", "db1", "--to", "beta"]])
@@ -157,7 +230,8 @@ def test_no_daemon(daemons: FakeDaemons, arguments: list[str]) -> None:
     result = run(daemons, *arguments, exit_code=5)
     assert result.stderr.startswith("remusdb: E-PEER the ")
     assert "hint: start it: systemctl start remusdb-" in result.stderr
-    assert result.stdout == ""
+    said = "NOT PROTECTED  no daemon of this host answers: nothing is known\n"
+    assert result.stdout == (said if arguments == ["status"] else "")
 
 
 def test_run_dir_after_the_verb_and_from_the_environment(daemons: FakeDaemons) -> None:

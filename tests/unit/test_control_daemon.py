@@ -61,6 +61,9 @@ def test_status_lists_what_libvirt_knows(daemon: Running) -> None:
         "web": ("unprotected", ""),
         "spare": ("unprotected", "not running"),
     }
+    assert {vm.vm: (vm.wanted, vm.running) for vm in daemon.ask(HostStatus()).vms} == {
+        "db1": (True, True), "web": (False, True), "spare": (False, False)
+    }  # fmt: skip
     with pytest.raises(VmError, match="no VM nosuch"):
         daemon.status("nosuch")
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from remusdb import log
+from remusdb.cli.main import cli
 from remusdb.control.notify import notify
+from remusdb.errors import UsageError
 from remusdb.quietly import BURST_NOISY, NOISY
 
 
@@ -119,3 +124,35 @@ def test_systemd_may_use_an_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> 
     notify("STOPPING=1")  # nobody listens any more: logged, not raised
     monkeypatch.delenv("NOTIFY_SOCKET")
     notify("READY=1")
+
+
+def test_logfmt_is_one_line_a_record(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `form`, which processes that are started from here inherit; whatever the words are made of."""
+    monkeypatch.setenv("REMUSDB_LOG", "json")
+    log.setup(form="logfmt")
+    assert os.environ["REMUSDB_LOG"] == "logfmt"
+    tell()
+    about = log.VmLog(logging.getLogger("remusdb.test"), "db 1", lambda: {"term": 7, "epoch": 812})
+    about.warning('he said "no"\nlevel=info')
+    first, failed, last = capsys.readouterr().err.splitlines()
+    assert first.partition(" ")[2] == 'level=info logger=remusdb.test message="protected to beta" vm=db1'
+    assert "level=error" in failed and "ValueError: no" in failed and "\\n" in failed
+    assert last.partition("message=")[2] == r'"he said \"no\"\nlevel=info" vm="db 1" term=7 epoch=812'
+
+
+@pytest.mark.parametrize("daemon", ["host", "agent"])
+def test_a_daemon_is_told_the_form_of_its_log(daemon: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    def setup(*, debug: bool, form: str | None) -> None:
+        seen.append(form)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(log, "setup", setup)
+    file = tmp_path / "it.toml"
+    table = '[peers.b]\naddress = "b"\n' if daemon == "host" else ""
+    file.write_text(f'[{daemon}]\nname = "a"\n{table}')
+    for words in (["--log", "json"], []):
+        CliRunner().invoke(cli, [daemon, "--config", str(file), *words])
+    assert seen == ["json", None]
+    assert CliRunner().invoke(cli, [daemon, "--log", "xml"]).exit_code == 2

@@ -33,11 +33,11 @@ CODES = {code.value for code in Code}
 PLAIN = set(
     """
     abandoned again answered arrives asked at awaited broke by cannot certs clock config crash crashed deciding
-    destroy devices died disk disputed doubt down dropped dumped elsewhere empty end ended ending error failed fit
-    fits forget forgotten full given guest have heard here history idle in io it may no none not off other overruled
-    prepare qemu quit ready reboot reconnected refused refuses rejoining restarted resumed run running runs setup shut
-    silent sleeps slow started starting stopped stops suspended to tried unable unconfirmed undecided unfit unheard
-    unreachable unsettled waits watchdog
+    destroy devices diagnose died disk disputed doubt down dropped dumped elsewhere empty end ended ending error failed
+    fit fits forget forgotten full given guest have heard here history idle in inspect io it may no none not off
+    other overruled prepare qemu quit ready reboot reconnected refused refuses rejoining restarted resumed run running
+    runs setup shut silent sleeps slow started starting stopped stops suspended to tried unable unconfirmed undecided
+    unfit unheard unreachable unsettled waits watchdog
     """.split()
 )
 

@@ -76,3 +76,15 @@ def test_percentiles_are_looked_at_once_in_a_while(metrics: Metrics, monkeypatch
     assert told(metrics).pause_ms_p50 == 2.0
     monkeypatch.setattr(module, "FIGURES_S", 0.0)
     assert told(metrics).pause_ms_p50 == 3.0
+
+
+def test_what_a_second_takes_is_of_the_last_hundred_cuts(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(metrics).pause_share is None and told(metrics).bytes_per_s is None
+    now = iter(range(1000))
+    monkeypatch.setattr("remusdb.worker.metrics.time.monotonic", lambda: next(now) / 20)
+    for epoch in range(1, 301):  # the first ones were dearer
+        cut(metrics, epoch)
+        metrics.paused(40.0 if epoch <= 200 else 5.0)
+        metrics.shipped(9000 if epoch <= 200 else 1000, (0, 0))
+    seen = told(metrics)
+    assert (seen.epochs_per_s, seen.pause_share, seen.bytes_per_s) == (20.0, 0.1, 20000.0)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from remusdb.capture.memory import ProcessMemory
-from remusdb.control.api import HostStatus
+from remusdb.control.api import AgentStatus, HostStatus
 from remusdb.vm.ramblocks import Block, parse_ramblocks
 from tests import waiting
 from tools.lab import Lab, domains
@@ -75,6 +75,9 @@ class Pair:
             for known in self.product.ask("host", host.name, HostStatus()).vms:
                 if known.state != "unprotected":
                     self.product.cli(host.name, "unprotect", known.vm, "--peer-is-dead", check=False)
+            for kept in self.product.ask("agent", host.name, AgentStatus()).vms:
+                if kept.state == "promoted":  # it makes its host not protected for as long as it is there
+                    host.run(["virsh", "undefine", kept.vm], check=False)
 
     def protect(self, vm: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`remusdb protect VM --to b` on host a."""

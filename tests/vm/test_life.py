@@ -93,7 +93,7 @@ def test_takeover_rejoin_reprotect_and_back(pair: Pair) -> None:
         assert pair.runs(vm, there)
         told = pair.await_event(vm.name, "quarantined", here.name)
         assert told["term"] > 1 and "disks kept" in told["reason"]
-        status = json.loads(pair.product.cli(here.name, "status", vm.name, "--json").stdout)["vms"][0]
+        status = pair.product.status(vm.name, here.name)
         assert status["state"] == "fenced" and status["owner"] == there.name and status["quarantined_disks"]["vda"]
         assert here.run(["test", "-s", status["quarantined_disks"]["vda"]], check=False).returncode == 0
         assert vm.name not in here.run(["virsh", "list", "--all", "--name"]).stdout.split()

@@ -29,7 +29,7 @@ from remusdb.control.codec import Reply
 from remusdb.control.status import StandbyStatus, VmStatus
 from remusdb.core.roles import OWNING
 from remusdb.deadline import Deadline, poll_until
-from remusdb.errors import RemusError
+from remusdb.errors import NotProtected, RemusError
 from remusdb.state import StateStore, VmState
 from tools.lab.lab import Lab
 from tools.lab.paths import BUILD
@@ -128,7 +128,10 @@ class Product:
 
     def status(self, vm: str, on: str = "a") -> dict[str, Any]:
         """What `remusdb status` on a host says of a VM."""
-        return _only(self.cli(on, "status", vm, "--json").stdout)
+        done = self.cli(on, "status", vm, "--json", check=False)
+        if done.returncode not in (0, NotProtected.exit_code):  # that one is an answer, too
+            raise RuntimeError(f"remusdb status {vm} on {on}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        return _only(done.stdout)
 
     def standby(self, vm: str, on: str = "b") -> dict[str, Any]:
         """What the agent of a host says of a VM."""
