@@ -73,7 +73,8 @@ def test_questions_about_unknown_vms_cost_nothing(context: Context, tmp_path: Pa
     for number in range(300):
         kind, payload = serve(context, registry, FrameType.ASK, pack(Question(VmName(f"vm{number}"), "a", 0)))
         assert kind is FrameType.STANDING and unpack(Standing, payload).role == "none"
-    assert registry._replicas == {} and threading.active_count() <= threads
+    assert registry._replicas == {}
+    eventually(lambda: threading.active_count() <= threads)  # the last one's may still be ending
     assert not (tmp_path / "vms").exists()
 
 
@@ -82,7 +83,8 @@ def test_a_refused_hello_leaves_no_replica(context: Context, tmp_path: Path) -> 
     for number in range(100):
         said = Hello("0", "a", VmName(f"vm{number}"), UUID, 0, False, 0, "q35", "<domain/>", [], [], 100, "10")
         assert serve(context, registry, FrameType.HELLO, pack(said))[0] is FrameType.REFUSE
-    assert registry._replicas == {} and threading.active_count() <= threads
+    assert registry._replicas == {}
+    eventually(lambda: threading.active_count() <= threads)  # the last one's may still be ending
     assert not (tmp_path / "vms").exists()
 
 
