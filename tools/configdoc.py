@@ -127,7 +127,7 @@ WORDS = {
     "failover.silence_ms": "how long the primary may be silent at most before this host takes over",
     "failover.adaptive": (
         "a shorter silence is enough of a primary that was always heard more often: three times the longest gap of the "
-        "last minute, or three heartbeats, at least 350 ms and at most `silence_ms`. false: always `silence_ms`"
+        "last minute, or three heartbeats, at least 420 ms and at most `silence_ms`. false: always `silence_ms`"
     ),
     "failover.automatic": "false: only `remusdb failover VM` takes over",
     "failover.copy_patience_ms": (

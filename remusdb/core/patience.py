@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 GAPS = 3  # so many times the longest gap; as many heartbeats as config.HEARTBEATS_PER_SILENCE
-LEAST_S = 0.35  # TCP sends a lost segment again 0.2 s later, a link may become as much slower: no dead host
+LEAST_S = 0.42  # a link that is gone for 0.3 s, the heartbeat before that and two looks: no dead host
 LEARN_S = 5.0  # of a connection, until what it has shown is believed
 MEMORY_S = 60  # a gap is remembered for so long
 

@@ -103,7 +103,7 @@ def test_the_initial_sync_teaches_nothing(clock: Clock) -> None:
     clock.steady(lookout, 1.0)
     assert lookout.limit_ms == 500
     clock.steady(lookout, LEARN_S)
-    assert lookout.limit_ms == 350
+    assert lookout.limit_ms == 420
 
 
 def test_a_lost_connection_and_bytes_that_nobody_read_excuse_a_silence() -> None:

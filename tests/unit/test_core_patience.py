@@ -28,13 +28,13 @@ def steady(patience: Patience, since: float, for_s: float) -> None:
         patience.heard(since + look * 0.02)
 
 
-def test_a_steady_link_is_waited_for_no_longer_than_tcp_needs_to_send_again() -> None:
+def test_a_steady_link_is_waited_for_no_longer_than_a_short_cut_lasts() -> None:
     assert shown().limit_s() == LEAST_S
-    assert LEAST_S > 0.2 + 0.1, "and the heartbeat after that"
+    assert LEAST_S > 0.3 + 0.1, "a short cut, and the heartbeat before it"
 
 
 def test_a_link_with_gaps_is_given_a_multiple_of_the_longest() -> None:
-    assert shown(0.05, 0.12, 0.02).limit_s() == pytest.approx(GAPS * 0.12)
+    assert shown(0.05, 0.15, 0.02).limit_s() == pytest.approx(GAPS * 0.15)
 
 
 def test_it_is_never_longer_than_the_operator_said() -> None:
@@ -77,7 +77,7 @@ def test_a_gap_is_remembered_for_its_time_and_then_forgotten() -> None:
 
 
 def test_what_is_told_twice_or_late_changes_nothing() -> None:
-    patience = shown(0.13)
+    patience = shown(0.15)
     before = patience.limit_s()
     patience.heard(101.0)
     patience.heard(100.0 + LEARN_S + 0.15)
