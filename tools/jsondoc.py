@@ -67,7 +67,8 @@ ignore those that you do not know.
 
 ## What `--json` prints
 
-An error is not printed as JSON: it is words on stderr, and an exit code (`remusdb --help`). `config check FILE --json`
+An error is not printed as JSON: it is words on stderr, and an exit code (`remusdb --help`). `status --json` prints its
+JSON with exit code 3, too: a VM is not protected; `inspect --json` with 1: it found a fault. `config check FILE --json`
 prints every setting in effect, by the names in [configuration.md](configuration.md).
 
 | command | prints |
