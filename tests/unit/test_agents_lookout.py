@@ -51,10 +51,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_primary_that_was_always_heard_is_missed_after_three_heartbeats(clock: Clock) -> None:
     lookout = Lookout(Failover())
-    lookout.follow(130)
+    lookout.follow(145)
     clock.steady(lookout, LEARN_S + 1)
-    assert lookout.limit_ms == 390
-    assert clock.silent_after_s(lookout) == pytest.approx(0.39, abs=LOOK_S)
+    assert lookout.limit_ms == 435
+    assert clock.silent_after_s(lookout) == pytest.approx(0.435, abs=LOOK_S)
 
 
 @pytest.mark.parametrize(("adaptive", "steady_s"), [(False, LEARN_S + 1), (True, LEARN_S - 1)], ids=["off", "new"])
