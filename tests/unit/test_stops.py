@@ -15,6 +15,7 @@ from remusdb.capture.fifo import MANY_STATES, StateFifo
 from remusdb.capture.stops import Stops
 from remusdb.errors import VmError
 from remusdb.vm.blocking import BlockingCalls
+from tests.waiting import eventually
 
 LONG = 150_000
 
@@ -42,10 +43,12 @@ class Qemu:
             file.write(bytes(self.state_bytes - 6) + b"\x7e\0\0\0\0\0")
         self._stopped = False
 
-    def stop(self) -> bytes:
-        """One stop; notes whether the VM ran before its work was done."""
+    def stop(self, *, work_lasts: bool = False) -> bytes:
+        """One stop; notes whether the VM ran before its work was done. `work_lasts`: until the VM runs again."""
 
         def work() -> None:
+            if work_lasts:
+                eventually(lambda: not self._stopped)
             self.ran_during_work = self.ran_during_work or not self._stopped
 
         return self.stops.at_stop(work, lambda _seconds: None).devices
@@ -83,4 +86,4 @@ def test_a_cut_that_qemu_did_not_wait_for_is_an_error(qemu: Qemu) -> None:
         qemu.stop()
     qemu.state_bytes = 40_000
     with pytest.raises(VmError, match="did not wait for this cut"):
-        qemu.stop()
+        qemu.stop(work_lasts=True)
