@@ -14,6 +14,7 @@ import msgspec
 from remusdb.core import devices, messages
 from remusdb.core.pages import decode_pages
 from remusdb.core.probe import Probe
+from remusdb.core.references import decode_references, is_reference
 from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import decode_writes, iter_records
 from remusdb.core.zstdframe import decompress
@@ -26,6 +27,7 @@ MESSAGES: Final[dict[FrameType, tuple[type[msgspec.Struct], ...]]] = {
     FrameType.WELCOME: (messages.Welcome,),
     FrameType.REFUSE: (messages.Refuse,),
     FrameType.COMMIT: (messages.Commit,),
+    FrameType.ACK: (messages.Acked,),
     FrameType.BYE: (messages.Notice,),
     FrameType.RENOUNCE: (messages.Notice,),
     FrameType.TAKEOVER: (messages.Notice,),
@@ -53,7 +55,7 @@ def describe(frame: Frame) -> Said:
     if frame.type == FrameType.DEVICES:
         return _devices(frame.payload)
     kinds = MESSAGES.get(frame.type)
-    if kinds is None:  # ACK, HEARTBEAT
+    if kinds is None or (frame.type == FrameType.ACK and not len(frame.payload)):  # HEARTBEAT; who takes no references
         if len(frame.payload):
             raise BadFrame(f"a {frame.type.name} frame has a payload of {len(frame.payload)} bytes")
         return {}
@@ -89,11 +91,21 @@ def _shown(name: str, value: Any) -> str | int | float:
 
 
 def _pages(payload: bytes | memoryview) -> Said:
+    if is_reference(payload):
+        return _references(payload)
     found = decode_pages(payload)
     numbers = [int(part[at]) for part in (found.numbers, found.zero) if len(part) for at in (0, -1)]
     return {
         "block": found.block, "encoding": found.encoding, "pages": len(found.numbers), "zero": len(found.zero),
         "first": min(numbers), "last": max(numbers),
+    }  # fmt: skip
+
+
+def _references(payload: bytes | memoryview) -> Said:
+    found = decode_references(payload)
+    return {
+        "block": found.block, "encoding": "references", "pages": len(found.numbers),
+        "first": int(found.numbers[0]), "last": int(found.numbers[-1]),
     }  # fmt: skip
 
 

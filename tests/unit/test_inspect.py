@@ -21,6 +21,8 @@ from remusdb.core.devices import encode_devices
 from remusdb.core.dissect import Piece, dissect
 from remusdb.core.messages import Commit, Notice, pack
 from remusdb.core.pages_encode import encode_full
+from remusdb.core.pagework import PAGE_BYTES
+from remusdb.core.references import DISK_SHIFT, encode_references
 from remusdb.core.wire import HEADER_BYTES, MAX_PAYLOAD, FrameType, encode_header
 from remusdb.core.writes import RECORD, Kind, encode_writes
 from tests.fuzz.targets_wire import SAMPLES
@@ -63,12 +65,21 @@ def test_each_frame_with_what_it_says() -> None:
 
 def test_every_message_of_the_protocol_is_known() -> None:
     """What carries nothing, or bulk, is known besides: no type of frame is left."""
-    others = {FrameType.ACK, FrameType.HEARTBEAT, *(kind for kind, _ in BULK)}
+    others = {FrameType.HEARTBEAT, *(kind for kind, _ in BULK)}
     assert {*MESSAGES, *others} == set(FrameType)
     for sample in SAMPLES:
         kind = next(kind for kind, kinds in MESSAGES.items() if type(sample) in kinds)
         (piece,) = pieces(frame(kind, pack(sample), epoch=0))
         assert not piece.fault and piece.content, kind
+
+
+def test_pages_that_are_references_are_told_as_such() -> None:
+    numbers, places = np.array([4, 9], np.int64), np.array([1 << DISK_SHIFT, 7], np.uint64)
+    payload = encode_references(2, numbers, places, np.ones((2, PAGE_BYTES), np.uint8))
+    (piece,) = pieces(frame(FrameType.PAGES, payload))
+    assert piece.content == {"block": 2, "encoding": "references", "pages": 2, "first": 4, "last": 9}
+    (damaged,) = pieces(frame(FrameType.PAGES, payload[:-1]))
+    assert damaged.fault and not damaged.content
 
 
 def test_no_definition_no_memory_and_no_disk_is_shown() -> None:
