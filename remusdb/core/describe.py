@@ -21,7 +21,6 @@ from remusdb.core.zstdframe import decompress
 from remusdb.errors import BadFrame
 from remusdb.printable import printable
 
-BULK: Final = (FrameType.PAGES, FrameType.WRITES, FrameType.DEVICES)
 MESSAGES: Final[dict[FrameType, tuple[type[msgspec.Struct], ...]]] = {
     FrameType.HELLO: (messages.Hello,),
     FrameType.WELCOME: (messages.Welcome,),

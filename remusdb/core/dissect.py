@@ -15,9 +15,8 @@ from typing import Annotated, Final
 from msgspec import Struct
 
 from remusdb.core import wire
-from remusdb.core.describe import BULK, Said, describe
 from remusdb.core.messages import Commit, unpack
-from remusdb.core.wire import HEADER_BYTES, MAGIC, Frame, FrameType
+from remusdb.core.wire import BULK, HEADER_BYTES, MAGIC, Frame, FrameType
 from remusdb.errors import BadFrame
 from remusdb.says import says
 
@@ -90,7 +89,9 @@ def _next(at: At, offset: int, size: int, spare: list[int]) -> int:
 
 
 def _piece(frame: Frame, offset: int, length: int, came: dict[int, list[int]]) -> Piece:
-    content: Said = {}
+    from remusdb.core.describe import describe  # late: numpy is slow to import, and most commands need none
+
+    content: dict[str, str | int | float] = {}
     fault = ""
     try:
         content = describe(frame)

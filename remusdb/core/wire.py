@@ -21,6 +21,7 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from xxhash import xxh3_64
 
@@ -59,6 +60,9 @@ class FrameType(IntEnum):
     STANDING = 17
     TAKEN = 18
     PROOF = 19
+
+
+BULK: Final = (FrameType.PAGES, FrameType.WRITES, FrameType.DEVICES)  # what an epoch consists of
 
 
 # What may come from whom, and when. The order within a session is the receiver's to judge.

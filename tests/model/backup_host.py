@@ -15,10 +15,10 @@ from remusdb.core.drive import drive
 from remusdb.core.messages import Hello, Notice, Refuse, Standing, Taken, Welcome, pack, unpack
 from remusdb.core.ownership import Verdict, give_back, take_over
 from remusdb.core.standby import Phase
-from remusdb.core.wire import Frame, FrameType
+from remusdb.core.wire import BULK, Frame, FrameType
 from remusdb.errors import BadFrame, PeerUnreachable, RemusError
 from remusdb.reasons import Code, Reason
-from remusdb_agents.backup.inbox import BULK, Inbox, WholeEpoch
+from remusdb_agents.backup.inbox import Inbox, WholeEpoch
 from tests.model.world import CELLS, VM, Connection, End, mask
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ import importlib
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -495,3 +497,11 @@ def test_export_on_the_wrong_host_names_the_right_one(daemons: FakeDaemons) -> N
     daemons.start("agent", {Export: NotProtected("no replica of VM db1 is on this host")})
     said = run(daemons, "export", "db1", "--to", "/db1.img", exit_code=3).stderr
     assert "on its backup say: remusdb export db1 (it is beta)" in said
+
+
+def test_no_command_waits_for_a_library_that_it_does_not_need() -> None:
+    """numpy alone took as long as all the rest; runbooks and hooks call the CLI again and again."""
+    slow = ("numpy", "cryptography", "paramiko")
+    command = f"import sys, remusdb.cli.main; sys.exit(' '.join(name for name in {slow} if name in sys.modules) or 0)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -59,7 +59,7 @@ def test_bare_vm(pair: Pair) -> None:
     vm = pair.bare()
     pair.protect(vm.name)
     network = network_of(pair.b)
-    process = begin(pair, vm.name, 4)
+    process = begin(pair, vm.name, 8)
     before = pair.product.status(vm.name)
     assert network_of(pair.b) == network, "the copy has a link on its host"
     time.sleep(2)

@@ -10,13 +10,12 @@ from __future__ import annotations
 from remusdb.core.backup_events import Bye, Committed, SwitchoverAsked
 from remusdb.core.messages import Notice, Taken, pack, unpack
 from remusdb.core.standby import Phase
-from remusdb.core.wire import Frame, FrameType
+from remusdb.core.wire import BULK, Frame, FrameType
 from remusdb.errors import BadFrame
 from remusdb.transport.stream import FrameStream
 from remusdb_agents.backup.catch_up import now_ns
 from remusdb_agents.backup.desk import Desk
 from remusdb_agents.backup.holding import Holding
-from remusdb_agents.backup.inbox import BULK
 
 
 def take(here: Holding, desk: Desk, stream: FrameStream, frame: Frame) -> bool:

@@ -23,8 +23,6 @@ class EpochTooLarge(Hopeless):
 # What an empty frame takes here, 780 bytes as measured (docs/facts.md), and an epoch without any; rounded up.
 FRAME_COST_BYTES = 1024
 
-BULK = (FrameType.PAGES, FrameType.WRITES, FrameType.DEVICES)
-
 
 @dataclass(frozen=True)
 class WholeEpoch:
