@@ -61,6 +61,13 @@ def _name(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -
 vm_argument = click.argument("vm", callback=_name)
 vm_or_all_argument = click.argument("vm", callback=_name, required=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+state_dir_option = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/remusdb"),
+    show_default=True,
+    help="Where the daemons keep their state: this folder, or its folders `host` and `agent`.",
+)
 
 
 def socket_of(daemon: str) -> Path:

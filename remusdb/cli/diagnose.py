@@ -12,8 +12,7 @@ import click
 from msgspec import Struct
 
 from remusdb.cli import words
-from remusdb.cli.asking import ask, json_option, run_dir_option, vm_argument
-from remusdb.cli.history import STATE_DIR
+from remusdb.cli.asking import ask, json_option, run_dir_option, state_dir_option, vm_argument
 from remusdb.cli.say import print_json, say
 from remusdb.control.api import AgentStatus, CheckVm, HostStatus
 from remusdb.diagnose.bundle import Bundle
@@ -42,13 +41,7 @@ class Bundled(Struct, frozen=True, kw_only=True):
     default=Path(),
     help="Folder to write it to.  [default: this one]",
 )
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=STATE_DIR,
-    show_default=True,
-    help="Where the daemons keep their state: this folder, or its folders `host` and `agent`.",
-)
+@state_dir_option
 @json_option
 @run_dir_option
 def diagnose(vm: VmName, folder: Path, state_dir: Path, as_json: bool) -> None:

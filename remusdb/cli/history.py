@@ -9,12 +9,11 @@ from pathlib import Path
 import click
 
 from remusdb.cli import words
-from remusdb.cli.asking import json_option
+from remusdb.cli.asking import json_option, state_dir_option
 from remusdb.cli.say import print_json, say
 from remusdb.errors import NotProtected
 from remusdb.history import Event, VmEvents, read
 
-STATE_DIR = Path("/var/lib/remusdb")
 DAEMONS = ("host", "agent")
 
 HEAD = ("TIME", "HOST", "BY", "EVENT", "WAS -> NOW", "TERM", "EPOCH", "LAST HEARD", "REASON")
@@ -23,13 +22,7 @@ HEAD = ("TIME", "HOST", "BY", "EVENT", "WAS -> NOW", "TERM", "EPOCH", "LAST HEAR
 @click.command()
 @click.argument("vm")
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the newest N events.")
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=STATE_DIR,
-    show_default=True,
-    help="Where the daemons keep their state: this folder, or its folders `host` and `agent`.",
-)
+@state_dir_option
 @json_option
 def history(vm: str, last: int | None, state_dir: Path, as_json: bool) -> None:
     """Show what happened to VM, when and why. Needs no daemon.

@@ -123,7 +123,7 @@ def test_a_device_state_is_decompressed_to_see_whether_it_is_one() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, len(STREAM) - 1), st.integers(0, 255)), max_size=30), st.binary(max_size=90))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_comes_is_cut_into_pieces(changes: list[tuple[int, int]], more: bytes) -> None:
     data = bytearray(STREAM)
     for place, value in changes:

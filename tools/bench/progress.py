@@ -14,9 +14,9 @@ import statistics
 import time
 from collections.abc import Callable
 
+from tools.bench.pair import two_hosts
 from tools.lab import Host, Lab, domains, guest
 from tools.lab.domains import Vm
-from tools.lab.paths import BUILD
 from tools.lab.product import Product
 from tools.load import wait_for
 
@@ -64,13 +64,7 @@ def main() -> None:
     """Medians of some turns."""
     found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
     for hot in [True, False] * _TURNS:
-        with Lab() as lab:
-            for name in ("a", "b"):
-                lab.host(name).start_libvirt()
-            product = Product(lab, BUILD / "bench" / "logs")
-            product.install({"hot_pages": hot})
-            product.start()
-
+        with two_hosts({"hot_pages": hot}) as (lab, product):
             found[hot].append(measure(lab, product, _SECONDS))
     told = {
         f"hot_pages {hot}": {name: round(statistics.median(turn[name] for turn in turns), 3) for name in GUESTS}

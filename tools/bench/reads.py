@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 
 from remusdb.core.pagework import PAGE_BYTES
+from tools.bench.pair import two_hosts
 from tools.lab import Host, Lab, domains
-from tools.lab.paths import BUILD
 from tools.lab.product import Product
 from tools.load import wait_for
 
@@ -73,12 +73,7 @@ def main() -> None:
     """Medians of some turns."""
     found: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for tracked in [True, False] * _TURNS:
-        with Lab() as lab:
-            for name in ("a", "b"):
-                lab.host(name).start_libvirt()
-            product = Product(lab, BUILD / "bench" / "logs")
-            product.install({"disk_read_tracking": tracked})
-            product.start()
+        with two_hosts({"disk_read_tracking": tracked}) as (lab, product):
             found[tracked].append(measure(lab, product, _SECONDS))
     medians = {
         tracked: {key: statistics.median(turn[key] for turn in turns) for key in turns[0] if turns[0][key] is not None}

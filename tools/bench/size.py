@@ -25,9 +25,9 @@ from typing import Any
 
 from remusdb.capture import kernel
 from remusdb.capture.pagemap import PageMap
+from tools.bench.pair import two_hosts
 from tools.lab import Lab, domains, guest
 from tools.lab.domains import Vm
-from tools.lab.paths import BUILD
 from tools.lab.product import Product
 from tools.load import wait_for
 
@@ -132,12 +132,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two sizes each")
     quick = parser.parse_args().quick
     found: dict[str, Any] = {"walk_ms": walks(), "ram_mib": {}, "ram_mib_touched": {}, "writes": {}}
-    with Lab() as lab:
-        for name in ("a", "b"):
-            lab.host(name).start_libvirt()
-        product = Product(lab, BUILD / "bench" / "logs")
-        product.install()
-        product.start()
+    with two_hosts() as (lab, product):
         sizes = Sizes(lab, product)
         for memory_mib in QUICK_RAM_MIB if quick else RAM_MIB:
             found["ram_mib"][memory_mib] = sizes.measure(memory_mib, _IDLE_PAGES)
