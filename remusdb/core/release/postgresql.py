@@ -8,7 +8,7 @@ Open is what ReadyForQuery said last, as long as nothing followed that may end a
 whose tag is on the list is known not to. So COMMIT AND CHAIN, which answers with "in a transaction" as what came before
 it did, closes by its tag, as a COMMIT in a pipeline does, until the next ReadyForQuery. An error closes, too: a COMMIT
 that fails answers with nothing else. A procedure cannot commit inside of a transaction block ("invalid transaction
-termination"), but its tag is not on the list either. Formats: the manual's "Frontend/Backend Protocol", "Message Formats".
+termination"), but its tag is not on the list either. Formats: PostgreSQL's manual, "Frontend/Backend Protocol".
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ that all of it is of a transaction that was open before it and is open after it.
 one is committed. Such a frame finds nothing held, so no frame of its connection came since the cut that waits, and only
 a frame that waits can open a connection: it was open at the cut. The whole argument: docs/guarantees.md.
 
-A connection is known from its SYN on; one that is older, or of a client that uses TLS, by the server's marks alone. What
+A connection is known from its SYN on; one that is older, or of a client with TLS, by the server's marks alone. What
 is not in order (sent again, overlapping, behind a gap) waits, and is read only as far as it carries on.
 """
 
