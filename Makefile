@@ -115,6 +115,7 @@ dist: venv
 
 dist-test: setup
 	$(PYTEST) tests/dist
+	REMUSDB_ALL_DEBIANS=1 $(PYTEST) tests/host/test_remusdb_mark.py
 
 clean:
 	@[ ! -x $(PYTHON) ] || $(PYTHON) -c 'from tools.lab.sweep import sweep; sweep()'
