@@ -14,6 +14,7 @@ RUNS ?= 1
 UV ?= uv
 KILL ?= host
 DB ?= postgresql
+RELEASE ?= all
 ROUNDS ?= 10
 BY ?= kill
 CELLS ?= all
@@ -25,7 +26,7 @@ FUZZ_RUNS ?=
 .PHONY: help setup venv demo soak matrix machines vagrant-box vagrant-demo test check quick lint lock bench fuzz dist dist-test clean
 
 help:
-	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link] [DB=postgresql|mariadb]'
+	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link] [DB=postgresql|mariadb] [RELEASE=all|commit]'
 	@echo '             kill the host of a protected database VM under load; see that no client noticed'
 	@echo 'make soak [ROUNDS=n] [BY=kill|switchover]'
 	@echo '             fail over (or move), rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
@@ -57,7 +58,7 @@ venv:
 	@tools/venv.sh
 
 demo: setup
-	@$(PYTHON) -m tools.demo --seed $(SEED) --runs $(RUNS) --kill $(KILL) --db $(DB)
+	@$(PYTHON) -m tools.demo --seed $(SEED) --runs $(RUNS) --kill $(KILL) --db $(DB) --release $(RELEASE)
 
 soak: setup
 	@$(PYTHON) -m tools.soak --rounds $(ROUNDS) --by $(BY)

@@ -69,6 +69,10 @@ class Protection(Struct, frozen=True, kw_only=True):
     hot_pages: bool = False  # copy what is written in every epoch each time, instead of protecting it anew
     gate: Literal["auto", "tap", "plug"] = "auto"
     held_max_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 32)] = 64 << 20
+    release: Literal["all", "commit"] = "all"  # commit: packets inside an open transaction do not wait (guarantees.md)
+    release_postgresql_ports: list[Port] = field(default_factory=lambda: [5432])  # of the VM: PostgreSQL without TLS
+    release_mysql_ports: list[Port] = field(default_factory=lambda: [3306])  # the same of MySQL and MariaDB
+    release_mark: Annotated[int, Meta(ge=0, le=63)] = 0  # DSCP of packets that need not wait, says the DBMS; 0 = none
     heartbeat_ms: Annotated[int, Meta(ge=10, le=10_000)] = 100
     connect_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 3000
     vm_call_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 5000
@@ -256,6 +260,11 @@ def _protection(file: Path, table: dict[str, Any], path: str) -> Protection:
     for small, low, large, high in rules:
         if low >= high:
             raise ConfigError(f"{file}: {path}.{small}: {low} must be less than {path}.{large} = {high}")
+    if found.release == "commit" and found.gate == "plug":
+        raise ConfigError(
+            f'{file}: {path}.release: "commit" needs the tap gate, and {path}.gate is "plug"',
+            hint='set gate = "auto" or "tap", or release = "all"',
+        )
     if found.libvirt_patience_ms < found.vm_call_timeout_ms:
         raise ConfigError(
             f"{file}: {path}.libvirt_patience_ms: {found.libvirt_patience_ms} must be at least "

@@ -166,7 +166,7 @@ WORDS: Final[dict[Code, tuple[str, str]]] = {
         "its disks are here, complete: virsh start {vm} (where libvirt has no such VM, define it first)",
     ),
     Code.RESUMED_WARM: (
-        f"[{{why}}; ]resumed where it was{_STILL}",
+        f"[{{why}}; ]resumed where it was{_STILL}[; sessions reset inside a transaction: {{resets}}]",
         "[still?to let it run: virsh resume {vm}]",
     ),
     Code.RESUMED_COLD: (

@@ -111,14 +111,15 @@ class Load:
         self._process.terminate()
         self._process.wait(30.0)
 
-    def verify(self, quick: bool = False) -> dict[str, Any]:
+    def verify(self, quick: bool = False, release: str = "all") -> dict[str, Any]:
         """What the database holds against the record, of a load that rests or has ended.
 
-        `quick`: the DBMS's own tools do not look at its files.
+        `quick`: the DBMS's own tools do not look at its files. `release`: as the VM's setting was.
 
         Raises RuntimeError when the database cannot be read.
         """
         command = [sys.executable, "-m", "tools.workload", "verify", *(["--quick"] if quick else [])]
+        command += ["--release", release]
         done = self._lab.client.run([*command, *self._where], check=False, timeout_s=_VERIFY_S)
         try:
             judged: dict[str, Any] = json.loads(done.stdout)

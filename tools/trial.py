@@ -55,7 +55,9 @@ class Outcome:
 class Trial:
     """Runs in a lab of its own; what it leaves behind is in `folder`: the record of the clients, and all logs."""
 
-    def __init__(self, image: DbImage, seed: int, kill: Kill, folder: Path) -> None:
+    def __init__(self, image: DbImage, seed: int, kill: Kill, folder: Path, release: str = "all") -> None:
+        """`release`: the VM's setting, see docs/configuration.md."""
+        self._release = release
         self._image = image
         self._dbms = image.dbms
         self._kill = kill
@@ -79,7 +81,7 @@ class Trial:
             a.run(["virsh", "start", vm.name])
         with step(f"libvirt and remusdb on both hosts; {self._dbms.name} boots meanwhile ({_accel(vm.accel)})"):
             lab.host("b").start_libvirt()
-            product.install()
+            product.install({"release": self._release})
             product.start()
             wait_for(lambda: accepts(lab, self._dbms), _BOOT_S, f"{self._dbms.name} does not accept connections", 0.25)
         load = Load(lab, self._folder, dbms=self._dbms)
@@ -99,7 +101,7 @@ class Trial:
         say(f"  [bold red]✗ {self._kill.value} killed[/bold red]  [dim]within {killed.took_ms:.1f} ms[/dim]")
         self._recover(lab, load, killed)
         with step("what the survivor holds against what the clients saw"):
-            judged = load.verify()
+            judged = load.verify(release=self._release)
         standby = product.standby(vm.name)
         return self._outcome(load, judged, status, standby, killed, unprotected, protected_ns)
 
@@ -135,6 +137,8 @@ class Trial:
             "lost": judged["lost"],
             "duplicated": judged["duplicated"],
             "reconnects": judged["reconnects"],
+            "reset_inside": judged["reset_inside"],
+            "release": self._release,
             "detect_ms": _ms(killed.time_ns, decided),
             "resume_ms": _ms(decided, resumed),
             "outage_ms": round(ledger.outage_ms(acks, killed.monotonic_ns, stopped_ns), 1),

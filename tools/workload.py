@@ -3,13 +3,15 @@
 
     python -m tools.workload run --db DBMS --server ADDRESS [--server ADDRESS] --record DIR [--clients N]
     python -m tools.workload verify --db DBMS --server ADDRESS --record DIR [--quick]
+        [--release all|commit]
 
 `run` ends by SIGTERM or SIGINT; its clients share the server's addresses in turn. It appends a line to DIR/acked for
 each acknowledged transaction and writes DIR/report.json when it ends. SIGUSR1 makes it pause: every client finishes its
 transaction and keeps its connection; DIR/report.json is there once all have. SIGUSR2 removes that file and lets them go
 on.
 `verify` prints one JSON object and exits with 1 if the database does not hold what was acknowledged; it needs the
-report of a `run` that has ended or pauses.
+report of a `run` that has ended or pauses. With `--release commit` (commit protection) a connection may have been reset
+inside a transaction, which then must not be there.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ _RETRY_S = 0.2
 class Client(threading.Thread):
     """One connection in a loop of transactions.
 
-    Invariant: `seq` is the one transaction whose outcome is not known yet; every earlier one is either saved as
-    acknowledged or in `unknown`. A lost connection goes to `resets` before a new one is tried.
+    Invariant: `seq` is the one transaction whose outcome is not known yet; every earlier one is saved as
+    acknowledged, in `unknown` (COMMIT was sent, no answer came), or was never committed. A lost connection goes to
+    `resets` before a new one is tried.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Client(threading.Thread):
         super().__init__(name=f"client-{number}", daemon=True)
         self.number = number
         self.seq = 0
-        self.in_transaction = False
+        self.in_transaction = self.commit_sent = False
         self.resting = False  # it waits to be let on
         self.unknown: list[tuple[int, int]] = []
         self.resets: list[dict[str, object]] = []
@@ -64,11 +67,12 @@ class Client(threading.Thread):
                     while self._may_go():
                         self._transact(connection, cursor)
             except self._dbms.errors as error:
-                if self.in_transaction:
+                if self.commit_sent:
                     self.unknown.append((self.number, self.seq))
-                    self.in_transaction = False
                 text = f"{type(error).__name__}: {error}".strip()
-                self.resets.append({"client": self.number, "at_ns": time.monotonic_ns(), "error": text})
+                reset = {"client": self.number, "at_ns": time.monotonic_ns(), "error": text}
+                self.resets.append({**reset, "inside": self.in_transaction})
+                self.in_transaction = self.commit_sent = False
                 self._stop_asked.wait(_RETRY_S)
 
     def _may_go(self) -> bool:
@@ -88,10 +92,11 @@ class Client(threading.Thread):
         cursor.execute("INSERT INTO ledger VALUES (%s, %s, %s)", (self.number, self.seq, moved.amount))
         for change in changes:
             cursor.execute("UPDATE accounts SET balance = balance + %s WHERE id = %s", change)
+        self.commit_sent = True
         connection.commit()
         # One write, so that lines of several threads do not mix and none is lost if this process is killed.
         os.write(self._acked_fd, f"{self.number} {self.seq} {time.monotonic_ns()}\n".encode())
-        self.in_transaction = False
+        self.in_transaction = self.commit_sent = False
 
 
 def run(dbms: Dbms, servers: list[str], record: Path, clients: int) -> int:
@@ -141,7 +146,7 @@ def _write_report(path: Path, threads: list[Client], stuck: list[int], stopped_n
         "stopped_ns": stopped_ns or time.monotonic_ns(),
         "resets": [reset for thread in threads for reset in thread.resets],
         "unknown": [name for thread in threads for name in thread.unknown]
-        + [(thread.number, thread.seq) for thread in threads if thread.in_transaction],
+        + [(thread.number, thread.seq) for thread in threads if thread.commit_sent],
         "stuck": stuck,
     }
     partial = path.with_suffix(".partial")
@@ -149,10 +154,11 @@ def _write_report(path: Path, threads: list[Client], stuck: list[int], stopped_n
     partial.rename(path)
 
 
-def verify(dbms: Dbms, server: str, record: Path, quick: bool) -> dict[str, object]:
+def verify(dbms: Dbms, server: str, record: Path, quick: bool, release: str = "all") -> dict[str, object]:
     """Compares the database with the record, and unless `quick` has the DBMS's own tools look at its files.
 
-    Gives the fields of `ledger.Verdict` and `reconnects`. Raises one of `dbms.errors` when the database cannot be read.
+    Gives the fields of `ledger.Verdict`, `reconnects`, and of these `reset_inside` a transaction, which the `release`
+    "commit" allows. Raises one of `dbms.errors` when the database cannot be read.
     """
     acks = ledger.read_acks(record / "acked")
     report = json.loads((record / "report.json").read_text())
@@ -164,10 +170,13 @@ def verify(dbms: Dbms, server: str, record: Path, quick: bool) -> dict[str, obje
         cursor.execute("SELECT id, balance FROM accounts")
         balances: dict[int, int] = dict(cursor.fetchall())
     verdict = ledger.judge(acks, {(client, seq) for client, seq in report["unknown"]}, rows, balances)
-    verdict.complaints += [f"connection lost: {reset['error']}" for reset in report["resets"][:10]]
+    inside = [reset for reset in report["resets"] if reset["inside"]]
+    wrong = [reset for reset in report["resets"] if release == "all" or not reset["inside"]]
+    verdict.complaints += [f"connection lost: {reset['error']}" for reset in wrong[:10]]
     verdict.complaints += [f"client {client} never got an answer" for client in report["stuck"]]
     verdict.complaints += [] if quick else dbms.damage(server)
-    return {**dataclasses.asdict(verdict), "reconnects": len(report["resets"]) + len(report["stuck"])}
+    reconnects = len(report["resets"]) + len(report["stuck"])
+    return {**dataclasses.asdict(verdict), "reconnects": reconnects, "reset_inside": len(inside)}
 
 
 def main() -> int:
@@ -179,10 +188,11 @@ def main() -> int:
     parser.add_argument("--record", required=True, type=Path, help="folder of the record")
     parser.add_argument("--clients", type=int, default=8, help="connections (default: 8)")
     parser.add_argument("--quick", action="store_true", help="verify without the DBMS's own tools")
+    parser.add_argument("--release", choices=["all", "commit"], default="all", help="the VM's setting")
     args = parser.parse_args()
     if args.action == "run":
         return run(BY_KEY[args.db], args.server, args.record, args.clients)
-    result = verify(BY_KEY[args.db], args.server[0], args.record, args.quick)
+    result = verify(BY_KEY[args.db], args.server[0], args.record, args.quick, args.release)
     print(json.dumps(result))
     return 1 if result["complaints"] else 0
 

@@ -243,10 +243,14 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """The VM runs here, since `at_ns`. `cold`: why its standby could not be resumed, if its disks were booted."""
+    """The VM runs here, since `at_ns`. `cold`: why its standby could not be resumed, if its disks were booted.
+
+    `resets`: so many connections that were inside a transaction are reset.
+    """
 
     at_ns: int
     cold: str | None = None
+    resets: int = 0
 
 
 @dataclass(frozen=True, slots=True)

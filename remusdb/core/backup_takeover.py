@@ -137,7 +137,8 @@ def runs(my: State, event: Runs) -> Effects:
     """It is the VM now."""
     still = {"still": True} if my.stays else {}
     if event.cold is None:
-        how = Reason.of(Code.RESUMED_WARM, **still)
+        resets = {"resets": event.resets} if event.resets else {}
+        how = Reason.of(Code.RESUMED_WARM, **still, **resets)
     else:
         how = Reason.of(Code.RESUMED_COLD, error=event.cold, **still)
     yield Announce(my.addresses, event.at_ns, how)

@@ -16,6 +16,7 @@ from msgspec import Meta
 from remusdb.core.blocks import SEED_BITS
 from remusdb.core.bounds import Label, Number, fits, for_people
 from remusdb.core.probe import XML_MAX_BYTES, Answer
+from remusdb.core.release.frames import FLOWS_MAX_BYTES, unpack_flows
 from remusdb.core.terms import Term
 from remusdb.errors import BadFrame, CannotProtect, RemusError
 from remusdb.names import BlockName, DiskTarget, HostName, HostOrNobody, Uuid, UuidOrNone, VmName, require_name
@@ -30,6 +31,7 @@ DISK_MAX_BYTES: Final = 1 << 53  # 8 PiB: files of XFS end at 8 EiB, and offsets
 ADDRESSES_MAX: Final = 256  # a gate learns 64 at most
 SILENCE_MAX_MS: Final = 60_000  # of failover.silence_ms, see config.py
 COPY_PATIENCE_MAX_MS: Final = 3_600_000  # of failover.copy_patience_ms
+NICS_MAX: Final = 64
 HASHES_MAX_BYTES: Final = 64 << 10  # in one BASE
 
 BlockCounts = Annotated[list[Number], Meta(max_length=DISKS_MAX)]
@@ -96,7 +98,8 @@ class Welcome(msgspec.Struct, frozen=True):
 
     `bases`: for each disk, how many blocks of an older image are there already; their hashes, made with `base_seed`,
     follow in BASE frames. `taken`: of a session that is resumed in its initial sync, the bulk frames of epoch 0 that
-    were applied. `copy_patience_ms`: so long the agent keeps a copy whose primary is not heard.
+    were applied. `copy_patience_ms`: so long the agent keeps a copy whose primary is not heard. `resets`: at a takeover
+    it breaks the connections that COMMIT names.
     """
 
     version: Label
@@ -109,6 +112,7 @@ class Welcome(msgspec.Struct, frozen=True):
     base_seed: Annotated[int, Meta(ge=0, le=(1 << SEED_BITS) - 1)] = 0
     taken: Number = 0
     copy_patience_ms: Annotated[int, Meta(ge=0, le=COPY_PATIENCE_MAX_MS)] = 60_000
+    resets: bool = False
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -158,6 +162,8 @@ class Commit(msgspec.Struct, frozen=True):
 
     `age_ns`: how long ago the VM was stopped for it, when this was sent; None if it did not run until then.
     `stays`: the VM stood still at the cut, and is to stand still after a takeover (suspended by an operator).
+    `open_flows`: with commit protection, for each interface in the order of the XML, the flows that were inside a
+    transaction at the cut (`core/release/frames.py`), packed one after the other: a takeover breaks these.
     """
 
     frames: Number
@@ -165,11 +171,14 @@ class Commit(msgspec.Struct, frozen=True):
     addresses: Annotated[list[Address], Meta(max_length=ADDRESSES_MAX)]
     age_ns: Number | None = None
     stays: bool = False
+    open_flows: Annotated[list[Annotated[bytes, Meta(max_length=FLOWS_MAX_BYTES)]], Meta(max_length=NICS_MAX)] = []
 
     def __post_init__(self) -> None:
-        """ValueError for what is no IP address: it would become part of a frame on this host's network."""
+        """ValueError for what is no IP address, or no flow: it would become part of a frame on this host's network."""
         for address in self.addresses:
             ip_address(address)
+        for packed in self.open_flows:
+            unpack_flows(packed)
 
 
 class Notice(msgspec.Struct, frozen=True):

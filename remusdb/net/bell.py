@@ -4,6 +4,8 @@
 Owns one packet socket a tap. Its kernel filter leaves out what a gate lets go, which passes the tap once more, and one
 byte a frame is kept. The buffer is as small as the kernel allows: after a few frames the others are not even looked at,
 until it is emptied. So a VM that sends much pays nothing for it. Any gate can be behind the tap.
+
+With commit protection not every frame waits: there the gates themselves ring, once after each mark, by an eventfd.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ _SMALLEST = 1  # the kernel makes it SOCK_MIN_RCVBUF
 class Bell:
     """Of all interfaces of one VM. `wake` is for any thread, the rest for one."""
 
-    def __init__(self, taps: Sequence[str]) -> None:
-        """GateError when a tap cannot be listened to."""
+    def __init__(self, taps: Sequence[str], gates_fd: int | None = None) -> None:
+        """`gates_fd`: the eventfd that gates ring, of whoever made it. GateError when a tap cannot be listened to."""
+        self._gates_fd = gates_fd
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.Lock()
         self._sockets: list[socket.socket] = []
@@ -50,6 +53,8 @@ class Bell:
         if not self._rung:
             for one in self._sockets:
                 poll.register(one, select.POLLIN)
+            if self._gates_fd is not None:
+                poll.register(self._gates_fd, select.POLLIN)
         ready = [fd for fd, events in poll.poll(1000 * seconds) if events & select.POLLIN]
         if self._wake in ready:
             os.eventfd_read(self._wake)
@@ -69,6 +74,13 @@ class Bell:
             with contextlib.suppress(OSError):  # nothing more there, or the tap is gone
                 while True:
                     one.recv(1)
+
+    def marked(self) -> None:
+        """The gates have made their marks, and the VM stands still: what they rang for is of the epoch that is cut."""
+        if self._gates_fd is not None:
+            self._rung = False
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._gates_fd)
 
     def close(self) -> None:
         """Listen no more. For the thread that waits."""

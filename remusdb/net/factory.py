@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from remusdb.core.release.settings import ReleaseSettings
 from remusdb.errors import GateError
 from remusdb.net.gate import Gate, GateMetrics
 from remusdb.net.links import Links
@@ -27,11 +28,17 @@ def make_gate(
     *,
     guest_mac: str | None = None,
     window: int = WINDOW,
+    release: ReleaseSettings | None = None,
+    bell_fd: int | None = None,
 ) -> Gate:
     """A gate for the VM's tap, not yet installed; `auto` takes plug where the kernel can do it.
 
+    Only the tap gate can let frames go early (`release`), and ring `bell_fd` when one must wait.
+
     With more than `window` epochs in flight a plug gate lets frames go late, never early.
     """
+    if release is not None:
+        return TapGate(tap, held_max_bytes, guest_mac=guest_mac, release=release, bell_fd=bell_fd)
     if kind == "plug" or (kind == "auto" and plug_works()):
         return PlugGate(tap, held_max_bytes, guest_mac=guest_mac, window=window)
     return TapGate(tap, held_max_bytes, guest_mac=guest_mac)
@@ -92,8 +99,13 @@ class GateGroup:
     def mark_wait(self) -> None:
         self._all(lambda gate: gate.mark_wait())
 
-    def release(self, epoch: int) -> None:
-        self._all(lambda gate: gate.release(epoch))
+    def release(self, epoch: int, early_until: float = 0.0) -> None:
+        self._all(lambda gate: gate.release(epoch, early_until))
+
+    def open_flows(self) -> list[bytes]:
+        """Of each interface, in their order, the flows that were open at the last mark, packed."""
+        with self.turn:
+            return [gate.open_flows() for gate in self.gates]
 
     def open_all(self) -> None:
         self._all(lambda gate: gate.open_all())
@@ -113,6 +125,7 @@ class GateGroup:
             held_bytes=sum(metrics.held_bytes for metrics in each),
             released_frames=sum(metrics.released_frames for metrics in each),
             dropped_frames=sum(metrics.dropped_frames for metrics in each),
+            early_frames=sum(metrics.early_frames for metrics in each),
             addresses=tuple(dict.fromkeys(address for metrics in each for address in metrics.addresses)),
         )
 

@@ -24,6 +24,7 @@ class GateMetrics:
     held_bytes: int = 0
     released_frames: int = 0
     dropped_frames: int = 0
+    early_frames: int = 0  # of the released ones: by the rule of commit protection, before their epoch was committed
     addresses: tuple[str, ...] = field(default=())
 
 
@@ -51,8 +52,14 @@ class Gate(Protocol):
     def mark_wait(self) -> None:
         """Wait until the mark asked for is made."""
 
-    def release(self, epoch: int) -> None:
-        """Let go, in order, everything marked with `epoch` or an earlier one."""
+    def release(self, epoch: int, early_until: float = 0.0) -> None:
+        """Let go, in order, everything marked with `epoch` or an earlier one.
+
+        With commit protection: also what the rule lets go early, until then by the monotonic clock, in seconds.
+        """
+
+    def open_flows(self) -> bytes:
+        """The flows that were open at the last mark (`core/release`), packed; empty without commit protection."""
 
     def open_all(self) -> None:
         """Let go everything held and pass from now on (protection ended in good order)."""

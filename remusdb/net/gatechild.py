@@ -14,6 +14,9 @@ import socket
 import subprocess
 import sys
 
+import msgspec
+
+from remusdb.core.release.settings import ReleaseSettings
 from remusdb.errors import GateError
 from remusdb.net.gatewire import MESSAGE_MAX_BYTES, Op, Reply, Request, Status
 
@@ -27,13 +30,28 @@ _DIED = "its frames stay held and nothing leaves; protect the VM again, or end i
 class GateChild:
     """One running gate process. Takes `tap_fd` and `sender` over: this process keeps neither."""
 
-    def __init__(self, tap: str, tap_fd: int, sender: socket.socket, max_bytes: int, *, closed: bool) -> None:
+    def __init__(
+        self,
+        tap: str,
+        tap_fd: int,
+        sender: socket.socket,
+        max_bytes: int,
+        *,
+        closed: bool,
+        release: ReleaseSettings | None = None,
+        bell_fd: int | None = None,
+    ) -> None:
+        """`release`: what may go early, None for nothing. `bell_fd`: an eventfd, rung when a frame waits."""
         self._tap = tap
         self._sequence = itertools.count(1)
         self._asked = 0
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fds = {"--control-fd": theirs.fileno(), "--tap-fd": tap_fd, "--sender-fd": sender.fileno()}
         command = [sys.executable, "-P", "-m", "remusdb.net.tapgate_process", "--max-bytes", str(max_bytes)]
+        if release is not None:
+            command += ["--release", msgspec.json.encode(release).decode()]
+        if bell_fd is not None:
+            fds["--bell-fd"] = bell_fd
         for option, fd in fds.items():
             command += [option, str(fd)]
         try:
@@ -62,11 +80,11 @@ class GateChild:
         """The process."""
         return self._process.pid
 
-    def begin(self, op: Op, epoch: int = 0) -> None:
+    def begin(self, op: Op, epoch: int = 0, early_until: float = 0.0) -> None:
         """Send a request; `finish` waits for its answer."""
         self._asked = next(self._sequence)
         try:
-            self._control.send(Request(op, self._asked, epoch).pack())
+            self._control.send(Request(op, self._asked, epoch, early_until).pack())
         except OSError as error:
             raise self._dead() from error
 
@@ -77,9 +95,9 @@ class GateChild:
             raise GateError(f"the gate of {self._tap} was asked to mark an epoch that is not above the last")
         return reply
 
-    def ask(self, op: Op, epoch: int = 0) -> Reply:
+    def ask(self, op: Op, epoch: int = 0, early_until: float = 0.0) -> Reply:
         """Request and answer."""
-        self.begin(op, epoch)
+        self.begin(op, epoch, early_until)
         return self.finish(_FLUSH_TIMEOUT_S if op is Op.FLUSH else _REPLY_TIMEOUT_S)
 
     def end(self) -> None:

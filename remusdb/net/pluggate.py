@@ -108,7 +108,10 @@ class PlugGate:
     def mark_wait(self) -> None:
         self._ready()  # the mark was made by `mark_begin`, in two netlink calls
 
-    def release(self, epoch: int) -> None:
+    def open_flows(self) -> bytes:
+        return b""
+
+    def release(self, epoch: int, early_until: float = 0.0) -> None:
         tc = self._ready()
         while self._marked and self._marked[0][0] <= epoch:
             self._drained()  # the epoch before it, so that the two cannot mix

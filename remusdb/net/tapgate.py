@@ -20,6 +20,7 @@ import errno
 import os
 import time
 
+from remusdb.core.release.settings import ReleaseSettings
 from remusdb.deadline import Deadline
 from remusdb.errors import GateError
 from remusdb.net.addresses import AddressWatch
@@ -44,8 +45,19 @@ _MARK_TIMEOUT_S = 1.0  # the VM stands still meanwhile; 0.2 ms is usual
 class TapGate:
     """The gate of tap `tap` in this process's network namespace."""
 
-    def __init__(self, tap: str, held_max_bytes: int, *, guest_mac: str | None = None) -> None:
+    def __init__(
+        self,
+        tap: str,
+        held_max_bytes: int,
+        *,
+        guest_mac: str | None = None,
+        release: ReleaseSettings | None = None,
+        bell_fd: int | None = None,
+    ) -> None:
+        """`release`: what may go early, None for nothing; `bell_fd`: rung when a frame must wait."""
         self.tap = tap
+        self._settings = release
+        self._bell_fd = bell_fd
         self._guest_mac = guest_mac
         self.held_tap = short_name("rg", tap)
         self.send_end = short_name("ri", tap)
@@ -95,8 +107,11 @@ class TapGate:
     def mark_wait(self) -> None:
         self._process().finish(_MARK_TIMEOUT_S)
 
-    def release(self, epoch: int) -> None:
-        self._process().ask(Op.RELEASE, epoch)
+    def release(self, epoch: int, early_until: float = 0.0) -> None:
+        self._process().ask(Op.RELEASE, epoch, early_until)
+
+    def open_flows(self) -> bytes:
+        return self._process().ask(Op.FLOWS).flows if self._settings is not None else b""
 
     def open_all(self) -> None:
         child = self._process()
@@ -127,6 +142,7 @@ class TapGate:
             held_bytes=reply.held_bytes,
             released_frames=reply.released_frames,
             dropped_frames=reply.dropped_frames + self._overrun,
+            early_frames=reply.early_frames,
             addresses=self._addresses.addresses() if self._addresses else (),
         )
 
@@ -161,7 +177,15 @@ class TapGate:
         except GateError:
             os.close(tap_fd)
             raise
-        self._child = GateChild(self.tap, tap_fd, sender, self._held_max_bytes, closed=closed)
+        self._child = GateChild(
+            self.tap,
+            tap_fd,
+            sender,
+            self._held_max_bytes,
+            closed=closed,
+            release=self._settings,
+            bell_fd=self._bell_fd,
+        )
         self._addresses = AddressWatch(self.tap, links.get(self.tap).mac, self._guest_mac)
 
     def _stop(self) -> None:

@@ -11,11 +11,13 @@ import enum
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from remusdb.core.reset import Target
 from remusdb.errors import GateError
-from remusdb.net.bpf import drop_all
+from remusdb.net.bpf import FLOWS_IN_PROGRAM, drop_all, drop_flows
 from remusdb.net.netlink import (
     CREATE,
     DUMP,
@@ -46,6 +48,8 @@ _TCMSG = struct.Struct("=BBHiIII")
 _TC_STATS = struct.Struct("=QIIIIIII")
 
 PREFERENCE = 1  # ours must be asked before any other ingress filter
+RESETS_PREFERENCE = 2  # after the gate's redirect: what the gate lets go must pass this, too
+_RESETS_INFO = RESETS_PREFERENCE << 16 | socket.htons(3)
 _FILTER_HANDLE = 1  # fixed, so that a change replaces it in one step
 _FILTER_INFO = PREFERENCE << 16 | socket.htons(3)  # protocol all: IPv4 alone would let ARP and IPv6 out
 
@@ -159,6 +163,41 @@ class Tc:
         body = _tcmsg(index, _FILTER_HANDLE, parent, _FILTER_INFO)
         body += text(_KIND, "bpf") + attribute(_OPTIONS | NESTED, options)
         self._ask("shutting the interface", _NEWTFILTER, CREATE, body)
+
+    def drop_flows(self, index: int, targets: Sequence[Target]) -> None:
+        """Drop all that the VM sends in these connections, and no others any more; none: as if it had never been."""
+        kind = self.ingress_qdisc(index)
+        if targets and not kind:
+            self.add_clsact(index)
+        parent = _OLD_INGRESS if kind == "ingress" else _INGRESS
+        flows = [(one.guest.address, one.guest.port, one.client.address, one.client.port) for one in targets]
+        there = self._handles(index, parent) if kind else []
+        wanted = [flows[at : at + FLOWS_IN_PROGRAM] for at in range(0, len(flows), FLOWS_IN_PROGRAM)]
+        for handle, some in enumerate(wanted, _FILTER_HANDLE):
+            program = drop_flows(some)
+            options = (
+                attribute(_BPF_OPS_LEN, struct.pack("=H", len(program) // 8))
+                + attribute(_BPF_OPS, program)
+                + attribute(_BPF_FLAGS, _DIRECT)
+            )
+            body = _tcmsg(index, handle, parent, _RESETS_INFO) + text(_KIND, "bpf")
+            body += attribute(_OPTIONS | NESTED, options)
+            self._ask("dropping what connections send", _NEWTFILTER, CREATE, body)
+        if not wanted and there:
+            body = _tcmsg(index, 0, parent, _RESETS_INFO) + text(_KIND, "bpf")
+            self._ask("dropping no connections", _DELTFILTER, 0, body)
+            if parent != _OLD_INGRESS and not self.ingress_filters(index) and not self.egress_filters(index):
+                self.del_clsact(index)
+            return
+        for handle in there:
+            if handle >= _FILTER_HANDLE + len(wanted):
+                body = _tcmsg(index, handle, parent, _RESETS_INFO) + text(_KIND, "bpf")
+                self._ask("dropping fewer connections", _DELTFILTER, 0, body)
+
+    def _handles(self, index: int, parent: int) -> list[int]:
+        """Of our filters that drop connections."""
+        replies = self._ask("listing filters", _GETTFILTER, DUMP, _tcmsg(index, 0, parent))
+        return [reply.fixed[4] for reply in replies if reply.fixed[6] >> 16 == RESETS_PREFERENCE and reply.fixed[4]]
 
     def is_shut(self, index: int) -> bool:
         """Whether `shut` was the last that we did there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from remusdb.errors import GateError
 from remusdb.net.links import Link
-from remusdb.net.tc import Tc
+from remusdb.net.tc import RESETS_PREFERENCE, Tc
 
 CLSACT_OURS = "clsact=ours"
 
@@ -23,7 +23,7 @@ def refuse_unless_plain(tc: Tc, link: Link) -> None:
     if tc.redirected(link.index):
         hint = "a process that protected this VM died: protect it again, or unprotect it"
         raise GateError(f"the output of {link.name} is redirected already", hint=hint)
-    if tc.ingress_filters(link.index):
+    if tc.ingress_filters(link.index) - {(RESETS_PREFERENCE, "bpf")}:
         hint = f"see `tc filter show dev {link.name} ingress`, and remove what filters there"
         raise GateError(f"{link.name} has ingress filters of its own", hint=hint)
 

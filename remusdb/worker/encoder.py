@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -76,8 +76,16 @@ class Encoder:
             return encode_full(dirty.block, dirty.numbers, dirty.content).payloads
         return encode_pages(dirty.block, dirty.numbers, dirty.content, self._caches[dirty.block]).payloads
 
-    def epoch(self, epoch: int, cut: Cut, writes: list[bytes], addresses: list[str], stays: bool) -> EpochFrames:
-        """Everything of one epoch. `writes`: raw disk records, one item a disk; `stays`: see Commit."""
+    def epoch(
+        self,
+        epoch: int,
+        cut: Cut,
+        writes: list[bytes],
+        addresses: list[str],
+        stays: bool,
+        open_flows: Sequence[bytes] = (),
+    ) -> EpochFrames:
+        """Everything of one epoch. `writes`: raw disk records, one item a disk; `stays`, `open_flows`: see Commit."""
         before = self._counts()
         frames = [(FrameType.WRITES, payload) for raw in writes if raw for payload in encode_writes(raw)]
         memory, referred = self._referred(epoch, cut, writes)
@@ -86,7 +94,7 @@ class Encoder:
         frames += [(FrameType.PAGES, payload) for dirty in memory for payload in self.pages(dirty)]
         frames.append((FrameType.DEVICES, encode_devices(cut.devices, self._devices)))
         self._devices = cut.devices
-        commit = Commit(len(frames), _size(frames), addresses[:ADDRESSES_MAX], stays=stays)
+        commit = Commit(len(frames), _size(frames), addresses[:ADDRESSES_MAX], stays=stays, open_flows=list(open_flows))
         known, asked = (now - then for now, then in zip(self._counts(), before, strict=True))
         pages = (sum(one.pages for one in referred), cut.pages) if self._reads is not None else None
         return EpochFrames(epoch, frames, commit, (known, asked), cut.stopped_at_ns, plain, pages)

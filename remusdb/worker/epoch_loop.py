@@ -19,6 +19,7 @@ from typing import Any
 
 from remusdb.capture.cut import Cut
 from remusdb.core.cadence import Why
+from remusdb.core.lease import lease_until
 from remusdb.core.pipeline import Pipeline
 from remusdb.disk.mirror import unsynced
 from remusdb.errors import DiskError, GateError, VmError
@@ -39,7 +40,8 @@ JOBS = "query-block-jobs"
 LEND_S = 0.05
 CALLED_OFF_LOOK_S = 0.005  # after the last cut: whether the switchover was called off
 
-CutEpoch = tuple[int, Cut, list[int], bool]  # number, what was cut, positions of the disks' write logs, `stays`
+# Number, what was cut, positions of the disks' write logs, `stays`, the open flows of each interface.
+CutEpoch = tuple[int, Cut, list[int], bool, list[bytes]]
 
 
 class _Turn:
@@ -95,14 +97,19 @@ class EpochLoop:
         self._last: Future[int] | None = None
         self._cutting: threading.Thread | None = None
         self._timer: EpochTimer | None = None
+        self._commit_protected = False
+        self._cut_at_s: dict[int, float] = {}  # of the epochs in flight, by the monotonic clock
+        self.silence_s = 0.0  # the agent's limit
         self.stays = False  # the VM stands still, and is to do so after a takeover
         self.addresses: tuple[str, ...] = ()  # the guest's, for the agent's announcement
 
     def start(self, resources: Resources) -> None:
         """Begin with the next epoch at once. GateError when the VM's taps cannot be listened to."""
         self._resources = resources
-        taps = [nic.tap for nic in resources.domain.nics]
-        self._timer = timer = EpochTimer(pace_of(resources.spec.protection), taps, resources.domain.pid)
+        self._commit_protected = resources.release is not None
+        taps = [] if self._commit_protected else [nic.tap for nic in resources.domain.nics]
+        pace = pace_of(resources.spec.protection)
+        self._timer = timer = EpochTimer(pace, taps, resources.domain.pid, resources.bell_fd)
         self._cutting = spawn(self._guarded, lambda: self._cut_all(timer), name="cut")
         spawn(self._guarded, self._ship_all, name="ship")
 
@@ -129,6 +136,11 @@ class EpochLoop:
     def go_on(self) -> None:
         """After `cut_last`: the VM runs again, cut as before."""
         self._last = None
+
+    def early_until(self, epoch: int) -> float:
+        """Now that this epoch is committed, frames may go early until then, by the monotonic clock (core/lease.py)."""
+        cut_at_s = [self._cut_at_s.pop(number) for number in sorted(self._cut_at_s) if number <= epoch]
+        return lease_until(cut_at_s[-1], self.silence_s) if cut_at_s and self._commit_protected else 0.0
 
     def wake(self) -> None:
         """An epoch was committed: the next one may be due. Any thread may say so."""
@@ -207,13 +219,20 @@ class EpochLoop:
                 who = "libvirt" if resources.domain.monitor == "libvirt" else "QEMU"
                 self._metrics.wait(Reason.of(Code.CUT_WAITS, who=who, seconds=f"{seconds:.1f}"))
 
-            cut = resources.capture.cut(at_stop, resources.gates.mark_wait, waiting)
+            def marked() -> None:
+                resources.gates.mark_wait()
+                timer.marked()
+
+            cut = resources.capture.cut(at_stop, marked, waiting)
+            open_flows = resources.gates.open_flows() if self._commit_protected else []
+        if cut.stopped_at_ns is not None:
+            self._cut_at_s[epoch] = cut.stopped_at_ns / 1e9
         self._metrics.wait(None)
         with self._lock:
             self._pipeline.cut(epoch)
         timer.cut()
         self._metrics.cut(epoch, cut.pages, why, cut.stages_ms)
-        self._cuts.put((epoch, cut, positions, stays))
+        self._cuts.put((epoch, cut, positions, stays, open_flows))
 
     def _ship_all(self) -> None:
         while (item := self._cuts.get()) is not None and not self._over.is_set():
@@ -223,13 +242,13 @@ class EpochLoop:
             self._outbox.ship(frames)
             self._metrics.reached(frames.epoch, "send")
 
-    def _encode(self, epoch: int, cut: Cut, positions: list[int], stays: bool) -> EpochFrames:
+    def _encode(self, epoch: int, cut: Cut, positions: list[int], stays: bool, open_flows: list[bytes]) -> EpochFrames:
         resources = self._resources
         asked = resources.domain.qmp_begun(JOBS) if resources.mirrors else None  # answered while the rest is done
         writes = [log.take(upto, WRITES_S) for log, upto in zip(resources.logs, positions, strict=True)]
         if resources.devices is not None:
             resources.devices.require_same(cut.devices)
-        frames = resources.encoder.epoch(epoch, cut, writes, list(self.addresses), stays)
+        frames = resources.encoder.epoch(epoch, cut, writes, list(self.addresses), stays, open_flows)
         resources.capture.give_back(cut)
         if asked is not None:
             self._require_mirrors(asked)

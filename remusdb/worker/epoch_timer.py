@@ -33,10 +33,11 @@ def pace_of(protection: Protection) -> Pace:
 class EpochTimer:
     """Of one session's epochs."""
 
-    def __init__(self, pace: Pace, taps: Sequence[str], pid: int) -> None:
-        """GateError when a tap cannot be listened to."""
+    def __init__(self, pace: Pace, taps: Sequence[str], pid: int, gates_fd: int | None = None) -> None:
+        """`gates_fd`: an eventfd that the gates ring instead, when a frame must wait. GateError when a tap cannot be
+        listened to."""
         self._on_demand = pace.on_demand
-        self._bell = Bell(taps if pace.on_demand else ())
+        self._bell = Bell(taps if pace.on_demand else (), gates_fd if pace.on_demand else None)
         self._vcpus = Vcpus(pid)
         self._cadence = Cadence(pace, time.monotonic())
         self._output_at: float | None = None
@@ -66,6 +67,10 @@ class EpochTimer:
         self._stopped_at = time.monotonic()
         self._bell.reset()
         self._output_at = None
+
+    def marked(self) -> None:
+        """Every gate has made its mark, and the VM still stands: what the gates rang for is of this epoch."""
+        self._bell.marked()
 
     def cut(self) -> None:
         """An epoch was cut, and the VM runs again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from remusdb.vm.libvirt_link import LibvirtLink
 from remusdb.worker.devicewatch import DeviceWatch
 from remusdb.worker.disk_reads import DiskReads
 from remusdb.worker.encoder import Encoder
-from remusdb.worker.spec import ProtectionSpec
+from remusdb.worker.spec import ProtectionSpec, release_settings
 from remusdb.worker.tapwatch import open_taps
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,28 @@ class Resources:
             nics = self.domain.nics
             held = spec.protection.held_max_bytes
             self.gate_kind = spec.protection.gate
+            self.release = release_settings(spec.protection)
+            self.bell_fd: int | None = None
+            if self.release is not None:
+                self.gate_kind = "tap"
+                self.bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._undo.callback(os.close, self.bell_fd)
             if self.gate_kind == "auto":
                 self.gate_kind = "plug" if plug_works() else "tap"
             window = spec.protection.window
             self.gates = GateGroup(
-                [make_gate(self.gate_kind, nic.tap, held, guest_mac=nic.mac, window=window) for nic in nics]
+                [
+                    make_gate(
+                        self.gate_kind,
+                        nic.tap,
+                        held,
+                        guest_mac=nic.mac,
+                        window=window,
+                        release=self.release,
+                        bell_fd=self.bell_fd,
+                    )
+                    for nic in nics
+                ]
             )
         except BaseException:
             self._undo.close()

@@ -20,9 +20,9 @@ from remusdb.arbiter.arbiter import Arbiter
 from remusdb.control.api import Switched
 from remusdb.control.status import VmStatus
 from remusdb.core import primary_events as events
-from remusdb.core.messages import Hello
+from remusdb.core.messages import Hello, Welcome
 from remusdb.core.primary import Primary
-from remusdb.errors import DevicesChanged, Fenced, LibvirtAway, PeerUnreachable
+from remusdb.errors import CannotProtect, DevicesChanged, Fenced, LibvirtAway, PeerUnreachable
 from remusdb.history import History
 from remusdb.net.gate import GateMetrics
 from remusdb.reasons import Code, Reason
@@ -149,6 +149,7 @@ class Session:
         greeting = self._greet()
         self._agent.reads = resources.reads
         self._agent.use(greeting)
+        self._require_resets(greeting.welcome)
         self._begin(greeting.welcome.term, resources)
         self._sync.expect(greeting.welcome, resources.replicas)
         self._agent.listen(greeting)
@@ -164,6 +165,15 @@ class Session:
         self._tell(events.Settled())
         if self._primary.is_protected:
             self._proof.told()
+
+    def _require_resets(self, welcome: Welcome) -> None:
+        """Commit protection needs an agent that breaks open transactions at a takeover. CannotProtect."""
+        self._epochs.silence_s = welcome.silence_ms / 1000
+        if self._spec.protection.release == "commit" and not welcome.resets:
+            raise CannotProtect(
+                f'agent {self._spec.peer.name} (RemusDB {welcome.version}) does not know release = "commit"',
+                hint='upgrade RemusDB there, or set release = "all"',
+            )
 
     def _look_out(self, resources: Resources) -> None:
         """Look for as long as epochs are cut."""

@@ -12,6 +12,7 @@ from remusdb.control.api import Switched
 from remusdb.control.codec import Done, Failed, Nothing, Progress, Request, Requests, decode
 from remusdb.control.status import VmStatus
 from remusdb.core.primary import Known
+from remusdb.core.release.settings import ReleaseSettings
 from remusdb.core.roles import PROMOTED
 from remusdb.names import socket_stem
 from remusdb.state import VmState
@@ -96,6 +97,17 @@ def read_report(line: bytes) -> Report:
     """One line of what a worker says. BadFrame for what is none."""
     report: Report = decode(line, Report)  # type: ignore[arg-type]  # a union
     return report
+
+
+def release_settings(protection: Protection) -> ReleaseSettings | None:
+    """What may leave before its epoch is committed; None where nothing may."""
+    if protection.release == "all":
+        return None
+    return ReleaseSettings(
+        postgresql_ports=tuple(protection.release_postgresql_ports),
+        mysql_ports=tuple(protection.release_mysql_ports),
+        mark=protection.release_mark,
+    )
 
 
 def known(spec: ProtectionSpec, state: VmState) -> Known:

@@ -67,7 +67,7 @@ class VmSide:
 
     def release(self, epoch: int) -> None:
         """Let go what is marked with this epoch or an earlier one. GateError: a gate died, which releases nothing."""
-        self._gates.release(epoch)
+        self._gates.release(epoch, self._epochs.early_until(epoch))
 
     def open_gates(self) -> None:
         """Let everything go, and whatever follows."""

@@ -46,10 +46,10 @@ def test_no_schedule_sends_an_unreleased_frame(steps: list[tuple[str, int]]) -> 
             queue.drop_held()
         else:
             for _ in range(min(value, len(queue.sending))):
-                frame = queue.sending.popleft()
-                queue.sent(frame, ok=True)
-                assert sent < int.from_bytes(frame, "big") < may_send_below
-                sent = int.from_bytes(frame, "big")
+                held = queue.sending.popleft()
+                queue.sent(held, ok=True)
+                assert sent < int.from_bytes(held.frame, "big") < may_send_below
+                sent = int.from_bytes(held.frame, "big")
         assert 0 <= queue.held_bytes == 8 * queue.held_frames <= 8 * 40
         assert queue.held_frames + queue.released + queue.dropped == number
 
@@ -57,7 +57,7 @@ def test_no_schedule_sends_an_unreleased_frame(steps: list[tuple[str, int]]) -> 
 def test_passing_queue_sends_at_once() -> None:
     queue = HoldQueue(100)
     queue.accept([b"a", b"b"])
-    assert list(queue.sending) == [b"a", b"b"]
+    assert [held.frame for held in queue.sending] == [b"a", b"b"]
 
 
 def test_a_small_frame_does_not_overtake_one_that_did_not_fit() -> None:
@@ -77,7 +77,7 @@ def test_open_all_keeps_the_order() -> None:
     queue.release(1)
     queue.open_all()
     queue.accept([name(4)])
-    assert list(queue.sending) == [name(number) for number in (1, 2, 3, 4)]
+    assert [held.frame for held in queue.sending] == [name(number) for number in (1, 2, 3, 4)]
 
 
 def test_epochs_must_grow_until_held_anew() -> None:

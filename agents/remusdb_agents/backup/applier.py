@@ -96,6 +96,7 @@ class Applier:
         self.epoch = 0
         self.devices = b""
         self.catch_up = CatchUp()  # of `devices`
+        self.open_flows: list[bytes] = []  # of the last epoch that was applied, by interface
         self._thread = threading.Thread(target=self._run, name="apply", daemon=True)
         start(self._thread)
 
@@ -216,6 +217,7 @@ class Applier:
                         return
                     self.apply(frame)
                 self.catch_up = CatchUp(self.catch_up.earlier or self.devices, epoch.stopped_at_ns)
+                self.open_flows = epoch.open_flows
                 self._moved(epoch)
                 with self._changed:
                     if self._closed:

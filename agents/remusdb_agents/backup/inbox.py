@@ -34,6 +34,7 @@ class WholeEpoch:
     addresses: list[str]
     stopped_at_ns: int | None = None  # of its cut, by this host's clock (catch_up.now_ns)
     stays: bool = False
+    open_flows: list[bytes] = field(default_factory=list)  # of each interface; a takeover at this epoch breaks these
 
     @cached_property
     def cost_bytes(self) -> int:
@@ -83,4 +84,6 @@ class Inbox:
         if any((part.epoch, part.term) != (frame.epoch, frame.term) for part in frames):
             raise BadFrame(f"epoch {frame.epoch} holds frames of another")
         stopped_at = None if commit.age_ns is None else arrived_ns - max(0, commit.age_ns)
-        return WholeEpoch(frame.term, frame.epoch, frames, commit.addresses, stopped_at, commit.stays)
+        return WholeEpoch(
+            frame.term, frame.epoch, frames, commit.addresses, stopped_at, commit.stays, commit.open_flows
+        )

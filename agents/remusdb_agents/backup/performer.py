@@ -89,6 +89,7 @@ class Performer:
             bases=bases.counts if bases else [],
             base_seed=bases.seed if bases else 0,
             taken=here.seeding.pause(),
+            resets=True,
             copy_patience_ms=config.failover.copy_patience_ms,
         )
 

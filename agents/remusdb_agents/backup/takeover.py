@@ -67,11 +67,11 @@ def drain(machine: StandbyMachine, vm: str) -> None:
 def resume(machine: StandbyMachine, vm: str, stays: bool) -> Runs | NotResumed:
     """Let the standby run: from here on it is the VM."""
     try:
-        machine.resume(stays)
+        resets = machine.resume(stays)
     except RemusError as exc:
         VmLog(log, vm).error("the standby cannot be resumed, its disks are booted: %s", exc)
         return NotResumed(exc)
-    return Runs(time.time_ns())
+    return Runs(time.time_ns(), resets=resets)
 
 
 def cold_start(machine: StandbyMachine, stays: bool, cold: str) -> Runs:

@@ -28,6 +28,7 @@ from remusdb_agents.backup.disks.exports import Exports
 from remusdb_agents.backup.disks.images import ReplicaImages
 from remusdb_agents.backup.inbox import WholeEpoch
 from remusdb_agents.backup.namesakes import is_standby
+from remusdb_agents.backup.open_flows import OpenFlows
 from remusdb_agents.backup.rehearsal.run import Rehearsals
 from remusdb_agents.backup.standby.definition import Definition
 from remusdb_agents.backup.standby.here import require_free_taps
@@ -123,10 +124,11 @@ class StandbyMachine:
         self._images.end_snapshot("this host takes the VM over")
         return self.applier.wait_empty(timeout_s)
 
-    def resume(self, stays: bool) -> None:
-        """Load the last epoch's device state and let the VM run: from here on this is the VM. VmError: it does not.
+    def resume(self, stays: bool) -> int:
+        """Load the last epoch's device state and let the VM run: from here on this is the VM. RemusError: it does not.
 
-        With `stays` it is left paused, for whoever suspended it to resume.
+        With `stays` it is left paused, for whoever suspended it to resume. Gives how many connections are reset, since
+        they were inside a transaction (`release = "commit"`).
         """
         self.applier.close()
         self._undo.pop_all()
@@ -134,9 +136,12 @@ class StandbyMachine:
         if self._nvram is not None:
             self._nvram.close()
         self._standby.load(self.applier.devices, self.applier.catch_up)
+        flows = OpenFlows(nics_of(self._domain.tree), self.applier.open_flows)  # before the VM can say anything
         if not stays:
             self._standby.resume()
+        flows.reset()
         self._definition.keep()
+        return flows.count
 
     def cold_start(self, stays: bool) -> None:
         """Where `resume` failed: start the VM from the replica's disks, as after a power cut. VmError: no luck.
