@@ -14,8 +14,6 @@ import socket
 import subprocess
 import sys
 
-import msgspec
-
 from remusdb.core.release.settings import ReleaseSettings
 from remusdb.errors import GateError
 from remusdb.net.gatewire import MESSAGE_MAX_BYTES, Op, Reply, Request, Status
@@ -49,7 +47,7 @@ class GateChild:
         fds = {"--control-fd": theirs.fileno(), "--tap-fd": tap_fd, "--sender-fd": sender.fileno()}
         command = [sys.executable, "-P", "-m", "remusdb.net.tapgate_process", "--max-bytes", str(max_bytes)]
         if release is not None:
-            command += ["--release", msgspec.json.encode(release).decode()]
+            command += ["--release", release.pack()]
         if bell_fd is not None:
             fds["--bell-fd"] = bell_fd
         for option, fd in fds.items():

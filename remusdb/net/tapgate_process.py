@@ -24,8 +24,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
-import msgspec
-
 from remusdb.core.release.rule import CommitRule
 from remusdb.core.release.settings import ReleaseSettings
 from remusdb.net.gatewire import MESSAGE_MAX_BYTES, Op, Reply, Request, Status
@@ -211,7 +209,7 @@ def main() -> None:
     control = socket.socket(fileno=args.control_fd)
     sender = socket.socket(fileno=args.sender_fd)
     gc.disable()  # frames are bytes: no cycles, and a collection would lengthen a mark
-    rule = CommitRule(msgspec.json.decode(args.release, type=ReleaseSettings)) if args.release else None
+    rule = CommitRule(ReleaseSettings.unpack(args.release)) if args.release else None
     control.send(Reply(Status.DONE, 0).pack())
     with contextlib.suppress(OSError):  # the worker went, or took the tap away: either way this is the end
         GateProcess(control, args.tap_fd, sender, args.max_bytes, args.closed, rule, args.bell_fd).run()

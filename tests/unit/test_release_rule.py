@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -220,3 +222,13 @@ def _flow() -> OpenFlow:
     rule = CommitRule(SETTINGS)
     Server(rule).opened().say(UPDATE)
     return rule.open_flows()[0]
+
+
+def test_settings_survive_the_way_to_the_gates_process() -> None:
+    assert ReleaseSettings.unpack(SETTINGS.pack()) == SETTINGS
+
+
+def test_a_gates_process_needs_nothing_but_python() -> None:
+    """It starts while a VM waits for protection, and in a guest that has no library of ours (test_plug_gate.py)."""
+    code = "import sys; sys.modules['msgspec'] = sys.modules['numpy'] = None; import remusdb.net.tapgate_process"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
