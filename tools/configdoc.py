@@ -88,8 +88,8 @@ WORDS = {
     "protection.held_max_bytes": "output that may wait; what is over it is dropped, and reported",
     "protection.release": (
         "`all`: every packet of the VM waits for the backup. `commit`: packets that belong to an open transaction "
-        "do not; a takeover then resets the connections that are inside one ([guarantees.md](guarantees.md)). Needs the "
-        "tap gate"
+        "do not; a takeover then resets the connections that are inside one ([guarantees.md](guarantees.md)). It needs "
+        "the tap gate"
     ),
     "protection.release_postgresql_ports": (
         "of the VM, for `commit`: there it speaks PostgreSQL's protocol; connections with TLS wait as with `all`"

@@ -133,6 +133,9 @@ class Trial:
         decided, resumed = standby.get("decided_at_ns"), standby.get("resumed_at_ns")
         if not decided or not resumed:
             complaints.append(f"the backup did not take over: {standby.get('state')} {standby.get('reason')}")
+        told = int(((standby.get("why") or {}).get("params") or {}).get("resets", 0))
+        if self._release == "commit" and judged["reconnects"] > told:
+            complaints.append(f"{judged['reconnects']} connections were reset, of which the backup says {told}")
         figures = {
             "db": self._dbms.key,
             "acked": judged["acked"],
@@ -141,6 +144,7 @@ class Trial:
             "duplicated": judged["duplicated"],
             "reconnects": judged["reconnects"],
             "reset_inside": judged["reset_inside"],
+            "resets_told": told,
             "release": self._release,
             "early_frames": status.get("early_frames"),
             "detect_ms": _ms(killed.time_ns, decided),
