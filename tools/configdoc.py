@@ -86,6 +86,19 @@ WORDS = {
         "what holds output back: `tap`, `plug` (needs the kernel's `sch_plug` and IFB), or the one that fits"
     ),
     "protection.held_max_bytes": "output that may wait; what is over it is dropped, and reported",
+    "protection.release": (
+        "`all`: every packet of the VM waits for the backup. `commit`: packets that belong to an open transaction "
+        "do not; a takeover then resets the connections that are inside one ([guarantees.md](guarantees.md)). It needs "
+        "the tap gate"
+    ),
+    "protection.release_postgresql_ports": (
+        "of the VM, for `commit`: there it speaks PostgreSQL's protocol; connections with TLS wait as with `all`"
+    ),
+    "protection.release_mysql_ports": "the same of MySQL's and MariaDB's protocol",
+    "protection.release_mark": (
+        "for `commit`: the DSCP value of packets of which the DBMS itself says that they are of an open transaction "
+        "(`agents/guest`); 0: none"
+    ),
     "protection.heartbeat_ms": "how often this host says that it lives; three must fit into the agent's `silence_ms`",
     "protection.connect_timeout_ms": "of one try to reach the agent",
     "protection.vm_call_timeout_ms": "of one call to QEMU",

@@ -27,7 +27,17 @@ from tools.show import TROUBLE, run_to_exit, say, step
 from tools.trial import Kill, Outcome, Trial
 
 _FOLDER = BUILD / "demo"
-_SUMMED = ("acked", "acked_ipv6", "lost", "duplicated", "reconnects", "reset_inside", "epochs")
+_SUMMED = (
+    "acked",
+    "acked_ipv6",
+    "lost",
+    "duplicated",
+    "reconnects",
+    "reset_inside",
+    "resets_told",
+    "early_frames",
+    "epochs",
+)
 _WORST = ("detect_ms", "resume_ms", "outage_ms", "pause_ms_p99")
 _MEDIAN = ("pause_ms_p50", "bytes_per_epoch", "tps_unprotected", "tps_protected")
 

@@ -26,8 +26,10 @@ _VERIFY_S = 240.0
 class Load:
     """One run of the workload. `acks` grows with each look at its record."""
 
-    def __init__(self, lab: Lab, folder: Path, clients: int = CLIENTS, dbms: Dbms = POSTGRESQL) -> None:
-        """Starts it; every second client uses IPv6.
+    def __init__(
+        self, lab: Lab, folder: Path, clients: int = CLIENTS, dbms: Dbms = POSTGRESQL, transactions: int = 0
+    ) -> None:
+        """Starts it; every second client uses IPv6. `transactions`: then a client connects again; 0: never.
 
         Its record goes to `folder`/record, its words to `folder`/workload.log.
         """
@@ -40,6 +42,7 @@ class Load:
         self._dbms = dbms
         self._acks: list[ledger.Ack] = []
         command = [sys.executable, "-m", "tools.workload", "run", "--clients", str(clients)]
+        command += ["--transactions", str(transactions)]
         self._process = lab.client.popen([*command, *self._where], log=folder / "workload.log")
 
     @property

@@ -2,6 +2,7 @@
 """Clients of the bank database that write down what the server acknowledged.
 
     python -m tools.workload run --db DBMS --server ADDRESS [--server ADDRESS] --record DIR [--clients N]
+        [--transactions N]
     python -m tools.workload verify --db DBMS --server ADDRESS --record DIR [--quick]
         [--release all|commit]
 
@@ -44,8 +45,16 @@ class Client(threading.Thread):
     """
 
     def __init__(
-        self, number: int, dbms: Dbms, server: str, acked_fd: int, stop: threading.Event, go: threading.Event
+        self,
+        number: int,
+        dbms: Dbms,
+        server: str,
+        acked_fd: int,
+        stop: threading.Event,
+        go: threading.Event,
+        transactions: int = 0,
     ) -> None:
+        """`transactions`: of a connection; 0: as many as it lasts for."""
         super().__init__(name=f"client-{number}", daemon=True)
         self.number = number
         self.seq = 0
@@ -58,14 +67,18 @@ class Client(threading.Thread):
         self._acked_fd = acked_fd
         self._stop_asked = stop
         self._go = go
+        self._transactions = transactions
 
     def run(self) -> None:
         """Transfers, one after the other, until it is told to stop; connects again after each error."""
         while not self._stop_asked.is_set():
             try:
                 with closing(self._dbms.connect(self._server)) as connection, connection.cursor() as cursor:
+                    last = self.seq + self._transactions
                     while self._may_go():
                         self._transact(connection, cursor)
+                        if self.seq == last:
+                            break
             except self._dbms.errors as error:
                 if self.commit_sent:
                     self.unknown.append((self.number, self.seq))
@@ -99,7 +112,7 @@ class Client(threading.Thread):
         self.in_transaction = self.commit_sent = False
 
 
-def run(dbms: Dbms, servers: list[str], record: Path, clients: int) -> int:
+def run(dbms: Dbms, servers: list[str], record: Path, clients: int, transactions: int = 0) -> int:
     """Runs the clients until a signal. Returns 0; what went wrong is in the report."""
     record.mkdir(parents=True, exist_ok=True)
     acked_fd = os.open(record / "acked", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
@@ -118,7 +131,7 @@ def run(dbms: Dbms, servers: list[str], record: Path, clients: int) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, ordered)
     shared = itertools.cycle(servers)
-    threads = [Client(number, dbms, next(shared), acked_fd, stop, go) for number in range(1, clients + 1)]
+    threads = [Client(number, dbms, next(shared), acked_fd, stop, go, transactions) for number in range(1, clients + 1)]
     for thread in threads:
         thread.start()
     report = record / "report.json"
@@ -187,11 +200,12 @@ def main() -> int:
     parser.add_argument("--server", required=True, action="append", help="address of the database; several for `run`")
     parser.add_argument("--record", required=True, type=Path, help="folder of the record")
     parser.add_argument("--clients", type=int, default=8, help="connections (default: 8)")
+    parser.add_argument("--transactions", type=int, default=0, help="of a connection (default: no end)")
     parser.add_argument("--quick", action="store_true", help="verify without the DBMS's own tools")
     parser.add_argument("--release", choices=["all", "commit"], default="all", help="the VM's setting")
     args = parser.parse_args()
     if args.action == "run":
-        return run(BY_KEY[args.db], args.server, args.record, args.clients)
+        return run(BY_KEY[args.db], args.server, args.record, args.clients, args.transactions)
     result = verify(BY_KEY[args.db], args.server[0], args.record, args.quick, args.release)
     print(json.dumps(result))
     return 1 if result["complaints"] else 0

@@ -107,6 +107,8 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     held_frames: Annotated[int, says("network frames that wait for the backup now")] = 0
     held_bytes: Annotated[int, says("their bytes")] = 0
     dropped_frames: Annotated[int, says("frames for which there was no room to wait (`held_max_bytes`)")] = 0
+    release: Annotated[str, says("which frames wait: all, or commit for those outside of open transactions")] = "all"
+    early_frames: Annotated[int, says("frames that did not wait, since they were of an open transaction")] = 0
     monitor: Annotated[str | None, says("how QEMU is reached: libvirt or private")] = None
     gate: Annotated[str | None, says("what holds output back: tap or plug, see configuration.md")] = None
     encoding: Annotated[str | None, says("how memory is sent: delta or full")] = None

@@ -177,6 +177,8 @@ class Commit(msgspec.Struct, frozen=True):
         """ValueError for what is no IP address, or no flow: it would become part of a frame on this host's network."""
         for address in self.addresses:
             ip_address(address)
+        if sum(map(len, self.open_flows)) > FLOWS_MAX_BYTES:
+            raise ValueError("too many connections inside a transaction")
         for packed in self.open_flows:
             unpack_flows(packed)
 

@@ -83,7 +83,7 @@ _LIMITS = {
     FrameType.HELLO: 1 << 20,  # messages.XML_MAX_BYTES of XML, and 0.4 MiB of names
     FrameType.PROBE: 1 << 20,
     FrameType.WELCOME: 16 << 10,
-    FrameType.COMMIT: 64 << 10,  # the addresses of the guest, at most messages.ADDRESSES_MAX
+    FrameType.COMMIT: 128 << 10,  # messages.ADDRESSES_MAX of the guest's addresses, messages.FLOWS_MAX_BYTES of flows
     FrameType.BASE: 64 << 10,  # the agent sends 16 KiB of hashes at a time
     FrameType.ASK: 4 << 10,
     FrameType.STANDING: 64 << 10,

@@ -92,7 +92,7 @@ class HoldQueue:
         held = Held(frame, judged.flow, judged.early)
         if not judged.early:
             self._open.append(held)
-        elif now < self._early_until and id(judged.flow) not in self._kept:
+        elif id(judged.flow) not in self._kept:
             self.early.append(held)
         else:
             self._keep(held)
@@ -124,6 +124,7 @@ class HoldQueue:
         if epoch <= self._last_epoch:
             raise EpochOrder(f"mark of epoch {epoch} after epoch {self._last_epoch}")
         self._last_epoch = epoch
+        self._hold_early()
         if self._open:
             self._marked.append((epoch, self._open))
             self._open = []
@@ -137,13 +138,16 @@ class HoldQueue:
             self.sending.extend(self._marked.popleft()[1])
 
     def hold_back(self, now: float) -> None:
-        """Where the lease is over, what was to go early waits for its epoch, before all that waits."""
-        if self.early and now >= self._early_until:
-            for held in self.early:
-                self._keep(held)
-            first = self._marked[0][1] if self._marked else self._open
-            first[:0] = self.early
-            self.early.clear()
+        """Where the lease is over, what was to go early waits for its epoch."""
+        if now >= self._early_until:
+            self._hold_early()
+
+    def _hold_early(self) -> None:
+        """Before all that came since the last mark: of the same flows it is the first."""
+        for held in self.early:
+            self._keep(held)
+        self._open[:0] = self.early
+        self.early.clear()
 
     def open_all(self) -> None:
         """Everything may be sent, and what comes too."""

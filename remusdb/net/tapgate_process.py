@@ -162,6 +162,7 @@ class GateProcess:
                 queue.hold()
             case Op.MARK:
                 self._drain()
+                self._send_early()  # or they would wait for this epoch
                 try:
                     queue.mark(request.epoch)
                 except EpochOrder:

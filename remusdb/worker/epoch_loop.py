@@ -99,6 +99,7 @@ class EpochLoop:
         self._timer: EpochTimer | None = None
         self._commit_protected = False
         self._cut_at_s: dict[int, float] = {}  # of the epochs in flight, by the monotonic clock
+        self._nameless = 0  # the last epoch that named no flows, though some may have been open
         self.silence_s = 0.0  # the agent's limit
         self.stays = False  # the VM stands still, and is to do so after a takeover
         self.addresses: tuple[str, ...] = ()  # the guest's, for the agent's announcement
@@ -138,9 +139,14 @@ class EpochLoop:
         self._last = None
 
     def early_until(self, epoch: int) -> float:
-        """Now that this epoch is committed, frames may go early until then, by the monotonic clock (core/lease.py)."""
+        """Now that this epoch is committed, frames may go early until then, by the monotonic clock (core/lease.py).
+
+        Not before an epoch is committed that is newer than the last one before a switchover: that one names no flows.
+        """
         cut_at_s = [self._cut_at_s.pop(number) for number in sorted(self._cut_at_s) if number <= epoch]
-        return lease_until(cut_at_s[-1], self.silence_s) if cut_at_s and self._commit_protected else 0.0
+        if not cut_at_s or not self._commit_protected or epoch <= self._nameless:
+            return 0.0
+        return lease_until(cut_at_s[-1], self.silence_s)
 
     def wake(self) -> None:
         """An epoch was committed: the next one may be due. Any thread may say so."""
@@ -224,7 +230,7 @@ class EpochLoop:
                 timer.marked()
 
             cut = resources.capture.cut(at_stop, marked, waiting)
-            open_flows = resources.gates.open_flows() if self._commit_protected else []
+            open_flows = self._open_flows(epoch, why) if self._commit_protected else []
         if cut.stopped_at_ns is not None:
             self._cut_at_s[epoch] = cut.stopped_at_ns / 1e9
         self._metrics.wait(None)
@@ -233,6 +239,15 @@ class EpochLoop:
         timer.cut()
         self._metrics.cut(epoch, cut.pages, why, cut.stages_ms)
         self._cuts.put((epoch, cut, positions, stays, open_flows))
+
+    def _open_flows(self, epoch: int, why: Why) -> list[bytes]:
+        """Those that a takeover at this epoch must break: none after the last one before a switchover, since nothing
+        goes early from its cut on, and the VM stands still."""
+        if why is not Why.LAST:
+            return self._resources.gates.open_flows()
+        self._nameless = epoch
+        self._resources.gates.release(0)  # which takes the lease away
+        return []
 
     def _ship_all(self) -> None:
         while (item := self._cuts.get()) is not None and not self._over.is_set():

@@ -202,6 +202,8 @@ def status_of(
             held_frames=held.held_frames,
             held_bytes=held.held_bytes,
             dropped_frames=held.dropped_frames,
+            release=spec.protection.release,
+            early_frames=held.early_frames,
             monitor=resources.domain.monitor if resources else None,
             gate=resources.gate_kind if resources else spec.protection.gate,
             encoding=spec.protection.encoding,

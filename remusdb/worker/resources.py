@@ -62,7 +62,7 @@ class Resources:
             nics = self.domain.nics
             held = spec.protection.held_max_bytes
             self.gate_kind = spec.protection.gate
-            self.release = release_settings(spec.protection)
+            self.release = release_settings(spec.protection, len(nics))
             self.bell_fd: int | None = None
             if self.release is not None:
                 self.gate_kind = "tap"

@@ -12,6 +12,7 @@ from remusdb.control.api import Switched
 from remusdb.control.codec import Done, Failed, Nothing, Progress, Request, Requests, decode
 from remusdb.control.status import VmStatus
 from remusdb.core.primary import Known
+from remusdb.core.release.frames import FLOWS_MAX
 from remusdb.core.release.settings import ReleaseSettings
 from remusdb.core.roles import PROMOTED
 from remusdb.names import socket_stem
@@ -99,14 +100,16 @@ def read_report(line: bytes) -> Report:
     return report
 
 
-def release_settings(protection: Protection) -> ReleaseSettings | None:
-    """What may leave before its epoch is committed; None where nothing may."""
+def release_settings(protection: Protection, nics: int) -> ReleaseSettings | None:
+    """What may leave before its epoch is committed; None where nothing may. `nics`: interfaces of the VM, which share
+    what COMMIT has room for."""
     if protection.release == "all":
         return None
     return ReleaseSettings(
         postgresql_ports=tuple(protection.release_postgresql_ports),
         mysql_ports=tuple(protection.release_mysql_ports),
         mark=protection.release_mark,
+        flows_max=max(1, FLOWS_MAX // max(1, nics)),
     )
 
 

@@ -19,6 +19,8 @@ import pytest
 from remusdb.capture.cut import Cut
 from remusdb.config import Protection
 from remusdb.core.pipeline import Pipeline
+from remusdb.core.release.frames import FlowKey, OpenFlow
+from remusdb.core.release.settings import ReleaseSettings
 from remusdb.errors import DevicesChanged, DiskError, GateError, VmError
 from remusdb.reasons import Reason
 from remusdb.worker.encoder import Encoder, EpochFrames
@@ -26,6 +28,7 @@ from remusdb.worker.epoch_loop import EpochLoop
 from tests.waiting import LIMIT_S, eventually
 
 TERM = 3
+FLOW = OpenFlow(FlowKey(bytes(4), 5432, bytes(4), 40000), bytes(6), bytes(6), None, 1, 2).pack()
 MOMENT_S = 0.15  # several epochs
 
 
@@ -70,6 +73,7 @@ class FakeVm:
         self.jobs: Any = []
         self.mirrors: list[Any] = []
         self.stop_fails: Exception | None = None
+        self.release: ReleaseSettings | None = None
         self._epoch_ms = epoch_ms
 
     def note(self, what: str) -> None:
@@ -79,7 +83,13 @@ class FakeVm:
         """In the place of the worker's resources."""
         return SimpleNamespace(
             spec=SimpleNamespace(protection=Protection(epoch_mode="fixed", epoch_ms=self._epoch_ms)),
-            gates=SimpleNamespace(turn=self.turn, mark_begin=self._mark_begin, mark_wait=lambda: self.note("marked")),
+            gates=SimpleNamespace(
+                turn=self.turn,
+                mark_begin=self._mark_begin,
+                mark_wait=lambda: self.note("marked"),
+                open_flows=lambda: [FLOW],
+                release=lambda epoch: self.note(f"release {epoch}"),
+            ),
             capture=SimpleNamespace(cut=self._cut, give_back=lambda _cut: None),
             clock=SimpleNamespace(halting=self._halting, held_until_now=lambda: self.note("clock goes on")),
             domain=SimpleNamespace(
@@ -96,6 +106,8 @@ class FakeVm:
             mirrors=self.mirrors,
             encoder=Encoder([], "full"),
             patience_s=1.0,
+            release=self.release,
+            bell_fd=None,
         )
 
     def _mark_begin(self, epoch: int) -> None:
@@ -113,7 +125,7 @@ class FakeVm:
         self.at_cut(self.cuts)
         before_start()
         self.note("runs")
-        return Cut(b"state of cut %d" % self.cuts, [], 7)
+        return Cut(b"state of cut %d" % self.cuts, [], time.monotonic_ns())
 
     @contextmanager
     def _halting(self) -> Iterator[None]:
@@ -447,3 +459,43 @@ def test_a_last_epoch_for_which_there_is_no_room_is_not_waited_for_without_end()
         with pytest.raises(VmError, match=r"not stopped and cut within 0\.1 s"):
             running.loop.cut_last(0.1)
         assert "stop" not in vm.done
+
+
+def test_each_epoch_names_the_connections_that_were_open_and_gives_a_lease_from_its_cut() -> None:
+    vm = FakeVm()
+    vm.release = ReleaseSettings(mark=1)
+    with Running(vm) as running:
+        running.loop.silence_s = 0.5
+        began = time.monotonic()
+        running.ack_all(3)
+        assert [frames.commit.open_flows for frames in running.shipped[:3]] == [[FLOW]] * 3
+        until = running.loop.early_until(3)
+        assert began < until < time.monotonic() + 0.5
+        assert running.loop.early_until(3) == 0.0, "the same epoch gives no second one"
+
+
+def test_a_vm_without_commit_protection_names_none_and_has_no_lease() -> None:
+    vm = FakeVm()
+    with Running(vm) as running:
+        running.loop.silence_s = 0.5
+        running.ack_all(2)
+        assert running.shipped[0].commit.open_flows == []
+        assert running.loop.early_until(2) == 0.0
+
+
+def test_the_last_epoch_names_none_so_nothing_goes_early_before_a_newer_one_is_committed() -> None:
+    vm = FakeVm()
+    vm.release = ReleaseSettings(mark=1)
+    with Running(vm) as running:
+        running.loop.silence_s = 0.5
+        running.ack_all(2)
+        last = running.loop.cut_last(LIMIT_S)
+        eventually(lambda: running.numbers[-1:] == [last])
+        assert running.shipped[-1].commit.open_flows == []
+        assert "release 0" in vm.done
+        assert running.loop.early_until(last) == 0.0
+        running.ack(last)
+        running.loop.go_on()
+        running.ack_all(len(running.shipped) + 1)
+        newer = running.numbers[-1]
+        assert running.loop.early_until(newer) > 0.0

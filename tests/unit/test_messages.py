@@ -18,6 +18,7 @@ from remusdb.core.messages import (
     ADDRESSES_MAX,
     BLOCKS_MAX,
     DISKS_MAX,
+    NICS_MAX,
     Base,
     Capabilities,
     Commit,
@@ -35,6 +36,7 @@ from remusdb.core.messages import (
     unpack,
 )
 from remusdb.core.probe import XML_MAX_BYTES, Answer, Bridge, Forwarding, HugePages, Namesake, Probe, Uplink
+from remusdb.core.release.frames import FLOWS_MAX, FlowKey, OpenFlow
 from remusdb.core.wire import FrameType, payload_limit
 from remusdb.errors import BadFrame, CannotProtect
 from remusdb.names import VmName
@@ -59,16 +61,18 @@ ANSWER = Answer(
     images={"vda": 4096},
     errors={"cpu": "no"},
 )
+FLOW = OpenFlow(FlowKey(bytes([10, 0, 0, 1]), 5432, bytes([10, 0, 0, 2]), 40000), bytes(6), bytes(6), None, 1, 2)
+FLOW6 = OpenFlow(FlowKey(bytes([253] * 16), 3306, bytes([254] * 16), 40001), bytes(6), bytes(6), 7, 2**32 - 1, 0)
 SAMPLES: list[msgspec.Struct] = [
     Hello(
         *("0.1", "alpha", VmName("pg"), UUID, 7, False, 0, "pc-q35-10.0"),
         *(XML, BLOCKS, DISKS, 100, "10.0.2", "c7", [3, 0], True),
     ),
-    Welcome("0.1", "beta", 8, 4, True, 500, [160, 0], 99, 2, 60_000),
+    Welcome("0.1", "beta", 8, 4, True, 500, [160, 0], 99, 2, 60_000, True),
     Refuse("the disk is full", "free some", 8, False, True, "preflight"),
     Taken(7),
     Base(1, 1024, bytes(32)),
-    Commit(3, 4096, ["192.0.2.7", "2001:db8::7"], 5_000_000, True),
+    Commit(3, 4096, ["192.0.2.7", "2001:db8::7"], 5_000_000, True, [FLOW.pack() * 2, b"", FLOW6.pack()]),
     Notice("unprotect was asked for", True),
     Proof("refused", 1_700_000_000_000_000_000, 7, 12.5, "no", "look"),
     Question(VmName("pg"), "alpha", 7),
@@ -275,6 +279,7 @@ def test_the_largest_messages_fit_their_frames() -> None:
     welcome = Welcome(long, "a" * 64, 2**62, 2**62, True, 500, many, 2**62 - 1, 2**62, 60_000)
     assert len(pack(welcome)) <= payload_limit(FrameType.WELCOME) and unpack(Welcome, pack(welcome)) == welcome
     commit = Commit(2**62, 2**62, ["2001:0db8:0000:0000:0000:0000:0000:0001"] * ADDRESSES_MAX, 2**62, True)
+    commit = msgspec.structs.replace(commit, open_flows=[FLOW6.pack() * (FLOWS_MAX // NICS_MAX)] * NICS_MAX)
     assert len(pack(commit)) <= payload_limit(FrameType.COMMIT) and unpack(Commit, pack(commit)) == commit
     base = Base(63, 2**62, bytes(messages.HASHES_MAX_BYTES - 64))
     assert len(pack(base)) <= payload_limit(FrameType.BASE)
@@ -355,3 +360,26 @@ def test_any_mutated_message_is_one_or_is_refused(
 def test_any_values_in_any_place(kind: type[msgspec.Struct], value: object) -> None:
     with contextlib.suppress(BadFrame):
         unpack(kind, msgspec.msgpack.encode(value))
+
+
+@pytest.mark.parametrize(
+    "flows",
+    [
+        [b"x"],
+        [FLOW.pack()[:-1]],
+        [b"\x05" + FLOW.pack()[1:]],
+        [FLOW.pack() * FLOWS_MAX, FLOW.pack()],
+        [b""] * (NICS_MAX + 1),
+    ],
+    ids=["a byte", "cut off", "of no IP version", "too many", "too many interfaces"],
+)
+def test_connections_that_cannot_be_are_no_commit(flows: list[bytes]) -> None:
+    fine = msgspec.msgpack.decode(pack(Commit(0, 0, [])))
+    with pytest.raises(BadFrame):
+        unpack(Commit, msgspec.msgpack.encode({**fine, "open_flows": flows}))
+
+
+def test_a_commit_of_an_older_primary_names_no_connections() -> None:
+    fine = msgspec.msgpack.decode(pack(Commit(0, 0, [])))
+    del fine["open_flows"]
+    assert unpack(Commit, msgspec.msgpack.encode(fine)).open_flows == []

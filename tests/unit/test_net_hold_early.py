@@ -128,6 +128,27 @@ def test_what_follows_a_frame_that_was_dropped_waits() -> None:
     assert send_all(queue, 0.0) == []
 
 
+def test_what_may_go_early_does_not_overtake_what_was_just_released_of_its_flow() -> None:
+    queue = queue_of()
+    queue.accept([frame(1, True, 1)], now=0.0)
+    queue.hold_back(0.0)
+    queue.mark(1)
+    queue.release(1, LONG)
+    queue.accept([frame(1, True, 2)], now=0.0)
+    assert send_all(queue, 0.0) == [frame(1, True, 1)]
+
+
+def test_what_waits_for_a_lease_waits_for_its_own_epoch() -> None:
+    """The last epoch before a switchover names no connections: what comes after its cut must not leave with it."""
+    queue = queue_of()
+    queue.accept([frame(2, False, 1)], now=0.0)
+    queue.mark(1)
+    queue.accept([frame(1, True, 2)], now=0.0)
+    queue.hold_back(0.0)
+    queue.release(1, 0.0)
+    assert send_all(queue, 0.0) == [frame(2, False, 1)]
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("frame"), st.integers(2, 7)),  # twice the flow, and one where it may

@@ -26,3 +26,14 @@ def test_nothing_is_lost_and_no_connection_is_reset(dbms: Dbms, kill: Kill) -> N
     assert outcome.complaints == []
     assert 0 < outcome.figures["acked_ipv6"] < outcome.figures["acked"]
     assert (outcome.figures["lost"], outcome.figures["duplicated"], outcome.figures["reconnects"]) == (0, 0, 0)
+
+
+@pytest.mark.timeout(600)
+def test_with_commit_protection_nothing_is_lost_and_only_open_transactions_are_reset() -> None:
+    """What was inside a transaction may be reset, and then is not there; all else is as without it."""
+    folder = LOGS / "commit"
+    outcome = Trial(image.ensure(dbms=POSTGRESQL), seed=7, kill=Kill.HOST, folder=folder, release="commit").run()
+    assert outcome.complaints == []
+    assert outcome.figures["early_frames"] > 0
+    assert (outcome.figures["lost"], outcome.figures["duplicated"]) == (0, 0)
+    assert outcome.figures["reconnects"] == outcome.figures["reset_inside"]

@@ -39,7 +39,8 @@ class WholeEpoch:
     @cached_property
     def cost_bytes(self) -> int:
         """The memory that it takes."""
-        return FRAME_COST_BYTES * (1 + len(self.frames)) + sum(len(frame.payload) for frame in self.frames)
+        flows = sum(map(len, self.open_flows))
+        return FRAME_COST_BYTES * (1 + len(self.frames)) + sum(len(frame.payload) for frame in self.frames) + flows
 
 
 @dataclass

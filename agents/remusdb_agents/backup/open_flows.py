@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from remusdb.core.release.frames import OpenFlow, unpack_flows
 from remusdb.core.reset import Target
 from remusdb.core.segments import End
+from remusdb.errors import GateError
 from remusdb.net.resets import Resets
 from remusdb.threads import apart
 from remusdb.vm.domain import Nic
@@ -22,6 +23,8 @@ class OpenFlows:
 
     def __init__(self, nics: Sequence[Nic], open_flows: Sequence[bytes]) -> None:
         """Shut them. `open_flows`: as in COMMIT, one item an interface. GateError: the VM must not run like this."""
+        if any(open_flows[len(nics) :]):
+            raise GateError("connections inside a transaction were named on an interface that this VM does not have")
         flows = [(nic, unpack_flows(packed)) for nic, packed in zip(nics, open_flows, strict=False) if packed]
         self.count = sum(len(some) for _nic, some in flows)
         self._resets = [Resets(nic.tap, [target_of(flow) for flow in some]) for nic, some in flows if some]

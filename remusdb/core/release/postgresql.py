@@ -8,21 +8,25 @@ Open is what ReadyForQuery said last, as long as nothing followed that may end a
 whose tag is on the list is known not to. So COMMIT AND CHAIN, which answers with "in a transaction" as what came before
 it did, closes by its tag, as a COMMIT in a pipeline does, until the next ReadyForQuery. An error closes, too: a COMMIT
 that fails answers with nothing else. A procedure cannot commit inside of a transaction block ("invalid transaction
-termination"), but its tag is not on the list either. Formats: PostgreSQL's manual, "Frontend/Backend Protocol".
+termination"), but its tag is not on the list either. Formats: the manual's "Message Formats".
 """
 
 from __future__ import annotations
 
 import struct
 
+from remusdb.core.release.skip import skip_messages
+
 _HEADER = struct.Struct("!BI")
 _LENGTH_MAX = 1 << 30  # MaxAllocSize of the server
 _TAG_MAX = 64  # COMPLETION_TAG_BUFSIZE of the server
-# Of a COPY, a result, a parameter, a notice, or that something was parsed, bound, closed or described.
-_HARMLESS = frozenset(b"DTtn123sINSGHdcV")
+# Of a COPY or a result, or that something was parsed, bound, closed or described.
+_HARMLESS = frozenset(b"DTtn123sIGHdc")
 _COMPLETE, _READY = ord("C"), ord("Z")
 _FIRST = frozenset(b"REv")
-_CLOSES = frozenset(b"EARKv")  # an error; what comes outside of transactions
+# An error; a notice and a setting, which a COMMIT may send before its tag; what a fastpath function answers; what comes
+# outside of transactions.
+_CLOSES = frozenset(b"ENSVARKv")
 # Server's cmdtaglist.h: those that neither end nor begin a transaction.
 _TAGS = frozenset(
     tag.encode()
@@ -67,7 +71,10 @@ class PostgresReader:
             if data[at] not in _FIRST:  # S, G: encrypted from here on
                 return self._lose()
             self._greeted = True
-        while end - at >= 5:
+        while True:
+            at = skip_messages(data, at)
+            if end - at < 5:
+                break
             kind, length = unpack(data, at)
             if not 4 <= length <= _LENGTH_MAX:
                 return self._lose()

@@ -8,8 +8,9 @@ that all of it is of a transaction that was open before it and is open after it.
 one is committed. Such a frame finds nothing held, so no frame of its connection came since the cut that waits, and only
 a frame that waits can open a connection: it was open at the cut. The whole argument: docs/guarantees.md.
 
-A connection is known from its SYN on; one that is older, or of a client with TLS, by the server's marks alone. What
-is not in order (sent again, overlapping, behind a gap) waits, and is read only as far as it carries on.
+A connection is known from its SYN on; one that is older, or of a client that uses TLS, by the server's marks alone.
+What is not in order (sent again, overlapping, behind a gap) waits, and is read only as far as it carries on. Behind a
+gap nothing is open until all that was sent behind it was seen again; a mark, which needs nothing before it, goes on.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _MACS = slice(10, 22)  # destination, source; behind the virtio_net_hdr
 class Flow:
     """A connection that is known. `held`: so many of its frames wait in the gate, or are released and not sent."""
 
-    __slots__ = ("held", "last_ack", "macs", "next_seq", "readers", "seen", "vlan")
+    __slots__ = ("held", "last_ack", "macs", "most_seq", "next_seq", "readers", "seen", "vlan")
 
     def __init__(self, readers: list[Reader], next_seq: int) -> None:
         self.readers = readers
-        self.next_seq = next_seq
+        self.next_seq = self.most_seq = next_seq  # of the next byte to be read; of what the guest sends next
         self.held = 0
         self.last_ack = 0
         self.macs = b""
@@ -42,8 +43,8 @@ class Flow:
 
     @property
     def open(self) -> bool:
-        """Whether a transaction is open."""
-        return any(reader.open for reader in self.readers)
+        """Whether a transaction is open, and nothing is missing."""
+        return self.next_seq == self.most_seq and any(reader.open for reader in self.readers)
 
 
 class Judged(NamedTuple):
@@ -70,7 +71,7 @@ class CommitRule:
 
     def __init__(self, settings: ReleaseSettings) -> None:
         self._settings = settings
-        self._flows: dict[bytes, Flow] = {}
+        self._flows: dict[tuple[bytes, int | None], Flow] = {}
         self._early = self._held = 0
 
     def judge(self, frame: bytes, now: float) -> Judged:
@@ -91,7 +92,7 @@ class CommitRule:
 
     def open_flows(self) -> list[OpenFlow]:
         """The connections that are open now. At most as many as are known."""
-        return [_open_flow(key, flow) for key, flow in self._flows.items() if flow.open]
+        return [_open_flow(key, flow) for (key, _vlan), flow in self._flows.items() if flow.open]
 
     def counters(self) -> Counters:
         """For status."""
@@ -102,40 +103,50 @@ class CommitRule:
         self._flows.clear()
 
     def _of(self, segment: Segment, frame: bytes, now: float) -> Judged:
-        flow = self._flows.get(segment.key)
-        if segment.flags & (SYN | FIN | RST | URG):
+        flow = self._flows.get((segment.key, segment.vlan))
+        if segment.flags & (SYN | FIN | RST | URG | ACK) != ACK:
             return self._at_an_end(segment, flow)
         if flow is None:
             if not self._settings.mark or segment.dscp != self._settings.mark or not self._room():
                 return _UNKNOWN
-            flow = self._flows[segment.key] = Flow([MarkReader(self._settings.mark)], segment.seq)
+            flow = self._flows[segment.key, segment.vlan] = Flow([MarkReader(self._settings.mark)], segment.seq)
         flow.seen, flow.macs, flow.vlan = now, frame[_MACS], segment.vlan
-        if segment.flags & ACK:
-            flow.last_ack = segment.ack
+        flow.last_ack = segment.ack
         inside = self._read(flow, segment, frame)
         return Judged(flow, inside and not flow.held)
 
     def _read(self, flow: Flow, segment: Segment, frame: bytes) -> bool:
         """Whether what it carries is of an open transaction. Reads what carries on, all the same."""
+        end = (segment.seq + segment.size) % _NUMBERS
         known = (flow.next_seq - segment.seq) % _NUMBERS
-        new = segment.size - known
-        if known >= _HALF or new < 0 or (known and not new):
-            return False  # behind a gap; or all of it sent again
+        in_order = not known and flow.next_seq == flow.most_seq
+        if 0 < (end - flow.most_seq) % _NUMBERS < _HALF:
+            flow.most_seq = end
+        if known >= _HALF:
+            return self._gap(flow)
+        if known and known >= segment.size:
+            return False  # all of it was sent before
         payload = frame[segment.at + known : segment.at + segment.size]
-        flow.next_seq = (segment.seq + segment.size) % _NUMBERS
+        flow.next_seq = end
         inside = False
         for reader in flow.readers:
             inside = reader.read(payload, segment.dscp) or inside
-        return inside and not known
+        return inside and in_order
+
+    def _gap(self, flow: Flow) -> bool:
+        """Something before it is missing: never early. A reader of marks goes on, closed; others wait for it."""
+        if any(isinstance(reader, MarkReader) for reader in flow.readers):
+            flow.readers, flow.next_seq = [MarkReader(self._settings.mark)], flow.most_seq
+        return False
 
     def _at_an_end(self, segment: Segment, flow: Flow | None) -> Judged:
         """The first or the last of a connection waits, and what is urgent; nothing is known of it before and after."""
-        self._flows.pop(segment.key, None)
+        self._flows.pop((segment.key, segment.vlan), None)
         greets = segment.flags & (SYN | ACK | FIN | RST | URG) == SYN | ACK
         readers = self._readers(segment.port) if greets and not segment.size else []
         if readers and self._room():
             # What an older connection of the same ends holds leaves before what this one is answered.
-            flow = self._flows[segment.key] = Flow(readers, (segment.seq + 1) % _NUMBERS)
+            flow = self._flows[segment.key, segment.vlan] = Flow(readers, (segment.seq + 1) % _NUMBERS)
         return Judged(flow, False)
 
     def _readers(self, port: int) -> list[Reader]:
@@ -160,4 +171,4 @@ class CommitRule:
 
 
 def _open_flow(key: bytes, flow: Flow) -> OpenFlow:
-    return OpenFlow(flow_key(key), flow.macs[6:], flow.macs[:6], flow.vlan, flow.next_seq, flow.last_ack)
+    return OpenFlow(flow_key(key), flow.macs[6:], flow.macs[:6], flow.vlan, flow.most_seq, flow.last_ack)
