@@ -132,7 +132,7 @@ def _box(host: Host, inner: int) -> Iterator[str]:
     elif host.runs and host.state == "held":
         color, said = "yellow", ["■ it runs, and nobody hears it", "its output is held", f"term {host.term}"]
     elif host.runs:
-        said = ["● the database runs here", _state(host), f"term {host.term}" if host.term else ""]
+        said = ["● the VM runs here", _state(host), f"term {host.term}" if host.term else ""]
     elif host.follows:
         said = ["○ a paused copy of it, warm", _state(host), f"term {host.term}, holds epoch {host.epoch}"]
     else:
@@ -163,6 +163,9 @@ def _between(one: Host, other: Host) -> list[str]:
 
 def _clients(picture: Picture, columns: int) -> Iterator[str]:
     count = marks(columns)
+    if not picture.clients:
+        yield from ("", "")
+        return
     yield f"{len(picture.clients)} clients: what each was told is done, in {MARK_S:g} s a mark"
     most = max((beat for one in picture.clients for beat in one.beats), default=1) or 1
     for one in picture.clients:
