@@ -505,7 +505,7 @@ def test_export_on_the_wrong_host_names_the_right_one(daemons: FakeDaemons) -> N
 
 def test_no_command_waits_for_a_library_that_it_does_not_need() -> None:
     """numpy alone took as long as all the rest; runbooks and hooks call the CLI again and again."""
-    slow = ("numpy", "cryptography", "paramiko")
+    slow = ("numpy", "cryptography", "paramiko", "rich")
     command = f"import sys, remusdb.cli.main; sys.exit(' '.join(name for name in {slow} if name in sys.modules) or 0)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
