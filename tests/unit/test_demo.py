@@ -52,6 +52,7 @@ def test_without_the_sources_it_says_where_they_are_needed(monkeypatch: pytest.M
 
 def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was run"))
     done = CliRunner().invoke(cli, ["demo"])
     assert done.exit_code == 2 and "as root" in done.stderr
 

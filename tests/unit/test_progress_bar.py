@@ -87,6 +87,8 @@ def test_a_step_that_is_interrupted_is_not_told_to_be_over() -> None:
 def test_words_of_a_daemon_do_not_command_the_terminal() -> None:
     terminal = Terminal()
     terminal.told("[red]x\x1b]0;t\x07", 1, 2, "[b]\x1b[2J")
+    drawn = "".join(terminal.lines())
+    assert "\x1b" not in drawn and "[red]x" in drawn and "[b]" in drawn
     terminal.bar.stop()
     assert "\x1b]0" not in terminal.out.getvalue() and "\x1b[2J" not in terminal.out.getvalue()
     assert "[red]x" in terminal.out.getvalue()
