@@ -23,11 +23,12 @@ UNTIL ?= reboot
 FUZZ_S ?= 3600
 FUZZ_RUNS ?=
 
-.PHONY: help setup venv demo soak matrix machines vagrant-box vagrant-demo test check quick lint lock bench fuzz dist dist-test clean
+.PHONY: help setup venv demo cast soak matrix machines vagrant-box vagrant-demo test check quick lint lock bench fuzz dist dist-test clean
 
 help:
-	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link] [DB=postgresql|mariadb] [RELEASE=all|commit]'
+	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link] [DB=postgresql|mariadb] [RELEASE=all|commit] [PLAIN=1]'
 	@echo '             kill the host of a protected database VM under load; see that no client noticed'
+	@echo 'make cast    the same, recorded as docs/demo.cast'
 	@echo 'make soak [ROUNDS=n] [BY=kill|switchover]'
 	@echo '             fail over (or move), rejoin, reprotect, and back again, under load: nothing lost, no connection reset'
 	@echo 'make matrix [CELLS=all|ci|FAULT/PHASE,...] [KEEP=1]'
@@ -58,7 +59,10 @@ venv:
 	@tools/venv.sh
 
 demo: setup
-	@$(PYTHON) -m tools.demo --seed $(SEED) --runs $(RUNS) --kill $(KILL) --db $(DB) --release $(RELEASE)
+	@$(PYTHON) -m tools.demo --seed $(SEED) --runs $(RUNS) --kill $(KILL) --db $(DB) --release $(RELEASE) $(if $(PLAIN),--plain)
+
+cast: setup
+	@$(PYTHON) -m tools.cast
 
 soak: setup
 	@$(PYTHON) -m tools.soak --rounds $(ROUNDS) --by $(BY)

@@ -36,6 +36,7 @@ class Host(Struct, frozen=True, kw_only=True):
     hooks_dir: Path = Path("/etc/remusdb/hooks.d")
     image_dir: Path = Path("/var/lib/remusdb/images")  # the same as the agent's
     libvirt_uri: Text = "qemu:///system"
+    log: Literal["text", "logfmt", "json"] = "text"  # its form; `--log` and REMUSDB_LOG go before it
 
 
 class Tls(Struct, frozen=True, kw_only=True):
@@ -126,6 +127,7 @@ class Agent(Struct, frozen=True, kw_only=True):
     readable_dirs: list[Path] = field(default_factory=lambda: list(READABLE_DIRS))
     emulator: Path | None = None  # the QEMU of standbys here, where it is another than libvirt's own
     libvirt_uri: Text = "qemu:///system"
+    log: Literal["text", "logfmt", "json"] = "text"  # its form; `--log` and REMUSDB_LOG go before it
 
 
 class Failover(Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import os
 import queue
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -67,6 +67,15 @@ EventName = Literal[
     "cleared",  # it is so no longer
     "adopted",  # a restarted daemon found the VM protected, and went on with it
 ]
+
+
+# Of an event in the log, by who must act on it: see log.py. The others tell the story.
+LEVELS: Final[dict[EventName, int]] = {
+    **dict.fromkeys(("held", "failed"), logging.ERROR),  # clients wait, or what should protect it does not
+    **dict.fromkeys(
+        ("lost", "solo", "unproven", "promoted", "fenced", "renounced", "clock", "trouble"), logging.WARNING
+    ),  # it runs, with no backup or a weaker one
+}
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +146,7 @@ class History:
                 log.error("%d events are missing in the history: they came faster than the disk", dropped - told)
                 told = dropped
             try:
+                _tell(event)
                 if self._hooks is not None:
                     self._hooks.run(event)  # first: it needs no disk that works
                 self._write(self._folder, event)
@@ -188,6 +198,14 @@ def append(folder: Path, event: Event, *, file_max_bytes: int = FILE_MAX_BYTES, 
             durable.sync_folder(folder)
         if alone and before + len(line) > file_max_bytes:
             _halve(path, file_max_bytes // 2)
+
+
+def _tell(event: Event) -> None:
+    """A line in the log, by its level."""
+    extra = {"term": event.term, "epoch": event.epoch or 0}
+    VmLog(log, event.vm).log(
+        LEVELS.get(event.event, logging.INFO), "%s: %s", event.event, event.reason or event.now, extra=extra
+    )
 
 
 def _bounded(event: Event) -> Event:

@@ -6,7 +6,8 @@
     json     one line a record, one JSON object: time, level, logger, message; vm, term, epoch where known; exception
 
 Levels by who reads them: ERROR wants an operator now, WARNING soon, INFO tells the story of a VM afterwards,
-DEBUG is for whoever works on the code. A flood of one kind is cut down to a few lines a second (`quietly.py`).
+DEBUG is for whoever works on the code. Each event of a VM's history is a line (`history.py` has their levels). A flood
+of one kind is cut down to a few lines a second (`quietly.py`).
 """
 
 from __future__ import annotations
@@ -98,11 +99,14 @@ class LineFormatter(logging.Formatter):
 FORMS: dict[str, type[logging.Formatter]] = {"text": LineFormatter, "logfmt": LogfmtFormatter, "json": JsonFormatter}
 
 
-def setup(*, debug: bool = False, form: str | None = None) -> None:
+def setup(*, debug: bool = False, form: str | None = None, otherwise: str | None = None) -> None:
     """Send the log to stderr. Every process of ours calls this once, first thing.
 
-    `form`: one of FORMS, of this process and of those that it starts; None: as the environment says.
+    `form`: one of FORMS, of this process and of those that it starts; None: as the environment says, and where it
+    says nothing `otherwise`.
     """
+    if form is None and FORM_KEY not in os.environ:
+        form = otherwise
     if form is not None:
         os.environ[FORM_KEY] = form
     handler = logging.StreamHandler(sys.stderr)

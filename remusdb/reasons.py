@@ -25,6 +25,14 @@ class Code(StrEnum):
     UNPROTECT_ASKED = "unprotect-asked"
     NOT_RUNNING = "not-running"
 
+    # of the verdict on a host's VMs
+    NO_BACKUP = "no-backup"
+    NO_BACKUP_OFF = "no-backup-off"
+    EXPOSED = "exposed"
+    NOT_PROTECTED = "not-protected"
+    HOST_SILENT = "host-silent"
+    NO_DAEMON = "no-daemon"
+
     # a session begins, and goes well
     STARTING = "starting"
     REJOINING = "rejoining"

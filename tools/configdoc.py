@@ -123,6 +123,8 @@ WORDS = {
     "agent.name": "this host's name, the one in its certificate",
     "agent.listen": "address to listen on",
     "agent.port": "and its port",
+    "host.log": "form of the log, also of workers: text, or one line a record in logfmt or json",
+    "agent.log": "as `host.log`",
     "agent.run_dir": "as `host.run_dir`, the same on one machine",
     "agent.state_dir": "as `host.state_dir`, the same on one machine",
     "agent.hooks_dir": "as `host.hooks_dir`, the same on one machine",

@@ -2,11 +2,13 @@
 """`make demo`: kills the host of a protected database VM under load, and checks what its clients saw.
 
     python -m tools.demo [--seed N] [--runs N] [--kill host|qemu|link] [--db postgresql|mariadb] [--release all|commit]
+                         [--plain]
 
-Progress is on stderr. The last line on stdout is one JSON object, which build/demo/report.json holds as well; of
-several runs it has the sums, the worst and the medians, and under `runs` each run's own. Exit 1 if anything that a
-client had seen was lost or came twice, if a connection was reset, or if the survivor is damaged. With `--release
-commit` a connection may be reset inside a transaction, of which then nothing may be there.
+Progress is on stderr: a living picture in a terminal that has room for it, else, or with `--plain`, lines. The last
+line on stdout is one JSON object, which build/demo/report.json holds as well; of several runs it has the sums, the
+worst and the medians, and under `runs` each run's own. Exit 1 if anything that a client had seen was lost or came
+twice, if a connection was reset, or if the survivor is damaged. With `--release commit` a connection may be reset
+inside a transaction, of which then nothing may be there.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import json
 import shutil
 import statistics
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,12 @@ from rich.markup import escape
 from tools.dbms import BY_KEY, POSTGRESQL
 from tools.lab import image
 from tools.lab.paths import BUILD
-from tools.show import TROUBLE, run_to_exit, say, step
+from tools.show import TROUBLE, console, run_to_exit, say, step
+from tools.stage import Living, Plain, can_live
 from tools.trial import Kill, Outcome, Trial
 
 _FOLDER = BUILD / "demo"
+LOST = {Kill.HOST: "host", Kill.QEMU: "QEMU", Kill.LINK: "network"}  # what the title says
 _SUMMED = (
     "acked",
     "acked_ipv6",
@@ -59,16 +64,18 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {**found, "runs": runs}
 
 
-def _one(built: image.DbImage, seed: int, kill: Kill, folder: Path, release: str) -> Outcome:
-    outcome = Trial(built, seed, kill, folder, release).run()
-    for complaint in outcome.complaints:
-        say(f"  [bold red]{escape(complaint)}[/bold red]")
-    figures = outcome.figures
-    say(
-        f"  acknowledged {figures['acked']}, lost {figures['lost']}, twice {figures['duplicated']}, "
-        f"connections lost {figures['reconnects']} ({figures['reset_inside']} inside a transaction); "
-        f"the longest wait of a client {figures['outage_ms']:.0f} ms"
-    )
+def _one(built: image.DbImage, seed: int, kill: Kill, folder: Path, release: str, living: bool) -> Outcome:
+    title = f"remusdb: a {built.dbms.name} VM loses its {LOST[kill]}, and no client of it notices"
+    with Living(title, console, _FOLDER / "picture.txt") if living else nullcontext(Plain()) as stage:
+        outcome = Trial(built, seed, kill, folder, stage, release).run()
+        for complaint in outcome.complaints:
+            stage.say(f"  [bold red]{escape(complaint)}[/bold red]")
+        figures = outcome.figures
+        stage.say(
+            f"  acknowledged {figures['acked']}, lost {figures['lost']}, twice {figures['duplicated']}, "
+            f"connections lost {figures['reconnects']} ({figures['reset_inside']} inside a transaction); "
+            f"the longest wait of a client {figures['outage_ms']:.0f} ms"
+        )
     return outcome
 
 
@@ -80,6 +87,7 @@ def main() -> int:
     parser.add_argument("--kill", type=Kill, choices=list(Kill), default=Kill.HOST, metavar="{host,qemu,link}")
     parser.add_argument("--db", choices=list(BY_KEY), default=POSTGRESQL.key)
     parser.add_argument("--release", choices=["all", "commit"], default="all", help="the VM's setting")
+    parser.add_argument("--plain", action="store_true", help="lines, also in a terminal")
     args = parser.parse_args()
     shutil.rmtree(_FOLDER, ignore_errors=True)
     _FOLDER.mkdir(parents=True)
@@ -91,7 +99,8 @@ def main() -> int:
         seed = args.seed + number
         say(f"[bold]run {number + 1} of {args.runs}[/bold]  [dim]seed {seed}, kill {args.kill.value}[/dim]")
         try:
-            outcome = _one(built, seed, args.kill, _FOLDER / f"run-{seed}", args.release)
+            living = can_live(console) and not args.plain
+            outcome = _one(built, seed, args.kill, _FOLDER / f"run-{seed}", args.release, living)
         except TROUBLE as error:  # the other runs may still tell something
             say(f"  [bold red]the run could not be finished:[/bold red] {escape(str(error))}")
             passed = False

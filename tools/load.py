@@ -23,6 +23,25 @@ _PAUSE_S = 60.0  # for the transactions in flight; a takeover may be among what 
 _VERIFY_S = 240.0
 
 
+class Tail:
+    """Reads a record that grows: each look gives what is new. Of one thread alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read_bytes = 0
+
+    def new(self) -> list[ledger.Ack]:
+        """What was acknowledged since the last look. A last line that is not complete yet is left for the next."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read_bytes)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read_bytes += len(whole)
+        return [ledger.Ack(*map(int, line.split())) for line in whole.splitlines()]
+
+
 class Load:
     """One run of the workload. `acks` grows with each look at its record."""
 
@@ -35,9 +54,8 @@ class Load:
         """
         self._lab = lab
         self._record = folder / "record"
-        self._acked = self._record / "acked"
         shutil.rmtree(self._record, ignore_errors=True)  # of an earlier run: its rows are not in this database
-        self._read_bytes = 0
+        self._tail = self.tail()
         self.clients = clients
         self._dbms = dbms
         self._acks: list[ledger.Ack] = []
@@ -53,14 +71,12 @@ class Load:
     @property
     def acks(self) -> list[ledger.Ack]:
         """All that was acknowledged so far, in the order of the record. Only what is new is read."""
-        if self._acked.exists():
-            with self._acked.open("rb") as file:
-                file.seek(self._read_bytes)
-                text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]
-            self._read_bytes += len(whole)
-            self._acks += [ledger.Ack(*map(int, line.split())) for line in whole.splitlines()]
+        self._acks += self._tail.new()
         return self._acks
+
+    def tail(self) -> Tail:
+        """Another reader of the same record, from its beginning: for another thread."""
+        return Tail(self._record / "acked")
 
     def since(self, at_ns: int) -> list[ledger.Ack]:
         """The acknowledgements after a monotonic time."""

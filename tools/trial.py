@@ -17,7 +17,7 @@ from tools.lab.host import Killed
 from tools.lab.image import DbImage
 from tools.lab.product import Product
 from tools.load import CLIENTS, Load, accepts, wait_for
-from tools.show import say, step
+from tools.stage import Plain, Stage
 
 _BOOT_S = 240.0
 _UNPROTECTED_S = 8.0
@@ -56,14 +56,17 @@ class Outcome:
 class Trial:
     """Runs in a lab of its own; what it leaves behind is in `folder`: the record of the clients, and all logs."""
 
-    def __init__(self, image: DbImage, seed: int, kill: Kill, folder: Path, release: str = "all") -> None:
-        """`release`: the VM's setting, see docs/configuration.md."""
+    def __init__(
+        self, image: DbImage, seed: int, kill: Kill, folder: Path, stage: Stage | None = None, release: str = "all"
+    ) -> None:
+        """`stage`: where it shows what it does; None: in plain lines. `release`: the VM's setting."""
         self._release = release
         self._image = image
         self._dbms = image.dbms
         self._kill = kill
         self._chance = random.Random(seed)
         self._folder = folder
+        self._stage = stage or Plain()
 
     def run(self) -> Outcome:
         """One trial. Raises RuntimeError or TimeoutError when a step fails before there is anything to judge."""
@@ -75,7 +78,7 @@ class Trial:
                 product.keep_logs()
 
     def _run(self, lab: Lab, product: Product) -> Outcome:
-        a = lab.host("a")
+        a, step = lab.host("a"), self._stage.step
         with step("two hosts and a client; the VM starts"):
             a.start_libvirt()
             vm = domains.define_db(a, self._image)
@@ -84,10 +87,12 @@ class Trial:
             lab.host("b").start_libvirt()
             product.install({"release": self._release})
             product.start()
+            self._stage.hosts(product, vm.name)
             wait_for(lambda: accepts(lab, self._dbms), _BOOT_S, f"{self._dbms.name} does not accept connections", 0.25)
         # The gate knows a connection from its beginning on: there must be some that begin once the VM is protected.
         each = _TRANSACTIONS if self._release == "commit" else 0
         load = Load(lab, self._folder, dbms=self._dbms, transactions=each)
+        self._stage.clients(load)
         with step(f"{CLIENTS} clients work, unprotected"):
             wait_for(lambda: len(load.acks) >= CLIENTS, 30.0, "the clients get nothing done")
             began = time.monotonic_ns()
@@ -101,7 +106,10 @@ class Trial:
             status = product.status(vm.name)
             time.sleep(self._chance.uniform(0.0, 0.5))  # so that the kill falls anywhere in an epoch
         killed = self._kill.strike(a, vm.name)
-        say(f"  [bold red]✗ {self._kill.value} killed[/bold red]  [dim]within {killed.took_ms:.1f} ms[/dim]")
+        self._stage.killed(a.name, f"{self._kill.value} killed", killed.monotonic_ns, self._kill is not Kill.HOST)
+        self._stage.say(
+            f"  [bold red]✗ {self._kill.value} killed[/bold red]  [dim]within {killed.took_ms:.1f} ms[/dim]"
+        )
         self._recover(lab, load, killed)
         with step("what the survivor holds against what the clients saw"):
             judged = load.verify(release=self._release)
@@ -110,13 +118,14 @@ class Trial:
 
     def _recover(self, lab: Lab, load: Load, killed: Killed) -> None:
         """Waits until every client works again. If one does not, the verdict will say so."""
-        with step("the backup takes over"):
+        with self._stage.step("the backup takes over"):
             # The first moments on the survivor may answer what the primary had already committed to.
             poll_until(lambda: load.all_work(killed.monotonic_ns), Deadline.after(_RECOVER_S), 0.1)
             if self._kill is Kill.LINK:
                 lab.host("a").restore_link()  # now a primary that still speaks would break the connections
             time.sleep(_AFTER_S)
             load.stop()
+        self._stage.rest()
 
     def _outcome(
         self,

@@ -26,7 +26,8 @@ def _log_form() -> click.Option:
     return click.Option(
         ["--log", "form"],
         type=click.Choice(list(log.FORMS)),
-        help="Form of the log, also of workers: text, or one line a record.  [default: REMUSDB_LOG, or text]",
+        help="Form of the log, also of workers: text, or one line a record.  "
+        "[default: REMUSDB_LOG, or `log` in the file, or text]",
     )
 
 
@@ -45,7 +46,7 @@ def _folders(of: Host | Agent) -> None:
 def host(ctx: click.Context, file: Path, form: str | None) -> None:
     """Run the primary host's daemon in the foreground."""
     config = load_host(file)
-    log.setup(debug=fill(ctx).debug, form=form)
+    log.setup(debug=fill(ctx).debug, form=form, otherwise=config.host.log)
     _folders(config.host)
     from remusdb.host.daemon import HostDaemon
 
@@ -57,7 +58,7 @@ def host(ctx: click.Context, file: Path, form: str | None) -> None:
 def agent(ctx: click.Context, file: Path, form: str | None) -> None:
     """Run the backup agent in the foreground."""
     config = load_agent(file)
-    log.setup(debug=fill(ctx).debug, form=form)
+    log.setup(debug=fill(ctx).debug, form=form, otherwise=config.agent.log)
     _folders(config.agent)
     from remusdb_agents.backup.daemon import AgentDaemon
 

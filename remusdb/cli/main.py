@@ -15,6 +15,7 @@ from remusdb.cli.certs import certs
 from remusdb.cli.check import check
 from remusdb.cli.config_check import config
 from remusdb.cli.daemons import agent, host
+from remusdb.cli.demo import demo
 from remusdb.cli.diagnose import diagnose
 from remusdb.cli.evacuate import evacuate
 from remusdb.cli.export import export
@@ -102,6 +103,7 @@ for command in (
     switchover,
     evacuate,
     forget,
+    demo,
 ):
     cli.add_command(command)
 

@@ -1,65 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of a long request on stderr: bars on a terminal, a line now and then elsewhere."""
+"""Progress of a long work on stderr: one live bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import os
+import sys
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Self
 
 from remusdb.cli import words
 from remusdb.cli.say import say
 from remusdb.control import Progress as Told
 from remusdb.printable import printable
 
+if TYPE_CHECKING:
+    from remusdb.cli.bar import Bar
+
 LINES_PER_STEP = 4
 
 
 class Steps:
-    """Shows the progress of one request as it comes."""
+    """Shows the progress of one work as it comes."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._bars: Progress | None = None
-        if console.is_terminal:
-            columns = (_text("{task.description:<24}"), BarColumn(), _text("{task.fields[of]}"))
-            self._bars = Progress(*columns, TimeElapsedColumn(), console=console)
-        self._tasks: dict[str, TaskID] = {}
+        self._bar: Bar | None = None
+        if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+            from remusdb.cli.bar import Bar  # late: rich is slow to import, and most verbs are over at once
+
+            self._bar = Bar()
         self._told: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        if self._bars:
-            self._bars.start()
+        if self._bar:
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bars:
-            self._bars.stop()
+        if self._bar:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """A result that there is already, on stdout."""
+        if self._bar:
+            self._bar.aside(lambda: say(line))
+        else:
+            say(line)
 
     def show(self, told: Told) -> None:
-        """One report of the daemon."""
-        step, unit, done, total = printable(told.step), printable(told.unit), told.done, told.total
-        of = _of(done, total, unit) if total else ""
-        if self._bars:
-            if step not in self._tasks:
-                self._tasks[step] = self._bars.add_task(step, of=of)
-            self._bars.update(self._tasks[step], completed=done, total=total or None, of=of)
+        """One report: of the daemon, or of the verb itself."""
+        if self._bar:
+            self._bar.show(told)
             return
-        part = int(LINES_PER_STEP * done / total) if total else 0
+        step, of = printable(told.step), amount(told)
+        part = int(LINES_PER_STEP * told.done / told.total) if told.total else 0
         if self._told.get(step) != part:
             self._told[step] = part
             say(f"{step}: {of}" if of else step, err=True)
 
 
-def _text(template: str) -> TextColumn:
-    return TextColumn(template, markup=False)  # square brackets in a name are no command
+def counted(told: Told) -> bool:
+    """Whether it is known how much there is to do, and a part of it can be done."""
+    return told.total > 1 or (told.total > 0 and told.unit == "bytes")
 
 
-def _of(done: float, total: float, unit: str) -> str:
-    if unit == "bytes":
-        return f"{words.size(done)} of {words.size(total)}"
-    return f"{done:g} of {total:g} {unit}"
+def amount(told: Told) -> str:
+    """`3 of 7 VMs`; empty where nobody knows, or it is a single one."""
+    if not counted(told):
+        return ""
+    if told.unit == "bytes":
+        return f"{words.size(told.done)} of {words.size(told.total)}"
+    return f"{told.done:g} of {told.total:g} {printable(told.unit)}"

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from remusdb.cli.progress import Steps
 from remusdb.cli.say import say
+from remusdb.control import Progress
 from remusdb.errors import ConfigError, UsageError
 from remusdb.setup import perform
 from remusdb.setup.facts import ETC, Facts
@@ -114,12 +116,23 @@ def _set_up(
             _make_certificates(folder, missing)
             made = {host.name: _certificates(folder, host.name, arbiter_tls) for host in wish.hosts}
             plans = {name: plan(name, facts[name], wish, made[name]) for name in remotes}
-        for name, one in plans.items():
-            for step in one.steps:
-                say(f"{name}: {step.what}")
-                perform.do(remotes[name], step)
+        _perform(remotes, plans)
     for host in wish.hosts:
         _check(remotes[host.name], wish, facts[host.name])
+
+
+def _perform(remotes: dict[str, Remote], plans: dict[str, Plan]) -> None:
+    """Every step, host after host; how far it is."""
+    total = sum(len(one.steps) for one in plans.values())
+    done = 0
+    with Steps() as steps:
+        for name, one in plans.items():
+            for step in one.steps:
+                steps.say(f"{name}: {step.what}")
+                steps.show(Progress(step="set up", done=done, total=total, unit="steps"))
+                perform.do(remotes[name], step)
+                done += 1
+        steps.show(Progress(step="set up", done=done, total=total, unit="steps"))
 
 
 def _show(plans: dict[str, Plan], missing: list[Named], folder: Path) -> None:

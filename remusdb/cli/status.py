@@ -16,6 +16,7 @@ from remusdb.control.status import StandbyStatus, VmStatus
 from remusdb.control.verdict import KEPT, Vms, judge
 from remusdb.errors import NotProtected, PeerUnreachable, RemusError, UsageError, VmError
 from remusdb.names import VmName
+from remusdb.reasons import Code, Reason
 
 WATCH_S = 1.0
 
@@ -49,7 +50,7 @@ def status(ctx: click.Context, vm: VmName | None, agent_only: bool, watch: bool,
         found = _look(agent_only, vm)
     except PeerUnreachable:
         if not as_json and not agent_only:
-            say("NOT PROTECTED  no daemon of this host answers: nothing is known")
+            say(*status_view.unknown(Reason.of(Code.NO_DAEMON)))
         raise
     if as_json:
         print_json(found)
@@ -80,7 +81,7 @@ def _watch(agent_only: bool, vm: VmName | None) -> int:
                 found = _look(agent_only, vm)
                 lines, code = _lines(found, vm), _exit_code(found, agent_only)
             except RemusError as exc:
-                lines, code = [f"NOT PROTECTED  not known: {exc}", f"to do: {exc.hint}"], exc.exit_code
+                lines, code = [*status_view.unknown(Reason.by(exc))], exc.exit_code
             click.clear()
             say(*lines, "", f"at {time.strftime('%H:%M:%S')}; Ctrl-C ends this")
             _wait(WATCH_S)

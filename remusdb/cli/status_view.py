@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from remusdb import wording
 from remusdb.cli import words
 from remusdb.control.status import StandbyStatus, VmStatus
-from remusdb.control.verdict import Doubt, Status, Vms, is_kept, weakness
-from remusdb.reasons import Code
+from remusdb.control.verdict import Doubt, Status, Vms, is_kept
+from remusdb.reasons import Code, Reason
 
 FIRST_WORD = {"protected": "PROTECTED", "not-protected": "NOT PROTECTED", "nothing-to-protect": "NOTHING TO PROTECT"}
 SHORT = 110  # letters of a reason in the first line; all of it is below
@@ -48,7 +49,7 @@ def answer(found: Vms) -> Iterator[str]:
         yield f"{first}  {_named(named)}" + (f" (and {more} more)" if more else "")
     elif found.verdict == "protected":
         yield f"{first}  " + _listed([f"{one.vm} to {one.peer}" for one in protected])
-        yield from (f"but: {one.vm}: {_short(weak)}" for one in protected if (weak := weakness(one)))
+        yield from (f"but: {one.vm}: {_short(weak)}" for one in protected if (weak := one.weakness))
     else:
         away = [one.vm for one in found.vms if one.state == "fenced"]
         none = f"another host owns {_listed(away)}" if away else "no VM of this host is to have a backup"
@@ -57,6 +58,13 @@ def answer(found: Vms) -> Iterator[str]:
     yield from (f"to do: {vm}: {hint}" if vm else f"to do: {hint}" for vm, hint in sorted(hints.items()) if hint)
     if kept:
         yield "this host is the backup of " + _listed([f"{one.vm} of {one.peer} ({one.state})" for one in kept])
+
+
+def unknown(why: Reason) -> Iterator[str]:
+    """The lines for a host that tells nothing: what is not known is not protected."""
+    yield f"{FIRST_WORD['not-protected']}  {wording.words(why)}"
+    if todo := wording.hint(why, ""):
+        yield f"to do: {todo}"
 
 
 def _named(doubt: Doubt) -> str:

@@ -17,6 +17,7 @@ from remusdb.says import says
 from remusdb.troubles import Trouble
 
 TEXT_MAX_BYTES: Final = 1536  # a reason made of a few others; a control line has room for 400 VMs with four such texts
+WEAKNESS_MAX_BYTES: Final = 512  # and such a one
 
 State = Literal[
     "unprotected",
@@ -68,6 +69,9 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     why: Why = None
     hint: Hint = ""
     troubles: Troubled = []
+    weakness: Annotated[
+        str, says("what is wrong while it is protected all the same, in words; empty: nothing, or it is not protected")
+    ] = ""
     peer: Annotated[str | None, says("the host that it is protected to, or was last")] = None
     owner: Owner = ""
     wanted: Annotated[bool, says("protection was asked for here, and nobody has ended it since")] = False
@@ -121,6 +125,7 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Words of peers, QEMU and libvirt are cut. A name stays as it is: by it the VM is found again."""
         for_people(self, "reason", "hint", "unproven", "clock_slow", most=TEXT_MAX_BYTES)
+        for_people(self, "weakness", most=WEAKNESS_MAX_BYTES)  # `reason` has all of it
 
 
 class StandbyStatus(Struct, frozen=True, kw_only=True):

@@ -18,9 +18,9 @@ from typing import Annotated, Final, Literal
 from msgspec import Struct
 
 from remusdb.control.status import StandbyStatus, VmStatus
-from remusdb.reasons import Code
+from remusdb.reasons import Code, Reason
 from remusdb.says import says
-from remusdb.wording import words
+from remusdb.wording import hint, words
 
 Status = VmStatus | StandbyStatus
 Answer = Literal["protected", "not-protected", "nothing-to-protect"]
@@ -28,7 +28,6 @@ Answer = Literal["protected", "not-protected", "nothing-to-protect"]
 KEPT: Final = ("seeding", "ready", "deciding")  # a replica is kept here for another host
 STALE_MS: Final = 15_000.0  # epochs are cut every 10 s at the least (`epoch_max_ms`)
 STANDS_STILL: Final = ("suspended", "stopped", "io-error")  # then nothing changes that could be lost
-HOST_SILENT: Final = "the host daemon does not answer: how the VMs that run here are is not known"
 _NOBODY_RUNS_IT: Final = (  # as far as this host knows
     Code.ARBITER_AWAITED, Code.TAKEOVER_REFUSED, Code.TAKEOVER_TRIED, Code.TAKEOVER_FAILED, Code.MAY_HAVE_RUN,
 )  # fmt: skip
@@ -40,7 +39,13 @@ class Doubt(Struct, frozen=True, kw_only=True):
 
     vm: Annotated[str, says("its name in libvirt; empty: all of this host")]
     reason: Annotated[str, says("why, in words")]
+    why: Annotated[Reason | None, says("why, for programs; null: only words are known")]
     hint: Annotated[str, says("what to do about it; empty: nothing")] = ""
+
+    @classmethod
+    def of(cls, vm: str, why: Reason, told: str = "") -> Doubt:
+        """One that has the words of this reason; `told`: what the daemon says itself that is to be done."""
+        return cls(vm=vm, reason=words(why), why=why, hint=told or hint(why, vm))
 
 
 class Vms(Struct, frozen=True, kw_only=True):
@@ -66,7 +71,7 @@ def judge(
         counted = [one for one in vms if _open(one) and isinstance(one, VmStatus) and one.running]
     doubts = [found for one in counted if (found := _doubt(one))]
     if not host_answers:
-        doubts.insert(0, Doubt(vm="", reason=HOST_SILENT, hint="systemctl status remusdb-host"))
+        doubts.insert(0, Doubt.of("", Reason.of(Code.HOST_SILENT)))
     answer: Answer = "not-protected" if doubts else "protected" if counted else "nothing-to-protect"
     return Vms(verdict=answer, not_protected=doubts, vms=list(vms))
 
@@ -88,32 +93,29 @@ def is_kept(one: Status) -> bool:
     return isinstance(one, StandbyStatus) and one.state in KEPT
 
 
-def weakness(one: Status) -> str:
-    """What is wrong with a VM that is protected all the same, in words; empty: nothing."""
-    if not isinstance(one, VmStatus) or one.state != "protected":
-        return ""
-    waits = one.why is not None and one.why.code == Code.CUT_WAITS
-    if not (one.troubles or one.unproven or waits):
-        return ""
-    usual = "" if waits else words(one.why)
-    return "; ".join(part for part in one.reason.replace(usual, "").split("; ") if part) or ", ".join(one.troubles)
-
-
 def _open(one: Status) -> bool:
     """Whether the VM is this host's, and has no protection."""
     return isinstance(one, VmStatus) and one.state == "unprotected"
 
 
 def _doubt(one: Status) -> Doubt | None:
-    reason, hint = one.reason, one.hint
-    if isinstance(one, VmStatus):
+    if _follows(one) and isinstance(one, VmStatus):
         age_ms = one.committed_age_ms or 0.0
-        if one.state == "protected" and not (one.why and one.why.code == Code.WORKER_UNHEARD):
-            if age_ms <= STALE_MS or any(name in STANDS_STILL for name in one.troubles):
-                return None
-            reason = f"the newest state that {one.peer} holds is {age_ms / 1000:.0f} s old"
-            hint = hint or "why: journalctl -u remusdb-host"
-        elif one.state == "unprotected" and not reason:
-            reason = "it runs without a backup" if one.running else "it has no backup"
-            hint = hint or f"remusdb protect {one.vm} --to HOST"
-    return Doubt(vm=one.vm, reason=reason or f"it is {one.state}", hint=hint)
+        if age_ms <= STALE_MS or any(name in STANDS_STILL for name in one.troubles):
+            return None
+        return Doubt.of(one.vm, Reason.of(Code.EXPOSED, peer=one.peer, seconds=f"{age_ms / 1000:.0f}"), one.hint)
+    if one.reason:
+        return Doubt(vm=one.vm, reason=one.reason, why=one.why, hint=one.hint)
+    return Doubt.of(one.vm, _unsaid(one), one.hint)
+
+
+def _follows(one: Status) -> bool:
+    """Whether a worker that is heard says that the backup follows the VM."""
+    return one.state == "protected" and not (one.why is not None and one.why.code == Code.WORKER_UNHEARD)
+
+
+def _unsaid(one: Status) -> Reason:
+    """Why a VM is not protected of which its daemon gives no reason."""
+    if not isinstance(one, VmStatus) or one.state != "unprotected":
+        return Reason.of(Code.NOT_PROTECTED, state=one.state)
+    return Reason.of(Code.NO_BACKUP if one.running else Code.NO_BACKUP_OFF)

@@ -138,12 +138,14 @@ class Metrics:
             proven, protected = self.proven, self.state == "protected"
             why = self.waits_for if protected and self.waits_for else self.why
             besides = [self.unproven] if protected and self.unproven else []
+            wrong = [*self.troubles.reasons, *filter(None, [self.waits_for]), *besides] if protected else []
             per_s = _per_second([at for at, _why in self.cuts])
             every = [*(self.troubles.reasons if live else []), why, *besides]
             return replace(
                 rest,
                 state=self.state,
-                reason="; ".join(words(one) for one in every),
+                reason=_in_words(every),
+                weakness=_in_words(wrong),
                 why=why,
                 hint="; ".join(dict.fromkeys(filter(None, (hint(one, rest.vm) for one in every)))),
                 troubles=self.troubles.names if live else [],
@@ -226,6 +228,10 @@ def _in_a_second(values: deque[float] | deque[int], per_s: float | None, unit: f
     """The newest of these values together, by second; one comes with each cut."""
     newest = list(islice(reversed(values), SHOWN_CUTS))
     return round(unit * per_s * sum(newest) / len(newest), 4) if newest and per_s is not None else None
+
+
+def _in_words(reasons: list[Reason]) -> str:
+    return "; ".join(words(one) for one in reasons)
 
 
 def _percentile(values: deque[float] | deque[int], percent: float) -> float | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import msgspec
 import numpy as np
 import zstandard
 
+from remusdb.cli.inspect import Capture, _line
 from remusdb.core import messages, sections, wire
 from remusdb.core import probe as probes
 from remusdb.core.clock_stream import forward, places, read, still, tsc_per_ns
+from remusdb.core.describe import MESSAGES
 from remusdb.core.devices import decode_devices, encode_devices
+from remusdb.core.dissect import dissect
 from remusdb.core.pagecache import PageCache
 from remusdb.core.pages import decode_pages, resolve
 from remusdb.core.pages_encode import encode_full, encode_pages
@@ -21,9 +25,10 @@ from remusdb.core.pagework import PAGE_BYTES
 from remusdb.core.references import DISK_SHIFT, decode_references, encode_references
 from remusdb.core.wire import Frame, FrameType
 from remusdb.core.writes import RECORD, Kind, decode_writes, encode_writes, iter_records
-from remusdb.errors import BadFrame
+from remusdb.errors import BadFrame, RemusError
 from remusdb.names import VmName
 from remusdb.net.announce import frames as announcements
+from remusdb.printable import json_text, printable
 from remusdb_agents.backup.capabilities import question
 from remusdb_agents.backup.inbox import Inbox
 from tests.fuzz.samples import DOMAIN, GOOD, HERE
@@ -199,7 +204,53 @@ def answer(data: bytes) -> None:
     decide("beta", capabilities.answer, HERE, safexml.parse(DOMAIN))
 
 
+def captured(data: bytes) -> None:
+    """`remusdb inspect FILE`. The first byte says whether it is a file as it comes, or frames: kind, epoch, length."""
+    stream = data[1:] if data[:1] < b"\x80" else b"".join(_sound_frames(data[1:]))
+    try:
+        _look_through(stream)
+    except RemusError as exc:
+        raise AssertionError(f"it ends the look at all that follows: {exc!r}") from exc
+
+
+def _look_through(stream: bytes) -> None:
+    at = 0
+    for piece in dissect(lambda offset, count: stream[offset : offset + count], len(stream)):
+        if piece.offset != at or piece.size_bytes <= 0:
+            raise AssertionError(f"{piece} does not follow at {at}")
+        at += piece.size_bytes
+        shown = _line(piece)
+        if printable(shown, len(shown.encode()) + 1) != shown:
+            raise AssertionError(f"{shown!r} is not fit for a terminal")
+        json_text(Capture(size_bytes=len(stream), pieces=[piece], whole=True, faults=0))
+    if at != len(stream):
+        raise AssertionError(f"the pieces end at {at} of {len(stream)}")
+
+
+def _sound_frames(data: bytes) -> Iterator[bytes]:
+    """Frames whose checksums hold, so that what is in them is looked at."""
+    kinds, at = list(FrameType), 0
+    while at + 4 <= len(data):
+        kind, epoch, length = kinds[data[at] % len(kinds)], data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        payload = data[at + 4 : at + 4 + length][: wire.payload_limit(kind)]
+        yield wire.encode_header(kind, 7, epoch, payload) + payload
+        at += 4 + length
+
+
+def captures() -> list[bytes]:
+    bulk = [(FrameType.PAGES, page_samples()[0][1:]), (FrameType.WRITES, encode_writes(log_samples()[0])[0])]
+    told = [(kind, messages.pack(one)) for kind, kinds in MESSAGES.items() for one in SAMPLES if type(one) in kinds]
+    both = [*bulk, *told]
+    stream = b"".join(wire.encode_header(kind, 7, 3, payload) + payload for kind, payload in both)
+    order = list(FrameType)
+    return [b"\0" + stream, b"\0junk" + stream[:-3]] + [
+        b"\xff" + b"".join(bytes([order.index(kind), 3]) + len(said).to_bytes(2, "big") + said for kind, said in part)
+        for part in (both, told, *([one] for one in both))
+    ]
+
+
 TARGETS = {
+    "inspect": Target(captured, captures, longest=1 << 14),
     "header": Target(header, headers),
     "message": Target(
         message, lambda: [bytes([at]) + messages.pack(one) for at, one in enumerate(SAMPLES)], "msgpack", head=1

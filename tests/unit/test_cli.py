@@ -134,7 +134,9 @@ def test_status_of_a_vm_that_is_not_protected_is_exit_code_3(daemons: FakeDaemon
     assert told[:2] == ["NOT PROTECTED  db1: beta is silent", "to do: db1: look at beta"]
     found = json.loads(run(daemons, "status", "--json", exit_code=3).stdout)
     assert found["verdict"] == "not-protected"
-    assert found["not_protected"] == [{"vm": "db1", "reason": "beta is silent", "hint": "look at beta"}]
+    assert found["not_protected"] == [
+        {"vm": "db1", "reason": "beta is silent", "why": plain(PRIMARY.why), "hint": "look at beta"}
+    ]
     assert run(daemons, "status", "db1", exit_code=3).stdout.startswith("NOT PROTECTED  db1: beta is silent\n")
 
 
@@ -222,7 +224,9 @@ def test_status_is_watched_until_it_is_interrupted(daemons: FakeDaemons, monkeyp
 
     monkeypatch.setattr(status_module, "_wait", sleep)
     told = run(daemons, "status", "--watch", exit_code=5).stdout
-    assert told.startswith("NOT PROTECTED  db1: beta is silent\n") and told.count("NOT PROTECTED  not known: ") == 2
+    assert (
+        told.startswith("NOT PROTECTED  db1: beta is silent\n") and told.count("NOT PROTECTED  the host daemon ") == 2
+    )
     assert rounds == [1.0] * 3
     run(daemons, "status", "--watch", "--json", exit_code=2)
 
@@ -501,7 +505,7 @@ def test_export_on_the_wrong_host_names_the_right_one(daemons: FakeDaemons) -> N
 
 def test_no_command_waits_for_a_library_that_it_does_not_need() -> None:
     """numpy alone took as long as all the rest; runbooks and hooks call the CLI again and again."""
-    slow = ("numpy", "cryptography", "paramiko")
+    slow = ("numpy", "cryptography", "paramiko", "rich")
     command = f"import sys, remusdb.cli.main; sys.exit(' '.join(name for name in {slow} if name in sys.modules) or 0)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -279,7 +279,7 @@ def test_the_status_of_hundreds_of_vms_fits_into_an_answer() -> None:
     why = Reason.of(Code.ERROR, why="w" * (15 << 20), hint="h" * (1 << 20), error="E-VM")
     endless = VmStatus(
         vm="v" * 200, reason="r" * (15 << 20), why=why, hint="h" * (15 << 20), unproven="ü" * (1 << 20),
-        clock_slow="\x1b" * 9999,
+        clock_slow="\x1b" * 9999, weakness="\u20ac" * 9999,
     )  # fmt: skip
     assert len(encoded(Done.by(HostVms(vms=[endless] * 400)))) < MAX_LINE_BYTES
 

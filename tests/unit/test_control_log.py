@@ -142,17 +142,36 @@ def test_logfmt_is_one_line_a_record(capsys: pytest.CaptureFixture[str], monkeyp
 
 @pytest.mark.parametrize("daemon", ["host", "agent"])
 def test_a_daemon_is_told_the_form_of_its_log(daemon: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[str | None] = []
+    seen: list[tuple[str | None, str]] = []
 
-    def setup(*, debug: bool, form: str | None) -> None:
-        seen.append(form)
+    def setup(*, debug: bool, form: str | None, otherwise: str) -> None:
+        seen.append((form, otherwise))
         raise UsageError("enough")
 
     monkeypatch.setattr(log, "setup", setup)
     file = tmp_path / "it.toml"
     table = '[peers.b]\naddress = "b"\n' if daemon == "host" else ""
-    file.write_text(f'[{daemon}]\nname = "a"\n{table}')
+    file.write_text(f'[{daemon}]\nname = "a"\nlog = "logfmt"\n{table}')
     for words in (["--log", "json"], []):
         CliRunner().invoke(cli, [daemon, "--config", str(file), *words])
-    assert seen == ["json", None]
+    assert seen == [("json", "logfmt"), (None, "logfmt")]
     assert CliRunner().invoke(cli, [daemon, "--log", "xml"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("form", "environment", "config", "wins"),
+    [("json", "logfmt", "text", "json"), (None, "logfmt", "json", "logfmt"), (None, None, "json", "json")],
+)
+def test_the_command_goes_before_the_environment_and_that_before_the_configuration(
+    form: str | None, environment: str | None, config: str, wins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers inherit what won."""
+    monkeypatch.setenv("REMUSDB_LOG", "text")  # so that what is set here does not outlive the test
+    if environment is None:
+        monkeypatch.delenv("REMUSDB_LOG")
+    else:
+        monkeypatch.setenv("REMUSDB_LOG", environment)
+    log.setup(form=form, otherwise=config)
+    assert os.environ["REMUSDB_LOG"] == wins
+    (handler,) = logging.getLogger().handlers
+    assert type(handler.formatter) is log.FORMS[wins]

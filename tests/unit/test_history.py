@@ -174,13 +174,26 @@ def test_a_folder_that_cannot_be_written_is_logged_and_no_more(
 ) -> None:
     (tmp_path / "history").write_text("in the way")
     record(tmp_path, event(1))
-    [said] = caplog.records
+    [said] = [one for one in caplog.records if "missing" in one.message]
     assert vars(said)["vm"] == "db1" and "held is missing in the history" in said.message
     with pytest.raises(RemusError):
         read(tmp_path, "db1")
     (tmp_path / "history").unlink()
     record(tmp_path, event(2))
     assert terms(tmp_path) == [2]
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [("held", "ERROR"), ("failed", "ERROR"), ("solo", "WARNING"), ("protected", "INFO")]
+)
+def test_each_event_is_a_line_of_the_log_at_the_level_of_who_must_act(
+    name: EventName, level: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    record(tmp_path, msgspec.structs.replace(event(7, reason="beta is silent"), event=name))
+    [said] = caplog.records
+    assert (said.levelname, said.message) == (level, f"{name}: beta is silent")
+    assert {key: vars(said)[key] for key in ("vm", "term", "epoch")} == {"vm": "db1", "term": 7, "epoch": 1234567}
 
 
 def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

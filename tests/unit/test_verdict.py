@@ -18,7 +18,11 @@ GOOD = VmStatus(
 BARE = VmStatus(vm="db2", running=True)
 KEPT = StandbyStatus(vm="db3", state="ready", peer="gamma", term=9, committed=4, primary_silence_ms=90)
 SUSPENDED = replace(
-    GOOD, committed_age_ms=STALE_MS * 9, troubles=["suspended"], reason="it is suspended; epoch by epoch to beta"
+    GOOD,
+    committed_age_ms=STALE_MS * 9,
+    troubles=["suspended"],
+    reason="it is suspended; epoch by epoch to beta",
+    weakness="it is suspended",
 )
 
 
@@ -70,21 +74,36 @@ def test_a_vm_that_should_have_a_backup_and_has_none_makes_it_unsafe(state: Stat
 def test_a_vm_that_is_named_counts_whatever_it_is() -> None:
     (doubt,) = judge([BARE], named=True).not_protected
     assert doubt.reason == "it runs without a backup" and doubt.hint == "remusdb protect db2 --to HOST"
-    assert judge([replace(BARE, running=False)], named=True).verdict == "not-protected"
+    assert doubt.why == Reason.of(Code.NO_BACKUP)
+    (doubt,) = judge([replace(BARE, running=False)], named=True).not_protected
+    assert doubt.why == Reason.of(Code.NO_BACKUP_OFF)
     assert judge([replace(GOOD, state="fenced")], named=True).verdict == "nothing-to-protect"
 
 
 def test_without_the_host_daemons_word_nothing_is_protected() -> None:
     found = judge([KEPT], host_answers=False)
-    assert found.verdict == "not-protected" and "host daemon does not answer" in found.not_protected[0].reason
+    assert found.verdict == "not-protected" and found.not_protected[0].why == Reason.of(Code.HOST_SILENT)
     first, todo, kept = status_view.answer(found)
     assert "host daemon" in first and todo == "to do: systemctl status remusdb-host" and "db3 of gamma" in kept
+
+
+@pytest.mark.parametrize(
+    ("vms", "code"),
+    [
+        ([replace(GOOD, committed_age_ms=STALE_MS + 1)], Code.EXPOSED),
+        ([replace(KEPT, state="promoted", role="promoted")], Code.NOT_PROTECTED),
+        ([because(Code.PEER_LOST, state="held", reason="in words of a worker")], Code.PEER_LOST),
+    ],
+)  # fmt: skip
+def test_programs_are_told_why_by_a_code(vms: list[Status], code: Code) -> None:
+    (doubt,) = judge(vms).not_protected
+    assert doubt.why is not None and doubt.why.code == code and doubt.reason
 
 
 def test_a_weakness_is_told_next_to_the_answer() -> None:
     lines = list(status_view.answer(judge([SUSPENDED])))
     assert lines == ["PROTECTED  db1 to beta", "but: db1: it is suspended"]
-    slow = because(Code.CUT_WAITS, reason="QEMU has not answered for 7 s; output waits")
+    slow = because(Code.CUT_WAITS, weakness="QEMU has not answered for 7 s; output waits")
     assert "but: db1: QEMU has not answered for 7 s; output waits" in list(status_view.answer(judge([slow])))
 
 

@@ -8,6 +8,7 @@ import pytest
 from remusdb.capture.cut import STAGES
 from remusdb.control.status import VmStatus
 from remusdb.core.cadence import Why
+from remusdb.reasons import Code, Reason
 from remusdb.troubles import Troubles
 from remusdb.worker import metrics as module
 from remusdb.worker.metrics import Metrics
@@ -88,3 +89,18 @@ def test_what_a_second_takes_is_of_the_last_hundred_cuts(metrics: Metrics, monke
         metrics.shipped(9000 if epoch <= 200 else 1000, (0, 0))
     seen = told(metrics)
     assert (seen.epochs_per_s, seen.pause_share, seen.bytes_per_s) == (20.0, 0.1, 20000.0)
+
+
+def test_what_is_wrong_while_it_is_protected_is_told_by_itself(metrics: Metrics) -> None:
+    """Whatever reads it need not look for it in the sentence that has all the rest."""
+    metrics.set("protected", Reason.of(Code.FOLLOWING, peer="beta"))
+    assert told(metrics).weakness == ""
+    metrics.troubles.say("suspended", Reason.of(Code.SUSPENDED))
+    metrics.proof(None, Reason.of(Code.UNPROVEN_SILENT, peer="beta", seconds=30))
+    status = told(metrics)
+    assert status.weakness == "it is suspended; the standby is not proven: agent beta did not report within 30 s"
+    assert "epoch by epoch to beta" in status.reason
+    metrics.wait(Reason.of(Code.CUT_WAITS, who="QEMU", seconds=7))
+    assert "QEMU has not answered for 7 s; output waits" in told(metrics).weakness
+    metrics.set("held", Reason.of(Code.PEER_LOST, why="beta is silent", peer="beta"))
+    assert told(metrics).weakness == "", "then it is not protected at all"

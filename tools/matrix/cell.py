@@ -9,10 +9,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from remusdb.errors import NotProtected
 from remusdb.reasons import Code
 from tools.lab.product import HOSTS, other_host
 from tools.load import accepts, sql, wait_for
-from tools.matrix.expect import DoesNotApply, Expect, expected
+from tools.matrix.expect import DoesNotApply, Expect, expected, first_word, wrong_words
 from tools.matrix.faults import RESTART_S, STOP_S, Armed, Ends, Fault, Scene
 from tools.matrix.phases import Phase, strike
 from tools.matrix.watch import Speakers
@@ -78,7 +79,7 @@ def run_cell(rig: Rig, speakers: Speakers, fault: Fault, phase: Phase, chance: r
                 armed.heal()
             if phase is Phase.IDLE:
                 _let_go_on(rig)
-        if armed and not result.complaints:
+        if armed and result.end:
             _judge(scene, wanted, speakers, result)
     return result
 
@@ -105,6 +106,7 @@ def _await_end(scene: Scene, fault: Fault, wanted: Expect, armed: Armed, at_ns: 
     if fault.ends is Ends.STAYS:
         try:
             result.under, result.under_s = _steady(scene, wanted.under, wanted.under_s, at_ns)
+            result.complaints += _first_words(scene, result.under)
         finally:
             armed.heal()
     if scene.killed:
@@ -146,6 +148,7 @@ def _let_go_on(rig: Rig) -> None:
 def _judge(scene: Scene, wanted: Expect, speakers: Speakers, result: Result) -> None:
     """Rows, speakers and status."""
     rig, moved = scene.rig, result.end == "rejoined"
+    result.complaints += _first_words(scene, result.end)
     for name in HOSTS:
         result.complaints += _status(scene, name, result.end)
         state = rig.product.durable(name, VM)
@@ -195,6 +198,19 @@ def _newest_rows(rig: Rig) -> list[str]:
     found = {int(client): int(seq) for client, seq in (row.split("|") for row in rows)}
     lost = {client: seq for client, seq in newest.items() if found.get(client, 0) < seq}
     return [f"acknowledged and lost: {lost}, there is {found}"] if lost else []
+
+
+def _first_words(scene: Scene, where: str) -> list[str]:
+    """`remusdb status`, for a person, begins on every host that has its daemon as it must, and ends with that code."""
+    product, said, complaints = scene.rig.product, {}, []
+    for name in HOSTS:
+        if not product.running("host", name):
+            continue
+        done = product.cli(name, "status", check=False)
+        word = said[name == scene.primary] = first_word(done.stdout)
+        if done.returncode != (NotProtected.exit_code if word == "NOT PROTECTED" else 0):
+            complaints.append(f"status on {name} says {word!r} with exit code {done.returncode}: {done.stderr[-200:]}")
+    return complaints + wrong_words(where, said, where == "rejoined" and scene.rig.protected(scene.backup))
 
 
 def _status(scene: Scene, name: str, end: str) -> list[str]:

@@ -13,6 +13,7 @@ Outcomes, of the VM that `primary` ran and `backup` protected:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tools.matrix.faults import FAULTS, Fault
@@ -169,6 +170,45 @@ _PROMOTION: dict[str, Expect | DoesNotApply] = {
         _moves("the arbiter was asked already, or is asked once the link is back", ("taken over", "rejoined", "down")),
     ),
 }
+
+
+_SAFE, _UNSAFE, _NOTHING = "PROTECTED", "NOT PROTECTED", "NOTHING TO PROTECT"
+# (where the VM is, on the old primary) -> how `remusdb status` may begin there. Else: anything but PROTECTED.
+_FIRST: dict[tuple[str, bool], tuple[str, ...]] = {
+    ("protected", True): (_SAFE,),
+    ("protected", False): (_NOTHING,),
+    ("rejoined", True): (_NOTHING,),
+    ("rejoined", False): (_UNSAFE,),
+    ("taken over", True): (_UNSAFE, _NOTHING),  # it may know by now
+    ("taken over", False): (_UNSAFE,),
+    ("down", True): (_UNSAFE, _NOTHING),
+    ("down", False): (_UNSAFE, _NOTHING),
+    # the other outcomes, which are states of the primary's: nobody else is asked
+    **{(state, True): (_UNSAFE,) for state in ("solo", "held", "seeding", "failed", "unprotected")},
+}
+
+
+def first_word(line: str) -> str:
+    """How a first line of `remusdb status` begins."""
+    return next((word for word in (_SAFE, _UNSAFE, _NOTHING) if line.startswith(f"{word}  ")), line[:40])
+
+
+def wrong_words(outcome: str, said: Mapping[bool, str], reprotected: bool = False) -> list[str]:
+    """Complaints of what `status` begins with, on the old primary (True) and its backup, of the hosts that were asked.
+
+    `reprotected`: the old backup runs the VM, and the old primary protects it by now.
+    """
+    found = []
+    for on_primary, word in said.items():
+        may = _FIRST.get((outcome, on_primary), (_UNSAFE, _NOTHING))
+        if reprotected:
+            may = (_NOTHING,) if on_primary else (_SAFE,)
+        if word not in may:
+            where = "old primary" if on_primary else "backup"
+            found.append(f"status on the {where} begins with {word!r}, where the VM is {outcome}: {' or '.join(may)}")
+    if outcome == "down" and len(said) == 2 and _UNSAFE not in said.values():
+        found.append(f"the VM is down, and status on neither host begins with {_UNSAFE!r}")
+    return found
 
 
 def expected(fault: Fault, phase: Phase) -> Expect | DoesNotApply:

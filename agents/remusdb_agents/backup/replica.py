@@ -262,7 +262,7 @@ class Replica:
         error = here.outcomes.pop(asked.number).error
         if error is not None:
             raise error
-        self.log(log).warning("an operator ran `remusdb forget`")
+        self.log(log).info("an operator ran `remusdb forget`")
         return Forgotten(vm=self.vm, quarantined_disks=here.quarantined_disks, moved=here.moved)
 
     def recover(self) -> None:
