@@ -15,6 +15,7 @@ from rich.text import Text
 
 from remusdb.cli import words
 from remusdb.cli.progress import amount, counted
+from remusdb.cli.say import say
 from remusdb.control import Progress as Told
 from remusdb.printable import printable
 
@@ -43,14 +44,17 @@ class Bar:
 
     def stop(self) -> None:
         """It goes, and what it showed last stays as a line."""
-        self._leave()
         self.progress.stop()
+        if self._told is not None:
+            self._leave(self._told)
 
     def aside(self, write: Callable[[], None]) -> None:
         """Write something else, to where it goes, while the bar is away."""
+        was_there = self.progress.live.is_started
         self.progress.stop()
         write()
-        self.progress.start()
+        if was_there:
+            self.progress.start()
 
     def show(self, told: Told) -> None:
         """One report of the daemon."""
@@ -58,19 +62,17 @@ class Bar:
         total = told.total if counted(told) else None  # None: it moves, and says nothing
         if self._told is None or told.step != self._told.step:
             if self._told is not None and (not counted(self._told) or self._told.done >= self._told.total):
-                self._leave()
+                told_last = self._told
+                self.aside(lambda: self._leave(told_last))
             self._began = self._clock()
             self.progress.reset(self._task, total=total, description=step, visible=True, unit=unit, of="")
         self._told = told
         self.progress.update(self._task, completed=told.done, total=total, of=amount(told))
 
-    def _leave(self) -> None:
-        """A line for the step that was told last."""
-        if self._told is not None:
-            took = words.age(1000 * (self._clock() - self._began))
-            line = ": ".join(filter(None, [printable(self._told.step), amount(self._told)]))
-            self.progress.console.print(f"{line}, {took}", markup=False, highlight=False, soft_wrap=True)
-            self._told = None
+    def _leave(self, told: Told) -> None:
+        """A line for a step that is over."""
+        took = words.age(1000 * (self._clock() - self._began))
+        say(": ".join(filter(None, [told.step, amount(told)])) + f", {took}", err=True)
 
 
 class _Pace(ProgressColumn):

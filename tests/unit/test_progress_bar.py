@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from rich.console import Console
 
 from remusdb.cli.bar import Bar
@@ -22,8 +23,8 @@ MIB = 1 << 20
 class Terminal:
     """A terminal of so many columns, with a clock that stands still until it is moved."""
 
-    def __init__(self) -> None:
-        self.now = 100.0
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.now, self._capsys = 100.0, capsys
         self.out = io.StringIO()
         environ = {"TERM": "xterm"}
         self.console = Console(file=self.out, force_terminal=True, width=120, color_system=None, _environ=environ)
@@ -41,11 +42,11 @@ class Terminal:
 
     def left(self) -> list[str]:
         """The lines that steps have left so far."""
-        return [line for line in self.out.getvalue().splitlines() if line.strip()]
+        return self._capsys.readouterr().err.splitlines()
 
 
-def test_there_is_one_bar_with_rate_and_time_left() -> None:
-    terminal = Terminal()
+def test_there_is_one_bar_with_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(capsys)
     for done in range(0, 50, 10):
         terminal.told("copy disks", done * MIB, 100 * MIB)
     (line,) = terminal.lines()
@@ -60,8 +61,8 @@ def test_there_is_one_bar_with_rate_and_time_left() -> None:
     assert terminal.left() == ["copy disks: 100 MiB of 100 MiB, 6.0 s"]
 
 
-def test_what_is_not_known_is_not_said() -> None:
-    terminal = Terminal()
+def test_what_is_not_known_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(capsys)
     terminal.told("start an empty copy", unit="")
     (line,) = terminal.lines()
     assert "left" not in line and "/s" not in line and "of" not in line
@@ -72,8 +73,8 @@ def test_what_is_not_known_is_not_said() -> None:
     assert "2 of 5 s" in terminal.lines()[0] and "B/s" not in terminal.lines()[0]
 
 
-def test_a_step_that_is_interrupted_is_not_told_to_be_over() -> None:
-    terminal = Terminal()
+def test_a_step_that_is_interrupted_is_not_told_to_be_over(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(capsys)
     terminal.told("copy memory", 16 * MIB, 64 * MIB)
     terminal.told("wait for libvirt", 1, unit="s")
     assert terminal.left() == []
@@ -84,14 +85,14 @@ def test_a_step_that_is_interrupted_is_not_told_to_be_over() -> None:
     ]  # fmt: skip
 
 
-def test_words_of_a_daemon_do_not_command_the_terminal() -> None:
-    terminal = Terminal()
+def test_words_of_a_daemon_do_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(capsys)
     terminal.told("[red]x\x1b]0;t\x07", 1, 2, "[b]\x1b[2J")
     drawn = "".join(terminal.lines())
     assert "\x1b" not in drawn and "[red]x" in drawn and "[b]" in drawn
     terminal.bar.stop()
-    assert "\x1b]0" not in terminal.out.getvalue() and "\x1b[2J" not in terminal.out.getvalue()
-    assert "[red]x" in terminal.out.getvalue()
+    (line,) = terminal.left()
+    assert "\x1b" not in line and "[red]x" in line
 
 
 PROGRAM = """

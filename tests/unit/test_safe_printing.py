@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from remusdb import log
-from remusdb.cli import progress as progress_module
+from remusdb.cli import bar as bar_module
 from remusdb.cli.main import cli
 from remusdb.cli.progress import Steps
 from remusdb.control import ControlServer, LineChannel, Progress, Request
@@ -180,7 +181,9 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """rich has commands of its own, in square brackets."""
     terminal = io.StringIO()
     console = Console(file=terminal, force_terminal=True, color_system=None, width=200)
-    monkeypatch.setattr(progress_module, "Console", lambda **_how: console)
+    monkeypatch.setattr(bar_module, "Console", lambda **_how: console)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     with Steps() as steps:
         steps.show(Progress(step=f"[link=http://evil]x[/link]{FOUL}", done=1, total=2, unit=FOUL))
     shown = terminal.getvalue()
