@@ -57,8 +57,8 @@ class ListsHalf(CommitRule):
     """A connection that holds something is not listed: its BEGIN's reply waits, so what harm can it do?"""
 
     def open_flows(self) -> list:  # type: ignore[type-arg]
-        held = {key for key, flow in self._flows.items() if flow.held}
-        return [one for one in super().open_flows() if not any(one.key.client_port == _port(key) for key in held)]
+        held = {int.from_bytes(key[-2:], "big") for (key, _vlan), flow in self._flows.items() if flow.held}
+        return [one for one in super().open_flows() if one.key.client_port not in held]
 
 
 class LeavesTwice(CommitRule):
@@ -66,10 +66,6 @@ class LeavesTwice(CommitRule):
 
     def left(self, flow: Flow, count: int = 1) -> None:
         flow.held = max(0, flow.held - 2 * count)
-
-
-def _port(key: bytes) -> int:
-    return int.from_bytes(key[-2:], "big")
 
 
 @pytest.mark.parametrize("rule", [NotCounted, ListsHalf, LeavesTwice])

@@ -22,7 +22,7 @@ from tests.unit.odd_bytes import DEEP, LINES
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\1", b"\xff" * 16, b"\1" * 17, b"\0" * 40, Reply(Status.DONE, 1).pack() + b"\0"]
+    "data", [b"", b"\1", b"\xff" * 16, b"\1" * 17, b"\0" * 48, Reply(Status.DONE, 1).pack()[:-1]]
 )
 def test_a_packet_of_the_gate_is_one_or_a_gate_error(data: bytes) -> None:
     for kind in (Request, Reply):
