@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sequential scan of a table that is larger than the guest's memory, again and again: PostgreSQL reads its disk.
+
+A part of `python -m tools.bench` that is not quick. Of what the guest reads, QEMU's own count says how much (`virsh
+domblkstat`), and `status` how many pages went as references to the backup's disk.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from remusdb.core.pagework import PAGE_BYTES
+from tools.bench.pgbench import Pgbench
+from tools.lab import Lab, domains, image
+from tools.lab.product import Product, Settings
+from tools.load import accepts, wait_for
+from tools.show import step
+
+MEMORY_MIB, SCALE = 192, 20  # 256 MB of accounts, and 64 MB of the memory are PostgreSQL's own
+STATEMENT = "SELECT sum(abalance) FROM pgbench_accounts"
+KEPT = ("drt_reference_share", "drt_references", "bytes_per_epoch", "dirty_pages", "epochs_per_s", "commit_ms_p50",
+        "pause_ms_p50", "pause_ms_p99")  # fmt: skip
+Configure = Callable[[Settings, str], None]
+_BOOT_S, _PROTECT_S, _SETTLE_S = 240.0, 180.0, 6.0
+WINDOW_EPOCHS = 100  # that status speaks of
+
+
+class Scans:
+    """The VM of such a scan, protected in one way after the other."""
+
+    def __init__(
+        self, lab: Lab, product: Product, built: image.DbImage, folder: Path, vm: str, configure: Configure
+    ) -> None:
+        """Boots the VM, and fills its table. `configure` is called before each protection."""
+        self._lab, self._product, self._vm, self._configure = lab, product, vm, configure
+        domains.define_db(lab.host("a"), built, name=vm, memory_mib=MEMORY_MIB)
+        lab.host("a").run(["virsh", "start", vm])
+        wait_for(lambda: accepts(lab), _BOOT_S, "PostgreSQL does not accept connections", 0.5)
+        self._pgbench = Pgbench(lab, built, folder)
+        self._pgbench.prepare(SCALE)
+
+    def measure(self, settings: Settings | None, seconds: float) -> dict[str, Any]:
+        """MB/s that the guest reads from its disk, with these settings; None: unprotected.
+
+        Of a protected VM what status says, how many pages went as references over those that were read, and bytes
+        sent over bytes written.
+        """
+        if settings is None:
+            return self._while_it_scans(seconds, protected=False)
+        self._configure(settings, self._vm)
+        self._product.cli("a", "protect", self._vm, "--to", "b", timeout_s=_PROTECT_S)
+        found = self._while_it_scans(seconds, protected=True)
+        self._product.cli("a", "unprotect", self._vm, timeout_s=_PROTECT_S)
+        return found
+
+    def _while_it_scans(self, seconds: float, *, protected: bool) -> dict[str, Any]:
+        with self._pgbench.again(STATEMENT):
+            time.sleep(_SETTLE_S)
+            began, before = time.monotonic(), self._read_bytes()
+            time.sleep(seconds)
+            took_s, read = time.monotonic() - began, self._read_bytes() - before
+            status = self._product.status(self._vm) if protected else {}
+        found: dict[str, Any] = {"mb_s": round(read / took_s / 1e6, 2)}
+        if protected:
+            found |= {key: status[key] for key in KEPT}
+            found["wire_over_dirty"] = round(status["bytes_per_epoch"] / (status["dirty_pages"] * PAGE_BYTES), 4)
+            if status["drt_references"] is not None:
+                referred_s = status["drt_references"] / WINDOW_EPOCHS * status["epochs_per_s"]
+                found["drt_over_read"] = round(referred_s * PAGE_BYTES * took_s / read, 3)
+        return found
+
+    def _read_bytes(self) -> int:
+        """That the guest has read from its disk since it started."""
+        said = self._lab.host("a").run(["virsh", "domblkstat", self._vm, "vda"]).stdout.split()
+        return int(said[said.index("rd_bytes") + 1])
+
+
+def in_turns(scans: Scans, modes: Mapping[str, Settings | None], seconds: float, rounds: int) -> dict[str, Any]:
+    """Medians of each mode, and all of its turns."""
+    turns: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
+    for number in range(rounds):
+        for mode in list(modes)[:: 1 if number % 2 == 0 else -1]:
+            with step(f"a table larger than memory is scanned, round {number + 1} of {rounds}: {mode}"):
+                turns[mode].append(scans.measure(modes[mode], seconds))
+    medians = {
+        mode: {key: statistics.median(turn[key] for turn in of) for key in of[0] if of[0][key] is not None}
+        for mode, of in turns.items()
+    }
+    return {**medians, "turns": turns}
