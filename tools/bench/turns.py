@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import psutil
 
 from tools.bench import bulk, progress, reads
 from tools.bench.cpu import CpuMeter
+from tools.bench.pair import configure
 from tools.bench.pgbench import Load, Pgbench
 from tools.bench.scan import Scans
 from tools.bench.summary import UNPROTECTED
@@ -20,11 +20,12 @@ from tools.lab import Lab, domains, image
 from tools.lab.product import Product, Settings
 from tools.load import accepts, wait_for
 
-VM, SCAN_VM = "pg", "scan"
+VM = "pg"
 MODES: dict[str, Settings] = {
     UNPROTECTED: {},
-    "remus": {"epoch_mode": "fixed", "encoding": "full"},  # as the paper's baseline: whole pages, by the clock
-    "fixed": {"epoch_mode": "fixed"},  # and with its compression: what changed since a page was sent
+    "remus": {"epoch_mode": "fixed", "encoding": "full"},  # as the paper begins: whole pages, by the clock
+    "remus-drt": {"epoch_mode": "fixed", "encoding": "full", "disk_read_tracking": True},
+    "fixed": {"epoch_mode": "fixed"},  # with its compression: what changed since a page was sent
     "fixed-drt": {"epoch_mode": "fixed", "disk_read_tracking": True},  # and with its disk-read tracking
     "on-demand": {"epoch_mode": "on-demand"},
 }
@@ -89,7 +90,7 @@ class Turns:
     def scans(self) -> Scans:
         """Another database's VM, with less memory than its table takes, instead of this one."""
         self.rest()
-        return Scans(self._lab, self._product, self._built, self._folder, SCAN_VM, self._configure)
+        return Scans(self._lab, self._product, self._built, self._folder)
 
     def rest(self) -> None:
         """Whatever VM runs is switched off."""
@@ -114,11 +115,4 @@ class Turns:
 
     def _configure(self, settings: Settings, vm: str = VM) -> None:
         """These settings for the VM, from its next protection on."""
-        file = self._lab.host("a").path("/etc/remusdb/host.toml")
-        rest = file.read_text().partition("[vms.")[0].rstrip()
-        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-        file.write_text(f"{rest}\n\n[vms.{vm}]\n{lines}")
-        daemon = self._product.daemons["host", "a"]
-        daemon.terminate()
-        daemon.wait(30)
-        self._product.start_host("a")
+        configure(self._lab, self._product, vm, settings)
