@@ -73,7 +73,7 @@ WORDS = {
         "a page was in it"
     ),
     "protection.disk_read_tracking": (
-        "with `delta`: a page that holds a block of a replicated disk goes as a reference to that block, and the "
+        "a page that holds a block of a replicated disk goes as a reference to that block, and the "
         "backup reads it from its own copy and checks it by a digest. For guests that read much; costs this host a "
         "hash of each written page and block, and memory, and the backup a read ([decision 0029](decisions/"
         "0029-what-was-read-from-a-disk-goes-as-a-reference.md)). `remusdb status VM` tells `drt_references`"

@@ -32,6 +32,7 @@ from remusdb.control.codec import Failed, Progress, Request
 from remusdb.control.status import VmStatus
 from remusdb.control.verdict import Vms
 from remusdb.history import VmEvents
+from remusdb.measured import Measured
 from remusdb.reasons import Code
 from remusdb.wording import WORDS
 
@@ -46,6 +47,7 @@ PRINTED: dict[str, type[Struct]] = {
     "rehearse": Rehearsed,
     "export": Exported,
     "history": VmEvents,
+    "bench": Measured,
     "check": Checked,
     "prepare": Prepared,
     "forget": Forgotten,
@@ -62,8 +64,8 @@ HEAD = """\
 # JSON
 
 Made from the types by `python -m tools.jsondoc`: change those (`remusdb/control/status.py`, `remusdb/control/api.py`,
-`remusdb/history.py`), not this page. Every key is always there. Keys, and words for states and events, may be added:
-ignore those that you do not know.
+`remusdb/history.py`, `remusdb/measured.py`), not this page. Every key is always there. Keys, and words for states and
+events, may be added: ignore those that you do not know.
 
 ## What `--json` prints
 

@@ -153,9 +153,9 @@ def wait_for(done: Callable[[], object], timeout_s: float, otherwise: str, every
         raise TimeoutError(f"{otherwise} after {timeout_s:.0f} s")
 
 
-def sql(lab: Lab, statement: str, timeout_s: float = 30.0) -> str:
+def sql(lab: Lab, statement: str, timeout_s: float = 30.0, database: str = "bank") -> str:
     """PostgreSQL's answer to one statement, from the lab's client. RuntimeError when there is none."""
-    command = ["psql", "-h", domains.DB_IP4, "-U", "postgres", "-Atc", statement, "bank"]
+    command = ["psql", "-h", domains.DB_IP4, "-U", "postgres", "-Atc", statement, database]
     return lab.client.run(command, timeout_s=timeout_s, env={"PGCONNECT_TIMEOUT": "5"}).stdout
 
 

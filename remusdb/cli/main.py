@@ -11,6 +11,7 @@ import click
 
 from remusdb import __version__
 from remusdb.cli.asking import Settings, fill
+from remusdb.cli.bench import bench
 from remusdb.cli.certs import certs
 from remusdb.cli.check import check
 from remusdb.cli.config_check import config
@@ -88,6 +89,7 @@ for command in (
     protect,
     status,
     history,
+    bench,
     diagnose,
     inspect,
     failover,

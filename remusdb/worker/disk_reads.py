@@ -69,20 +69,23 @@ class DiskReads:
         for raw in writes:
             self.note(raw, epoch)
 
-    def take(self, dirty: DirtyBlock, cache: PageCache) -> tuple[DirtyBlock, list[Referred]]:
-        """The pages that go the ordinary way, and the references for the others, which `cache` then knows as well."""
+    def take(self, dirty: DirtyBlock, cache: PageCache | None) -> tuple[DirtyBlock, list[Referred]]:
+        """The pages that go the ordinary way, and the references for the others, which `cache` then knows as well;
+        None: every page is sent whole."""
         self._clear_if_stale()
         applied = self._applied
         if applied is None or not self._index.known or not len(dirty.numbers):
             return dirty, []
         rows, places = self._index.find(dirty.content, applied)
-        worth = cache.changed_lines(dirty.numbers[rows], dirty.content[rows]) >= LEAST_LINES
-        rows, places = rows[worth][: self._left], places[worth][: self._left]
+        if cache is not None:
+            worth = cache.changed_lines(dirty.numbers[rows], dirty.content[rows]) >= LEAST_LINES
+            rows, places = rows[worth], places[worth]
+        rows, places = rows[: self._left], places[: self._left]
         if not len(rows):
             return dirty, []
         self._left -= len(rows)
         numbers, content = dirty.numbers[rows], dirty.content[rows]
-        for at in range(0, len(rows), STEP_PAGES):
+        for at in range(0, len(rows) if cache is not None else 0, STEP_PAGES):
             cache.remember(numbers[at : at + STEP_PAGES], content[at : at + STEP_PAGES])
         others = np.ones(len(dirty.numbers), np.bool_)
         others[rows] = False

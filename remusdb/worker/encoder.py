@@ -64,8 +64,8 @@ class Encoder:
     def __init__(
         self, blocks: list[Block], encoding: Encoding, cache_percent: int = 100, reads: DiskReads | None = None
     ) -> None:
-        """`cache_percent`: of each block, so much is remembered. `reads`: makes references, for `delta` alone."""
-        self._reads = reads if encoding == "delta" else None
+        """`cache_percent`: of each block, so much is remembered. `reads`: makes references."""
+        self._reads = reads
         self._caches = [PageCache(block.pages, -(-block.pages * cache_percent // 100)) for block in blocks]
         self._encoding: Encoding = encoding
         self._devices = b""
@@ -104,8 +104,12 @@ class Encoder:
         if self._reads is None:
             return cut.memory, []
         self._reads.begin(epoch, writes)
-        parted = [self._reads.take(dirty, self._caches[dirty.block]) for dirty in cut.memory]
+        parted = [self._reads.take(dirty, self._cache_of(dirty.block)) for dirty in cut.memory]
         return [rest for rest, _ in parted], [one for _, found in parted for one in found]
+
+    def _cache_of(self, block: int) -> PageCache | None:
+        """What an epoch's pages are compared with; None: they go whole."""
+        return self._caches[block] if self._encoding == "delta" else None
 
     def _counts(self) -> tuple[int, int]:
         return sum(cache.known for cache in self._caches), sum(cache.asked for cache in self._caches)

@@ -6,16 +6,25 @@ from __future__ import annotations
 from typing import Any
 
 from tools.bench import page
-from tools.bench.summary import of
+from tools.bench.summary import KEYS, missing, of
+from tools.bench.turns import QUICK
 
 LOAD = {"pause_ms_p50": 6.0, "commit_ms_p50": 5.0, "dirty_pages": 100, "bytes_per_epoch": 8192}
+LATENCY = {"latency_ms_p50": 7.0, "latency_ms_p99": 71.5}
+# The names by which reports are compared with each other, whatever measured them.
+PROMISED = """pause_over_floor pause_ms_idle commit_ms_p50 worker_cpu_ms_idle encode_over_memcpy encode_over_numpy
+wire_over_dirty drt_reference_share tpcb_c1_ratio tpcb_c8_ratio tpcb_c32_ratio guest_progress_ratio bulk_out_ratio
+bulk_in_ratio clock_loss_ppm outage_ms_median""".split()
 
 
 def rounds(*tps: float, mode: str = "on-demand", **other: Any) -> list[dict[str, Any]]:
     return [
         {
-            "unprotected": {"tpcb_c1": {"tps": 100.0}},
-            mode: {"idle": {"pause_ms_p50": 2.0, "worker_cpu_ms": 1.5}, "tpcb_c1": {**LOAD, "tps": one, **other}},
+            "unprotected": {"tpcb_c1": {"tps": 100.0, **LATENCY}},
+            mode: {
+                "idle": {"pause_ms_p50": 2.0, "worker_cpu_ms": 1.5},
+                "tpcb_c1": {**LOAD, **LATENCY, "tps": one, **other},
+            },
         }
         for one in tps
     ]
@@ -53,3 +62,28 @@ def test_the_page_shows_each_load_and_each_mode() -> None:
 
 def test_a_load_that_wrote_nothing_has_no_share() -> None:
     assert "wire_over_dirty" not in of(rounds(10, dirty_pages=0))
+
+
+def test_the_report_has_the_promised_keys_and_tells_which_it_lacks() -> None:
+    assert sorted(KEYS) == sorted(PROMISED)
+    whole: dict[str, Any] = dict.fromkeys(PROMISED, 1.0)
+    assert not missing(whole)
+    assert missing({**whole, "clock_loss_ppm": None}) == ["clock_loss_ppm"]
+    del whole["tpcb_c8_ratio"]
+    assert missing(whole) == ["tpcb_c8_ratio"]
+
+
+def test_clients_in_the_vm_are_a_ratio_of_their_own() -> None:
+    (one,) = rounds(10)
+    one["unprotected"]["inside"], one["on-demand"]["inside"] = {"tpcb_c1": 50.0}, {"tpcb_c1": 40.0}
+    assert of([one])["tpcb_c1_inside_ratio"] == 0.8
+
+
+def test_what_a_quick_bench_measures_is_enough_for_its_keys() -> None:
+    one: dict[str, Any] = {"tps": 9.0, **LATENCY}
+    loads = {f"{name}_c{count}": one for name in ("tpcb", "select") for count in (1, 8, 32)}
+    shown = {**loads, "idle": {**LOAD, "worker_cpu_ms": 1.5, "floor_ms": 2.0}, "bulk": {"out": 1.0, "in": 1.0}}
+    shown |= {key: {**load, **LOAD, "clock_lost_ppm": 3.0} for key, load in loads.items()}
+    elsewhere = {"encode_over_memcpy", "encode_over_numpy", "drt_reference_share", "guest_progress_ratio",
+                 "outage_ms_median"}  # fmt: skip
+    assert set(missing(of([dict.fromkeys(QUICK, shown)]))) == elsewhere

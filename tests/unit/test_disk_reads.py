@@ -14,7 +14,7 @@ from remusdb.capture.cut import Cut, DirtyBlock
 from remusdb.core.blocks import hash_table
 from remusdb.core.messages import Base, Welcome, pack
 from remusdb.core.pagecache import PageCache
-from remusdb.core.pages import decode_pages, resolve
+from remusdb.core.pages import Encoding, decode_pages, resolve
 from remusdb.core.pagework import PAGE_BYTES, Bytes
 from remusdb.core.references import is_reference
 from remusdb.core.wire import Frame, FrameType
@@ -48,10 +48,10 @@ def written(block: int, content: Bytes) -> bytes:
 class Pair:
     """A primary's encoder, and an agent that applies when it is told to."""
 
-    def __init__(self, folder: Path, percent: int = 100) -> None:
+    def __init__(self, folder: Path, percent: int = 100, encoding: Encoding = "delta") -> None:
         self.disk, self.memory = np.zeros((BLOCKS, PAGE_BYTES), np.uint8), np.zeros((PAGES, PAGE_BYTES), np.uint8)
         self.reads = DiskReads([BLOCKS * PAGE_BYTES])
-        self.encoder = Encoder([Block("ram", PAGES * PAGE_BYTES, 0)], "delta", percent, self.reads)
+        self.encoder = Encoder([Block("ram", PAGES * PAGE_BYTES, 0)], encoding, percent, self.reads)
         self.images = ReplicaImages(folder, [BLOCKS * PAGE_BYTES], ["vda"])
         self.replica = np.zeros_like(self.memory)
         self.references, self.inbox = References(), Inbox(1 << 30)
@@ -188,10 +188,19 @@ def test_who_takes_none_gets_none_and_a_new_connection_begins_with_nothing(pair:
     assert read(6) == 0, "the index is of before"
 
 
-def test_whole_pages_are_the_baseline_and_never_referred_to(pair: Pair) -> None:
-    encoder = Encoder([Block("ram", PAGES * PAGE_BYTES, 0)], "full", 100, pair.reads)
-    frames = encoder.epoch(1, Cut(b"", [DirtyBlock(0, np.array([1]), pair.disk[:1])]), [], [], stays=False)
-    assert frames.referred is None and not frames.plain
+def test_without_a_cache_of_what_was_sent_references_work_as_well(tmp_path: Path) -> None:
+    """`encoding = "full"`: whatever was read is referred to, all else goes whole."""
+    pair = Pair(tmp_path / "vm", encoding="full")
+    pair.seed()
+    for _ in range(10):
+        read, into = RNG.integers(0, BLOCKS, 40), np.sort(RNG.permutation(PAGES)[:60])
+        pair.memory[into[:40]] = pair.disk[read]
+        pair.memory[into[40:], 7] ^= 1
+        frames = pair.cut(into)
+        assert referred(frames) == 40
+        pair.ship(frames)
+        pair.apply()
+    assert np.array_equal(pair.replica, pair.memory)
 
 
 def test_an_epoch_has_so_many_references_at_most(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

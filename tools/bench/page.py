@@ -7,7 +7,7 @@ import html
 import statistics
 from typing import Any
 
-from tools.bench.summary import UNPROTECTED
+from tools.bench.summary import NOT_LOADS, UNPROTECTED
 
 _STYLE = """body{font:15px/1.5 system-ui;margin:2em auto;max-width:60em;padding:0 1em;color-scheme:light dark}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #8884}
@@ -19,13 +19,16 @@ Rounds = list[dict[str, Any]]
 
 def of(found: dict[str, Any], rounds: Rounds) -> str:
     """`found`: the report's first keys; `rounds`: what was measured in each."""
-    loads = [key for key in rounds[0][UNPROTECTED] if key not in ("idle", "bulk")]
+    loads = [key for key in rounds[0][UNPROTECTED] if key not in NOT_LOADS]
     parts = [
         _table("Keys", [[key, _short(value)] for key, value in found.items() if not isinstance(value, dict | list)])
     ]
     for load in loads:
         bars = [(mode, [float(one[mode][load]["tps"]) for one in rounds]) for mode in rounds[0]]
         parts.append(f"<h2>{html.escape(load)}: transactions a second</h2>{_bars(bars)}")
+        for key, what in (("latency_ms_p50", "the median"), ("latency_ms_p99", "1 % take longer")):
+            bars = [(mode, [float(one[mode][load][key]) for one in rounds]) for mode in rounds[0]]
+            parts.append(f"<h3>{html.escape(load)}: ms for one, {what}</h3>{_bars(bars)}")
     for way, text in (("out", "from the VM to a client"), ("in", "from a client to the VM")):
         bars = [(mode, [float(one[mode]["bulk"][way]) for one in rounds]) for mode in rounds[0]]
         parts.append(f"<h2>Bulk {text}: MB/s</h2>{_bars(bars)}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,3 +22,15 @@ def two_hosts(settings: Settings | None = None) -> Iterator[tuple[Lab, Product]]
         product.install(settings or {})
         product.start()
         yield lab, product
+
+
+def configure(lab: Lab, product: Product, vm: str, settings: Settings) -> None:
+    """These settings for this VM of host `a`, and none for any other, from its next protection on."""
+    file = lab.host("a").path("/etc/remusdb/host.toml")
+    rest = file.read_text().partition("[vms.")[0].rstrip()
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    file.write_text(f"{rest}\n\n[vms.{vm}]\n{lines}")
+    daemon = product.daemons["host", "a"]
+    daemon.terminate()
+    daemon.wait(30)
+    product.start_host("a")
