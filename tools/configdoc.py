@@ -127,7 +127,13 @@ WORDS = {
     "failover.silence_ms": "how long the primary may be silent at most before this host takes over",
     "failover.adaptive": (
         "a shorter silence is enough of a primary that was always heard more often: three times the longest gap of the "
-        "last minute, or three heartbeats, at least 420 ms and at most `silence_ms`. false: always `silence_ms`"
+        "last minute, or three heartbeats, at least 420 ms (380 ms while no datagram is missed) and at most "
+        "`silence_ms`. false: always `silence_ms`"
+    ),
+    "failover.datagrams": (
+        "also hear heartbeats over UDP, at the port of the same number as `agent.port`: they get through at once after "
+        "a link was gone for a moment, where TCP does not. Where none come through, the connection is heard alone, and "
+        "`remusdb status` says so under `heartbeat` ([decision 0032](decisions/0032-a-heartbeat-of-its-own.md))"
     ),
     "failover.automatic": "false: only `remusdb failover VM` takes over",
     "failover.copy_patience_ms": (

@@ -19,7 +19,7 @@ from remusdb.core.beats import interval_s
 
 GAPS = 3  # so many times the longest gap; as many heartbeats as config.HEARTBEATS_PER_SILENCE
 LEAST_S = 0.42  # a link that is gone for 0.3 s, the heartbeat before that and two looks: no dead host
-LEAST_DATAGRAMS_S = 0.36  # the same where one comes every 25 ms, whatever TCP does: see decision 0032
+LEAST_DATAGRAMS_S = 0.38  # the same where one comes every 25 ms, whatever TCP does: see decision 0032
 CONNECTION_S = 1.0  # so long datagrams stand for a connection that says nothing: TCP's second try comes after 0.7
 LEARN_S = 5.0  # of a connection, until what it has shown is believed
 MEMORY_S = 60  # a gap is remembered for so long

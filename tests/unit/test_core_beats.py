@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_a_late_one_says_nothing_and_keeps_no_later_one_from_being_heard() -> No
     assert [listener.take(one) for one in (first, third, second, fourth)] == [True, True, False, True]
 
 
-OTHERS = {
+OTHERS: dict[str, Callable[[], bytes]] = {
     "a forged one": lambda: said(mouth(Offer(7, bytes(KEY_BYTES))))[0],
     "an older term": lambda: said(mouth(term=TERM - 1))[0],
     "a newer term": lambda: said(mouth(term=TERM + 1))[0],
@@ -95,14 +96,11 @@ def test_junk_is_told_without_a_key_and_no_junk_is_heard() -> None:
 
 def test_no_mac_is_reckoned_for_what_is_of_another_session_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = ear()
-    (good,) = said(mouth())
+    (good,), (other,) = said(mouth()), said(mouth(Offer(8, OFFER.key)))
     assert listener.take(good)
     monkeypatch.setattr(beats, "_mac", lambda _key, _fields: pytest.fail("work for a stranger"))
     assert not listener.take(good)
-    assert not listener.take(said_by_other := OTHERS_MADE["another session"]), said_by_other
-
-
-OTHERS_MADE = {"another session": said(mouth(Offer(8, OFFER.key)))[0]}
+    assert not listener.take(other)
 
 
 def test_the_key_is_in_no_text_of_an_offer() -> None:

@@ -62,18 +62,20 @@ class Ears:
         self._closed = False
         self._junk = 0
         self._voices: WeakValueDictionary[int, Voice] = WeakValueDictionary()
+        self._newest: dict[str, int] = {}  # the session of each VM that was ever kept here
         self._probes: dict[int, Voice] = {}
         vital(self._run, name="datagrams")
 
-    def voice(self, term: int) -> Voice:
-        """For one connection: it is heard as long as the voice is held."""
-        made = Voice(Offer(secrets.randbelow(SESSION_MAX), secrets.token_bytes(KEY_BYTES)), term)
-        self._voices[made.offer.session] = made
+    def voice(self, vm: str, term: int) -> Voice:
+        """For one connection of this VM's primary: heard until the next one, as long as it is held."""
+        made = self._made(term)
+        self._voices.pop(self._newest.get(vm, -1), None)
+        self._newest[vm] = made.offer.session
         return made
 
     def probe(self) -> Offer:
         """For one `check`, of no session."""
-        made = self.voice(0)
+        made = self._made(0)
         self._probes[made.offer.session] = made
         for session in list(self._probes)[:-PROBES_MOST]:
             self._probes.pop(session, None)
@@ -84,6 +86,11 @@ class Ears:
         self._closed = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread, though it is not connected
+
+    def _made(self, term: int) -> Voice:
+        made = Voice(Offer(secrets.randbelow(SESSION_MAX), secrets.token_bytes(KEY_BYTES)), term)
+        self._voices[made.offer.session] = made
+        return made
 
     def _run(self) -> None:
         data = memoryview(bytearray(BYTES + 1))  # one more, to tell a longer one

@@ -77,7 +77,7 @@ class Performer:
         stream = here.lines.stream(effect.line)
         assert stream is not None
         ears = here.context.ears
-        voice = ears.voice(effect.term) if ears is not None else None
+        voice = ears.voice(here.vm, effect.term) if ears is not None else None
         here.hearing.follow(stream, voice)
         here.inbox = Inbox(config.limits.epoch_max_bytes)  # that connection's thread may still have the last one
         bases = None if effect.resumed or here.machine is None else here.machine.bases
