@@ -6,10 +6,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from remusdb.core import beats
 from remusdb.core.beats import BYTES, COUNTER_MAX, KEY_BYTES, Ear, Mouth, Offer, Way, interval_s, session_of
+from remusdb.core.messages import Welcome, pack, unpack
+from remusdb.errors import BadFrame
 
 OFFER = Offer(7, bytes(range(KEY_BYTES)))
 TERM = 3
@@ -110,3 +113,20 @@ def test_the_key_is_in_no_text_of_an_offer() -> None:
 def test_datagrams_come_more_often_than_heartbeats_and_never_as_a_flood() -> None:
     assert interval_s(0.1) == pytest.approx(0.025)
     assert interval_s(0.001) == beats.LEAST_INTERVAL_S
+
+
+def test_hosts_of_which_one_is_older_understand_each_other_without_datagrams() -> None:
+    new = Welcome("0.2.0", "beta", 3, 0, False, 500, datagrams=OFFER)
+    fields = [(one.name, one.type, one.default) for one in msgspec.structs.fields(Welcome) if one.name != "datagrams"]
+    older = msgspec.defstruct("Welcome", [(name, kind) for name, kind, _ in fields[:6]])
+    heard = unpack(older, pack(new))
+    assert [getattr(heard, name) for name, *_ in fields[:6]] == ["0.2.0", "beta", 3, 0, False, 500]
+    assert unpack(Welcome, pack(heard)).datagrams is None
+    assert unpack(Welcome, pack(new)).datagrams == OFFER
+
+
+@pytest.mark.parametrize("offer", [{"session": 1, "key": b"short"}, {"session": -1, "key": bytes(32)}, {"session": 1}])
+def test_an_offer_that_cannot_be_is_refused(offer: dict[str, object]) -> None:
+    fields = msgspec.to_builtins(Welcome("0.2.0", "beta", 3, 0, False, 500))
+    with pytest.raises(BadFrame):
+        unpack(Welcome, msgspec.msgpack.encode({**fields, "datagrams": offer}))
