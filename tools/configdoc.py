@@ -50,7 +50,8 @@ WORDS = {
         "`clock` (fixed), `last` (before a switchover)"
     ),
     "protection.epoch_ms": (
-        "fixed: time between two cuts. On demand: so long a guest works before it is cut although no output waits"
+        "fixed: time between two cuts. On demand: so long a guest works before it is cut although no output waits, and "
+        "the longest that a guest which works on is not cut while replies wait"
     ),
     "protection.epoch_gap_ms": (
         "on demand: time between two cuts while replies wait and the guest works on. Shorter: less latency; longer: "
@@ -60,7 +61,7 @@ WORDS = {
     "protection.max_pause_share": "on demand: the VM stands still for no more than this part of the time",
     "protection.busy_pause_share": (
         "the same where replies wait while the guest works on: epochs are then as far apart as their pauses ask "
-        "for, and never nearer than `epoch_gap_ms`"
+        "for, never nearer than `epoch_gap_ms`, and no further apart than `epoch_ms`"
     ),
     "protection.window": "epochs on the way that are not acknowledged yet",
     "protection.encoding": (

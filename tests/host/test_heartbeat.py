@@ -173,9 +173,8 @@ def test_a_primary_that_stands_still_is_taken_over(
 ) -> None:
     """Both signs of life are one process's: where it stops, the datagrams do as well."""
     time.sleep(LEARNED_S)
-    heard = beta()
-    assert heard.heartbeat == "datagrams" and heard.silence_limit_ms is not None and heard.silence_limit_ms < 420
-    assert primary.link.datagrams, "and answered"
+    eventually(lambda: beta().heartbeat == "datagrams", 30, "no datagram is heard")
+    eventually(lambda: primary.link.datagrams, 30, "none is answered")
     primary.link.pause()
     primary.over = True
     eventually(lambda: beta().state == "promoted", 10, "nobody took over")
@@ -199,7 +198,8 @@ def test_where_no_datagram_comes_through_the_connection_is_heard_alone_as_before
     assert not check_says(lab, tmp_path)
     time.sleep(LEARNED_S)
     heard = beta()
-    assert (heard.state, heard.heartbeat, heard.silence_limit_ms) == ("ready", "connection", 420), heard
+    assert (heard.state, heard.heartbeat) == ("ready", "connection"), heard
+    assert heard.silence_limit_ms is not None and heard.silence_limit_ms >= 420, "as if there were datagrams"
     eventually(lambda: not primary.link.datagrams, 5, "answers come through a firewall")
     primary.link.pause()
     primary.over = True
