@@ -135,6 +135,7 @@ class Failover(Struct, frozen=True, kw_only=True):
 
     silence_ms: Annotated[int, Meta(ge=200, le=60_000)] = 500
     adaptive: bool = True  # less than silence_ms is enough of a primary that was always heard more often
+    datagrams: bool = True  # hear heartbeats of their own as well, over UDP, at the port of the same number
     automatic: bool = True
     copy_patience_ms: Annotated[int, Meta(ge=1000, le=3_600_000)] = 60_000  # the primary may be, in the initial sync
 

@@ -50,7 +50,8 @@ WORDS = {
         "`clock` (fixed), `last` (before a switchover)"
     ),
     "protection.epoch_ms": (
-        "fixed: time between two cuts. On demand: so long a guest works before it is cut although no output waits"
+        "fixed: time between two cuts. On demand: so long a guest works before it is cut although no output waits, and "
+        "the longest that a guest which works on is not cut while replies wait"
     ),
     "protection.epoch_gap_ms": (
         "on demand: time between two cuts while replies wait and the guest works on. Shorter: less latency; longer: "
@@ -60,7 +61,7 @@ WORDS = {
     "protection.max_pause_share": "on demand: the VM stands still for no more than this part of the time",
     "protection.busy_pause_share": (
         "the same where replies wait while the guest works on: epochs are then as far apart as their pauses ask "
-        "for, and never nearer than `epoch_gap_ms`"
+        "for, never nearer than `epoch_gap_ms`, and no further apart than `epoch_ms`"
     ),
     "protection.window": "epochs on the way that are not acknowledged yet",
     "protection.encoding": (
@@ -142,7 +143,13 @@ WORDS = {
     "failover.silence_ms": "how long the primary may be silent at most before this host takes over",
     "failover.adaptive": (
         "a shorter silence is enough of a primary that was always heard more often: three times the longest gap of the "
-        "last minute, or three heartbeats, at least 420 ms and at most `silence_ms`. false: always `silence_ms`"
+        "last minute, or three heartbeats, at least 420 ms (380 ms while no datagram is missed) and at most "
+        "`silence_ms`. false: always `silence_ms`"
+    ),
+    "failover.datagrams": (
+        "also hear heartbeats over UDP, at the port of the same number as `agent.port`: they get through at once after "
+        "a link was gone for a moment, where TCP does not. Where none come through, the connection is heard alone, and "
+        "`remusdb status` says so under `heartbeat` ([decision 0032](decisions/0032-a-heartbeat-of-its-own.md))"
     ),
     "failover.automatic": "false: only `remusdb failover VM` takes over",
     "failover.copy_patience_ms": (

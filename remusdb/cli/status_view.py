@@ -113,7 +113,9 @@ def _block(one: Status) -> Iterator[str]:
 def _details(one: Status) -> Iterator[tuple[str, str]]:
     if isinstance(one, StandbyStatus):
         if is_kept(one):
-            yield "holds", f"epoch {one.committed}; {one.peer} was heard {words.age(one.primary_silence_ms)} ago"
+            alone = ", over its connection alone" if one.heartbeat == "connection" else ""
+            heard = f"{one.peer} was heard {words.age(one.primary_silence_ms)} ago{alone}"
+            yield "holds", f"epoch {one.committed}; {heard}"
     elif one.state == "protected":
         yield "epochs", f"cut for {_shares(one.epochs_for)}" if one.epochs_for else ""
         yield "clock", f"not corrected at each cut: {one.clock_slow}" if one.clock_slow else ""

@@ -54,6 +54,7 @@ ProvenEpoch = Annotated[int | None, says("the epoch whose state that was")]
 ProvenTook = Annotated[float | None, says("how long QEMU took for it")]
 Unproven = Annotated[str, says("why the standby is not proven; empty: it is, or nobody has tried yet")]
 QuarantinedDisks = Annotated[dict[str, str], says("disks of a fenced VM that are quarantined here: target -> path")]
+Heartbeat = Literal["datagrams", "connection"] | None
 Owner = Annotated[str, says("the host that owns the VM in `term`; empty: nobody that is known here")]
 
 
@@ -87,6 +88,9 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     epochs_for: Annotated[dict[str, int], says("why the last hundred were cut: see configuration.md")] = {}
     commit_ms_p50: Annotated[float | None, says("from a cut until its output is released: the median")] = None
     commit_ms_p99: Annotated[float | None, says("the same, of which 1 % take longer")] = None
+    heartbeat: Annotated[
+        Heartbeat, says("by what the backup is heard: answers to datagrams, or its connection alone; null: by neither")
+    ] = None
     window: Annotated[int | None, says("epochs that may be under way at a time")] = None
     in_flight: Annotated[int, says("epochs that are under way")] = 0
     pause_ms_p50: Annotated[float | None, says("how long the VM is paused for a cut: the median")] = None
@@ -150,6 +154,9 @@ class StandbyStatus(Struct, frozen=True, kw_only=True):
     )
     silence_limit_ms: Annotated[
         int | None, says("after so long a silence it counts as dead, by what its link has shown")
+    ] = None
+    heartbeat: Annotated[
+        Heartbeat, says("by what the primary is heard: datagrams, or its connection alone; null: none is expected")
     ] = None
     proven_at_ns: ProvenAt = None
     proven_epoch: ProvenEpoch = None

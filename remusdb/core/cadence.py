@@ -4,7 +4,8 @@
     fixed      every `epoch_s`
     on demand  output waits    ─ the guest has become idle: nothing more will come ─▶ cut
                                ─ the guest works on: `gap_s` after the last cut, and
-                                 no more than `busy_pause_share` of its time goes ──▶ cut
+                                 no more than `busy_pause_share` of its time goes,
+                                 but `epoch_s` after the last cut at the latest ────▶ cut
                nothing waits   ─ the guest has worked for `epoch_s` since the cut ──▶ cut   (its dirty pages grow)
                                ─ `epoch_max_s` are over ────────────────────────────▶ cut
 
@@ -14,10 +15,13 @@ On demand, no cut is made before the last one's epoch is committed, unless the b
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import median
 
 LOOK_S = 0.001  # how often a guest that works on while output waits is looked at
+PAUSES = 9  # the median of so many says what a cut costs: one that waited for the host's CPU is no dear cut
 LOOK_SHARE = 0.1  # of the time that output has waited: so much later, at most, is it seen that the guest is idle
 SETTLE_S = 0.0005  # from the first frame of output to a cut: what belongs to it follows at once
 
@@ -80,6 +84,7 @@ class Cadence:
         self._began = now - pace.epoch_max_s - pace.epoch_s
         self._due = now  # of the fixed clock
         self._earliest = self._earliest_busy = now  # for the sake of the shares
+        self._pauses: deque[float] = deque(maxlen=PAUSES)
 
     def cut(self, began: float, ended: float) -> None:
         """An epoch was cut: the VM stood still from `began` on, until `ended` at the latest."""
@@ -88,7 +93,10 @@ class Cadence:
         # A fixed clock does not make up for what it was late, but by half.
         self._due = max(self._due + pace.epoch_s, began + pace.epoch_s / 2)
         self._earliest = began + (ended - began) / pace.max_pause_share
-        self._earliest_busy = began + max(pace.gap_s, (ended - began) / pace.busy_pause_share)
+        self._pauses.append(ended - began)
+        wanted = max(pace.gap_s, median(self._pauses) / pace.busy_pause_share)
+        # Later than a fixed clock's cut, all who wait would lose more than the guest could win.
+        self._earliest_busy = began + min(wanted, max(pace.gap_s, pace.epoch_s))
 
     def look(self, now: float, seen: Seen) -> Cut | Wait:
         """Whether to cut now."""

@@ -38,7 +38,7 @@ MESSAGES: Final[dict[FrameType, tuple[type[msgspec.Struct], ...]]] = {
     FrameType.TAKEN: (messages.Taken,),
     FrameType.PROOF: (messages.Proof,),
 }
-NOT_SHOWN: Final = ("domain_xml", "xml", "host_cpu", "answer", "hashes")  # long, or a definition with passwords
+NOT_SHOWN: Final = ("domain_xml", "xml", "host_cpu", "answer", "hashes", "datagrams")  # long, or secret
 TEXT_MAX_BYTES: Final = 200
 LIST_MOST: Final = 8
 

@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from remusdb.core.beats import Offer
 from remusdb.core.blocks import SEED_BITS
 from remusdb.core.bounds import Label, Number, fits, for_people
 from remusdb.core.probe import XML_MAX_BYTES, Answer
@@ -99,7 +100,8 @@ class Welcome(msgspec.Struct, frozen=True):
     `bases`: for each disk, how many blocks of an older image are there already; their hashes, made with `base_seed`,
     follow in BASE frames. `taken`: of a session that is resumed in its initial sync, the bulk frames of epoch 0 that
     were applied. `copy_patience_ms`: so long the agent keeps a copy whose primary is not heard. `resets`: at a takeover
-    it breaks the connections that COMMIT names.
+    it breaks the connections that COMMIT names. `datagrams`: the agent hears heartbeats of this connection's own, if
+    the primary can send them.
     """
 
     version: Label
@@ -113,6 +115,7 @@ class Welcome(msgspec.Struct, frozen=True):
     taken: Number = 0
     copy_patience_ms: Annotated[int, Meta(ge=0, le=COPY_PATIENCE_MAX_MS)] = 60_000
     resets: bool = False
+    datagrams: Offer | None = None
 
 
 class Taken(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from remusdb.core.beats import Offer
 from remusdb.core.bounds import NUMBER_MAX, PATH_MAX_BYTES, Label, Number, for_people
 from remusdb.names import require_name
 
@@ -144,6 +145,7 @@ class Answer(msgspec.Struct, frozen=True):
     confinement: Confinement | None = None
     libvirt_hooks: bool = False  # of others than remusdb: they may change a VM's links when it starts
     image_free: Number | None = None  # bytes for replica disks
+    datagrams: Offer | None = None  # to be tried whether heartbeats of their own come through
     # the VM
     refusals: list[Refusal] = []
     standby: bool = False  # its standby is there already, or the VM itself, which makes room

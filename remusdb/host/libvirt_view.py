@@ -30,6 +30,7 @@ from remusdb.preflight.decide import decide
 from remusdb.preflight.gather import Inventory, PeerInventory, VmInventory, gather_host, gather_vm
 from remusdb.preflight.here import gather
 from remusdb.transport.agent_client import Agent
+from remusdb.transport.datagrams import come_through
 from remusdb.vm.blocking import BlockingCalls
 from remusdb.vm.domain import connect
 from remusdb.vm.prepare import confined_without_rule, prepare
@@ -203,6 +204,7 @@ class LibvirtInspection:
                 refused=inventory.reason if unwanted else "",
                 hint=inventory.hint,
             )
+        offer = inventory.answer.datagrams if inventory.answer else None
         return PeerInventory(
             peer,
             version=inventory.version,
@@ -210,6 +212,7 @@ class LibvirtInspection:
             libvirt_version=inventory.libvirt_version,
             machines=tuple(inventory.machines),
             answer=inventory.answer,
+            datagrams=come_through(offer, at.address, at.port) if offer else None,
         )
 
 

@@ -183,7 +183,16 @@ def _peer(peer: PeerInventory, vm: VmInventory) -> list[Check]:
         return checks
     refused = [f"{peer.name} says: {peer.refused}"] if peer.refused else []
     checks.append(required("peer primaries", refused, f"{peer.name} lets this host keep it there", peer.hint))
-    return checks if refused else [*checks, *_peer_versions(peer, vm)]
+    return checks if refused else [*checks, *_peer_versions(peer, vm), *_peer_heartbeat(peer)]
+
+
+def _peer_heartbeat(peer: PeerInventory) -> list[Check]:
+    """Advice: without it, a link that is gone for a moment may look like a dead host."""
+    if peer.datagrams is None:
+        return []
+    problem = "" if peer.datagrams else f"heartbeats over UDP do not reach {peer.name}: it hears the connection alone"
+    hint = f"let UDP through to the port of the agent on {peer.name}, too: `remusdb setup` does, in its firewall"
+    return [advice("peer heartbeat", problem, f"heartbeats over UDP reach {peer.name}", hint)]
 
 
 def _peer_versions(peer: PeerInventory, vm: VmInventory) -> list[Check]:

@@ -82,6 +82,7 @@ class PeerInventory:
     libvirt_version: tuple[int, int, int] = (0, 0, 0)
     machines: tuple[str, ...] = ()
     answer: Answer | None = None  # what this VM would find there
+    datagrams: bool | None = None  # whether a heartbeat of its own comes through; None: its agent offers to hear none
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's port in the firewall that runs there, for the other hosts alone. Where none runs, nothing is done.
+"""The agent's port, of TCP and UDP, in the firewall that runs there, for the other hosts alone. Where none runs,
+nothing is done.
 
 firewalld and ufw keep their rules. nftables has whatever /etc/nftables.conf says: the rule is inserted into the chain
 that drops, and the same line is added to that file.
@@ -7,6 +8,7 @@ that drops, and the same line is added to that file.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +17,8 @@ from remusdb.setup.steps import Put, Run, Step
 from remusdb.setup.wish import Named
 
 NFTABLES_CONF = "/etc/nftables.conf"
-_MARK = "remusdb agent"
+_MARKS = {"tcp": "remusdb agent", "udp": "remusdb heartbeats"}  # comments of nftables' rules
+PROTOCOLS = ("tcp", "udp")  # sessions; heartbeats of their own
 
 
 def open_port(facts: Facts, others: Sequence[Named], port: int) -> list[Step]:
@@ -33,31 +36,33 @@ def _family(other: Named) -> str:
 
 
 def _firewalld(facts: Facts, other: Named, port: int) -> list[Step]:
-    if other.is_ip:
-        rule = (
-            f'rule family="{_family(other)}" source address="{other.address}" port port="{port}" protocol="tcp" accept'
-        )
-        told, option = rule, f"--add-rich-rule={rule}"
-    else:
-        told, option = f"{port}/tcp", f"--add-port={port}/tcp"
-    if told in facts.firewalld_rules:
-        return []
-    what = f"firewalld: port {port} for {other.name}"
-    return [Run(what, ("firewall-cmd", "--permanent", option)), Run(what, ("firewall-cmd", option))]
+    steps: list[Step] = []
+    for protocol in PROTOCOLS:
+        if other.is_ip:
+            rule = (
+                f'rule family="{_family(other)}" source address="{other.address}" '
+                f'port port="{port}" protocol="{protocol}" accept'
+            )
+            told, option = rule, f"--add-rich-rule={rule}"
+        else:
+            told, option = f"{port}/{protocol}", f"--add-port={port}/{protocol}"
+        if told not in facts.firewalld_rules:
+            what = f"firewalld: port {port} ({protocol}) for {other.name}"
+            steps += [Run(what, ("firewall-cmd", "--permanent", option)), Run(what, ("firewall-cmd", option))]
+    return steps
 
 
 def _ufw(facts: Facts, other: Named, port: int) -> list[Step]:
     source = other.address if other.is_ip else "any"
     shown = other.address if other.is_ip else "Anywhere"
-    for line in facts.ufw.splitlines():
-        words = line.split()
-        if words[:2] == [f"{port}/tcp", "ALLOW"] and shown in words[2:]:
-            return []
+    lines = [line.split() for line in facts.ufw.splitlines()]
     return [
         Run(
-            f"ufw: port {port} for {other.name}",
-            ("ufw", "allow", "proto", "tcp", "from", source, "to", "any", "port", str(port)),
+            f"ufw: port {port} ({protocol}) for {other.name}",
+            ("ufw", "allow", "proto", protocol, "from", source, "to", "any", "port", str(port)),
         )
+        for protocol in PROTOCOLS
+        if not any(words[:2] == [f"{port}/{protocol}", "ALLOW"] and shown in words[2:] for words in lines)
     ]
 
 
@@ -85,13 +90,13 @@ def _chain_of(rule: Any) -> tuple[str, str, str] | None:
 def _nftables(facts: Facts, others: Sequence[Named], port: int, chain: tuple[str, str, str]) -> list[Step]:
     steps: list[Step] = []
     lines = []
-    for other in others:
+    for other, protocol in itertools.product(others, PROTOCOLS):
         source = (("ip6" if ":" in other.address else "ip"), "saddr", other.address) if other.is_ip else ()
-        comment = f"{_MARK} for {other.name}"
-        rule = ("insert", "rule", *chain, *source, "tcp", "dport", str(port), "accept", "comment", f'"{comment}"')
-        what = f"nftables: port {port} for {other.name}"
+        comment = f"{_MARKS[protocol]} for {other.name}"
+        match = (*source, protocol, "dport", str(port))
+        rule = ("insert", "rule", *chain, *match, "accept", "comment", f'"{comment}"')
         if not any(_chain_of(one.get("rule")) and one["rule"].get("comment") == comment for one in facts.nft()):
-            steps.append(Run(what, ("nft", *rule)))
+            steps.append(Run(f"nftables: port {port} ({protocol}) for {other.name}", ("nft", *rule)))
         if comment not in facts.nft_conf:
             lines.append(" ".join(rule))
     if lines and facts.nft_conf:

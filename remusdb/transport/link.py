@@ -31,6 +31,7 @@ from remusdb.transport import problems
 
 _CHUNK = 256 * 1024  # bytes encrypted, or received, in one go
 
+Endpoint = tuple[str, int]
 Buffer = bytes | bytearray | memoryview
 
 
@@ -69,6 +70,7 @@ class TlsLink:
         self._send_failure: RemusError | None = None
         self._recv_failure: RemusError | None = None
         self.peer = problems.address_of(sock)
+        self.ends = _ends(sock)
         self.last_heard = time.monotonic()
         sock.setblocking(False)
 
@@ -235,6 +237,15 @@ class TlsLink:
         self._recv_failure = self._recv_failure or error
         self._send_failure = self._send_failure or self._recv_failure
         return self._recv_failure
+
+
+def _ends(sock: socket.socket) -> tuple[Endpoint, Endpoint] | None:
+    """Address and port of both ends; None where it is gone already, or no connection over IP."""
+    try:
+        (here, port), (there, its_port) = sock.getsockname()[:2], sock.getpeername()[:2]
+    except (OSError, ValueError):
+        return None
+    return (here, port), (there, its_port)
 
 
 def _raise_again(failure: RemusError | None) -> None:

@@ -35,6 +35,7 @@ class FrameStream:
         self.allowed: Collection[FrameType] = frozenset(FrameType)  # what may come now: whoever receives narrows it
         self.peer_name = link.peer_certificate_name()
         self.peer_address = link.peer
+        self.ends = link.ends  # address and port here, and of the peer
 
     @property
     def last_heard(self) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connection to the agent: heartbeats, what it says, and getting the connection back.
+"""The connection to the agent: heartbeats, over it and beside it, what it says, and getting the connection back.
 
 Owns the stream of one session. Invariant: whoever is told `on_lost` hears nothing more of the old connection;
 an answer of the agent in a newer term ends in `on_fenced`, whatever else was under way.
@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from remusdb.core.beats import interval_s
 from remusdb.core.messages import Acked, Base, Hello, Notice, Proof, Refuse, Taken, Welcome, unpack
 from remusdb.core.wire import Frame, FrameType
 from remusdb.errors import BadFrame, Fenced, NoStandby, PeerUnreachable, RemusError
 from remusdb.threads import start
 from remusdb.transport.agent_client import Agent, Greeting, refused
+from remusdb.transport.datagrams import Datagrams
 from remusdb.transport.stream import FrameStream
 from remusdb.worker.hurry import hurry
 from remusdb.worker.spec import ProtectionSpec
@@ -93,6 +95,7 @@ class AgentLink:
         self._copy_patience_s = spec.protection.copy_patience_ms / 1000
         self._ended = threading.Event()
         self._paused = False
+        self._datagrams = Datagrams()
         self._bad_answers = 0  # in a row, on connections that did not last
         self._heard_at = self._taken_at = 0.0
         self._threads = [
@@ -107,8 +110,13 @@ class AgentLink:
             start(thread)
 
     def silence_ms(self) -> float | None:
-        """How long the agent has not been heard; None before the first word."""
+        """How long the agent has not been heard over its connection; None before the first word."""
         return 1000 * (time.monotonic() - self._heard_at) if self._heard_at else None
+
+    @property
+    def datagrams(self) -> bool:
+        """Whether the agent answers heartbeat datagrams."""
+        return self._datagrams.heard
 
     def pause(self) -> None:
         """No more heartbeats: the agent begins to count the silence."""
@@ -117,6 +125,7 @@ class AgentLink:
     def close(self) -> None:
         """End for good."""
         self._ended.set()
+        self._datagrams.close()
         if self._stream is not None:
             self._stream.close()
 
@@ -124,15 +133,23 @@ class AgentLink:
         self._stream, self._term = greeting.stream, greeting.welcome.term
         self._taken_at = self._heard_at = time.monotonic()
         self._patience_s = PATIENCE_OF_SILENCE * greeting.welcome.silence_ms / 1000
+        offer = greeting.welcome.datagrams
+        self._datagrams.follow(offer, self._term, greeting.stream.ends if offer else None)
 
     def _beat(self) -> None:
         hurry()  # on a busy host it would come late, and the agent would wait longer for a host that is dead
-        while not self._ended.wait(self._spec.protection.heartbeat_ms / 1000):
-            stream = self._stream
-            if stream is None or self._paused:
+        heartbeat_s = self._spec.protection.heartbeat_ms / 1000
+        due = time.monotonic() + heartbeat_s  # over the connection
+        while not self._ended.wait(interval_s(heartbeat_s) if self._datagrams.offered else heartbeat_s):
+            if self._paused:
                 continue
+            self._datagrams.beat()
+            stream, now = self._stream, time.monotonic()
+            if stream is None or now < due:
+                continue
+            due = now + heartbeat_s - interval_s(heartbeat_s) / 2
             try:
-                stream.send(FrameType.HEARTBEAT, self._term, 0)
+                stream.beat(self._term)  # waits for nobody, or no datagram would leave meanwhile
             except PeerUnreachable:
                 stream.close()
 

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from remusdb.control.status import Heartbeat
 from remusdb.core import primary_events as events
 from remusdb.core.messages import Base, Hello, Notice, Proof, Welcome, pack
 from remusdb.core.pipeline import Pipeline
@@ -132,6 +133,12 @@ class AgentSide:
     def silence_ms(self) -> float | None:
         """How long the agent has not been heard; None before the first word."""
         return self._peer.silence_ms()
+
+    def heartbeat(self) -> Heartbeat:
+        """By what the agent is heard; None before the first word."""
+        if self._peer.silence_ms() is None:
+            return None
+        return "datagrams" if self._peer.datagrams else "connection"
 
     def attach(self, line: int, term: int, committed: int, taken: int) -> None:
         """The session goes on over this connection. BadFrame for a count that cannot be."""

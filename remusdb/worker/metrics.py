@@ -16,7 +16,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from remusdb.capture.clock import ClockMetrics
-from remusdb.control.status import State, VmStatus
+from remusdb.control.status import Heartbeat, State, VmStatus
 from remusdb.core.cadence import Why
 from remusdb.core.messages import Proof
 from remusdb.core.pipeline import Pipeline
@@ -186,9 +186,14 @@ class Metrics:
 
 
 def status_of(
-    spec: ProtectionSpec, pipeline: Pipeline, resources: Resources | None, metrics: Metrics, held: GateMetrics
+    spec: ProtectionSpec,
+    pipeline: Pipeline,
+    resources: Resources | None,
+    metrics: Metrics,
+    held: GateMetrics,
+    heartbeat: Heartbeat,
 ) -> VmStatus:
-    """What the worker knows of its VM."""
+    """What the worker knows of its VM. `heartbeat`: by what its agent is heard."""
     clock = resources.clock.metrics() if resources else ClockMetrics()
     return metrics.status(
         VmStatus(
@@ -199,6 +204,7 @@ def status_of(
             committed=pipeline.committed,
             epoch_mode=spec.protection.epoch_mode,
             epoch_ms=spec.protection.epoch_ms,
+            heartbeat=heartbeat,
             window=spec.protection.window,
             in_flight=pipeline.in_flight,
             held_frames=held.held_frames,

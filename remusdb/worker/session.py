@@ -130,7 +130,9 @@ class Session:
 
     def status(self) -> VmStatus:
         """What is known of the VM."""
-        return status_of(self._spec, self._pipeline, self._resources, self._metrics, self._gate_metrics())
+        return status_of(
+            self._spec, self._pipeline, self._resources, self._metrics, self._gate_metrics(), self._agent.heartbeat()
+        )
 
     def where(self) -> dict[str, object]:
         """What every line of this process's log says: the VM, its term, the newest epoch that is committed."""

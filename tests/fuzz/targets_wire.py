@@ -12,7 +12,7 @@ import numpy as np
 import zstandard
 
 from remusdb.cli.inspect import Capture, _line
-from remusdb.core import messages, sections, wire
+from remusdb.core import beats, messages, sections, wire
 from remusdb.core import probe as probes
 from remusdb.core.clock_stream import forward, places, read, still, tsc_per_ns
 from remusdb.core.describe import MESSAGES
@@ -42,7 +42,7 @@ SAMPLES: list[msgspec.Struct] = [
         [messages.RamBlock("pc.ram", 1 << 30)],
         [messages.Disk("vda", 1 << 30, 1 << 20)], 100, "10.0.0", "7", [1], True,
     ),
-    messages.Welcome("0.1.0", "beta", 7, 3, True, 500, [16], 9, 4),
+    messages.Welcome("0.1.0", "beta", 7, 3, True, 500, [16], 9, 4, 60_000, beats.Offer(7, bytes(32))),
     messages.Taken(3),
     messages.Acked(3),
     messages.Base(0, 16, bytes(64)),
@@ -196,6 +196,28 @@ def probe(data: bytes) -> None:
     question(data)
 
 
+HEARD = beats.Offer(7, bytes(range(beats.KEY_BYTES)))
+
+
+def heartbeat(data: bytes) -> None:
+    """Datagrams as they come to an agent; the first byte says whether the MAC is corrected."""
+    ear = beats.Ear(beats.Way.TO_AGENT, HEARD, 3)
+    raw = data[1:]
+    signed = data[:1] > b"\x7f"
+    if signed:
+        raw = raw[:32] + beats._mac(HEARD.key, raw[:32])
+    beats.session_of(raw)
+    if ear.take(raw) and not signed and raw not in heartbeats_said():
+        raise AssertionError("a datagram was heard that nobody said")
+    if ear.take(raw):
+        raise AssertionError("a datagram was heard twice")
+
+
+def heartbeats_said() -> list[bytes]:
+    mouth = beats.Mouth(beats.Way.TO_AGENT, HEARD, 3)
+    return [one for _ in range(3) if (one := mouth.next()) is not None]
+
+
 def answer(data: bytes) -> None:
     from remusdb import safexml
     from remusdb.preflight.peer import decide
@@ -264,5 +286,6 @@ TARGETS = {
     "sections": Target(sections.outline_of, lambda: [*short_states(), state("tcg.1")], longest=1 << 17),
     "inbox": Target(inbox, lambda: [b"\0\1\1\1\1\2\3\1\2"]),
     "probe": Target(probe, lambda: [b"", messages.pack(probes.Probe(DOMAIN, "<cpu/>"))], "msgpack"),
+    "heartbeat": Target(heartbeat, lambda: [mark + one for mark in (b"\0", b"\xff") for one in heartbeats_said()]),
     "answer": Target(answer, lambda: [messages.pack(SAMPLES[-1])], "msgpack"),
 }

@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 
 from remusdb.config import Failover
+from remusdb.core.beats import Offer
 from remusdb.core.patience import LEARN_S
 from remusdb.core.standby import Phase
+from remusdb_agents.backup import hearing as hearing_module
 from remusdb_agents.backup import lookout as module
+from remusdb_agents.backup.ears import Voice
 from remusdb_agents.backup.hearing import Hearing
 from remusdb_agents.backup.lookout import Lookout
 
 LOOK_S = 0.02
 
 
-def nothing() -> bool:
+def nothing(_datagrams: bool) -> bool:
     return False
 
 
@@ -38,7 +41,7 @@ class Clock:
     def silent_after_s(self, lookout: Lookout, excused: bool = False) -> float:
         """Nothing is heard any more: after how long that is a verdict."""
         last = self.now
-        while lookout.look(Phase.READY, last, lambda: excused) != "silent":
+        while lookout.look(Phase.READY, last, lambda _datagrams: excused) != "silent":
             self.now += LOOK_S
             assert self.now < last + 60, "never"
         return self.now - last
@@ -106,14 +109,39 @@ def test_the_initial_sync_teaches_nothing(clock: Clock) -> None:
     assert lookout.limit_ms == 420
 
 
+def test_a_lost_connection_is_no_excuse_for_a_primary_that_is_heard_by_datagrams(clock: Clock) -> None:
+    lookout = Lookout(Failover())
+    lookout.follow(100)
+    for _ in range(round((LEARN_S + 1) / LOOK_S)):
+        clock.now += LOOK_S
+        lookout.look(Phase.READY, clock.now, nothing, clock.now)
+    assert lookout.datagrams and lookout.limit_ms == 380
+    hearing, last = Hearing(), clock.now
+    while lookout.look(Phase.READY, last, hearing.excused, last) != "silent":
+        clock.now += LOOK_S
+    assert clock.now - last == pytest.approx(0.38, abs=LOOK_S + 0.001)
+
+
+def test_datagrams_are_signs_of_life_while_there_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hearing_module, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    hearing, voice = Hearing(), Voice(Offer(1, bytes(32)), 1)
+    stream: Any = SimpleNamespace(unread=False, last_heard=100.0)
+    hearing.follow(stream, voice)
+    hearing.leave()
+    voice.heard_at = 100.4
+    assert hearing.heard() == 100.4
+    hearing.follow(stream, None)
+    assert hearing.datagram_at == 0.0, "those of an older connection count no more"
+
+
 def test_a_lost_connection_and_bytes_that_nobody_read_excuse_a_silence() -> None:
     hearing = Hearing()
-    assert hearing.excused(), "no connection"
+    assert hearing.excused(False), "no connection"
     stream: Any = SimpleNamespace(unread=False, last_heard=0.0)
     hearing.follow(stream)
-    assert not hearing.excused()
+    assert not hearing.excused(False)
     stream.unread = True
-    assert hearing.excused()
+    assert hearing.excused(False)
     stream.unread = False
     hearing.leave()
-    assert hearing.excused()
+    assert hearing.excused(False)

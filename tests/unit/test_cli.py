@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import pytest
@@ -151,7 +151,16 @@ def test_status_merges_both_daemons(daemons: FakeDaemons) -> None:
     assert json.loads(run(daemons, "status", "--agent", "--json").stdout) == told
     said = run(daemons, "status").stdout
     assert "this host is the backup of db2 of gamma (ready)" in said
-    assert "epoch 4; gamma was heard 90 ms ago" in said
+    assert "epoch 4; gamma was heard 90 ms ago\n" in said
+
+
+@pytest.mark.parametrize(("heartbeat", "told"), [("connection", ", over its connection alone\n"), ("datagrams", "\n")])
+def test_a_backup_says_where_no_heartbeat_comes_beside_the_connection(
+    daemons: FakeDaemons, heartbeat: Literal["connection", "datagrams"], told: str
+) -> None:
+    daemons.start("host", {HostStatus: HostVms(vms=[])})
+    daemons.start("agent", {AgentStatus: AgentVms(vms=[replace(STANDBY, heartbeat=heartbeat)])})
+    assert f"gamma was heard 90 ms ago{told}" in run(daemons, "status").stdout
 
 
 def test_status_of_the_agent_alone_is_never_exit_code_3(daemons: FakeDaemons) -> None:

@@ -6,7 +6,16 @@ from __future__ import annotations
 import pytest
 
 from remusdb.config import HEARTBEATS_PER_SILENCE
-from remusdb.core.patience import GAPS, LEARN_S, LEAST_S, MEMORY_S, Patience
+from remusdb.core.patience import (
+    CONNECTION_S,
+    GAPS,
+    LEARN_S,
+    LEAST_DATAGRAMS_S,
+    LEAST_S,
+    MEMORY_S,
+    Patience,
+    sign_of_life,
+)
 
 MOST_S = 0.5
 
@@ -96,3 +105,50 @@ def test_the_memory_is_bounded() -> None:
     for look in range(1000):
         patience.heard(100.0 + look)
     assert len(patience._gaps) <= MEMORY_S + 2
+
+
+def with_datagrams(for_s: float, heartbeat_s: float = 0.1, missed_after_s: float = 0.0) -> Patience:
+    """A connection that is heard by datagrams, each 20 ms; `missed_after_s`: one gap of 100 ms then."""
+    patience = Patience(MOST_S)
+    patience.begin(heartbeat_s)
+    now = 100.0
+    for look in range(round(for_s / 0.02) + 1):
+        if missed_after_s and look == round(missed_after_s / 0.02):
+            patience.heard(now + 0.05)  # over the connection
+            now += 0.08
+        now += 0.02
+        patience.heard(now)
+        patience.datagram(now)
+    return patience
+
+
+def test_datagrams_that_always_came_make_the_least_limit_shorter_and_a_short_cut_is_still_no_death() -> None:
+    patience = with_datagrams(LEARN_S + 0.5)
+    assert patience.datagrams and patience.limit_s() == LEAST_DATAGRAMS_S < LEAST_S
+    assert LEAST_DATAGRAMS_S > 0.3 + 0.025, "a short cut, and the datagram before it"
+
+
+def test_a_datagram_that_was_missed_has_to_be_made_good() -> None:
+    assert with_datagrams(LEARN_S + 0.5, missed_after_s=3.0).limit_s() == LEAST_S
+    assert with_datagrams(LEARN_S + 4.0, missed_after_s=3.0).limit_s() == LEAST_DATAGRAMS_S
+
+
+def test_where_datagrams_stop_the_connection_alone_is_judged_as_before() -> None:
+    """A firewall that is changed, a flood that leaves no room."""
+    patience = with_datagrams(LEARN_S + 0.5)
+    steady(patience, 100.0 + LEARN_S + 0.54, 0.2)
+    assert not patience.datagrams and patience.limit_s() == LEAST_S
+
+
+def test_datagrams_of_the_connection_before_say_nothing_of_this_one() -> None:
+    patience = with_datagrams(LEARN_S + 0.5)
+    patience.begin(0.1)
+    patience.heard(106.0)
+    assert not patience.datagrams and patience.limit_s() == MOST_S
+
+
+def test_datagrams_stand_for_a_connection_that_says_nothing_and_not_for_ever() -> None:
+    assert sign_of_life(100.0, 0.0) == 100.0, "there are none"
+    assert sign_of_life(100.0, 100.5) == 100.5
+    assert sign_of_life(100.0, 99.0) == 100.0
+    assert sign_of_life(100.0, 500.0) == 100.0 + CONNECTION_S, "what it cuts comes no more"

@@ -210,6 +210,10 @@ def test_the_peer_is_a_check_where_one_is_named() -> None:
         return {check.name: check for check in found if check.name.startswith("peer")}
 
     assert [check.ok for check in peer_checks().values()] == [True, True, True, True]
+    assert "peer heartbeat" not in peer_checks(), "an older agent hears no datagrams"
+    assert peer_checks(datagrams=True)["peer heartbeat"].ok
+    blocked = peer_checks(datagrams=False)["peer heartbeat"]
+    assert (blocked.ok, blocked.level) == (False, "advice") and "UDP" in blocked.hint
     bad = peer_checks(error="certificate has expired")["peer"]
     assert (bad.ok, bad.detail, bad.hint) == (False, "certificate has expired", "is remusdb-agent running on beta?")
     unwanted = peer_checks(refused="host alpha is not among the primaries", hint="put [primaries.alpha] there")

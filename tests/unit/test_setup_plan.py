@@ -75,8 +75,8 @@ def after(facts: Facts, steps: list[Step]) -> Facts:
                 found["units"] = "\n".join(f"{unit.removesuffix('.service')} enabled active" for unit in units)
             case Run(argv=("firewall-cmd", "--permanent", option)):
                 found["firewalld_rules"] += option.partition("=")[2] + "\n"
-            case Run(argv=("ufw", "allow", "proto", "tcp", "from", source, *_, port)):
-                found["ufw"] += f"\n{port}/tcp ALLOW {source}"
+            case Run(argv=("ufw", "allow", "proto", protocol, "from", source, *_, port)):
+                found["ufw"] += f"\n{port}/{protocol} ALLOW {source}"
             case Run(argv=("nft", "insert", "rule", family, table, chain, *_, comment)):
                 rule = {"family": family, "table": table, "chain": chain, "comment": comment.strip('"')}
                 objects = [*json.loads(found["nft_ruleset"])["nftables"], {"rule": rule}]
@@ -206,6 +206,18 @@ FIREWALLS = {
 def test_a_firewall_that_runs_lets_the_other_host_reach_the_agent_and_nobody_else(kind: str) -> None:
     ran = [line for line in commands(whole(dataclasses.replace(BARE, **FIREWALLS[kind]))) if "7473" in line]
     assert ran and all("2001:db8::2" in line and "192.0.2.1" not in line for line in ran)
+    assert {"tcp", "udp"} == {word for line in ran for word in ("tcp", "udp") if word in line}
+
+
+@pytest.mark.parametrize("kind", FIREWALLS)
+def test_a_host_that_was_set_up_before_heartbeats_had_datagrams_is_given_that_rule_alone(kind: str) -> None:
+    facts = dataclasses.replace(BARE, **FIREWALLS[kind])
+    steps = whole(facts)
+    older = after(facts, [step for step in steps if not (isinstance(step, Run) and "udp" in " ".join(step.argv))])
+    if kind == "nftables":
+        older = dataclasses.replace(older, nft_conf='flush ruleset\n comment "remusdb agent for beta"')
+    ran = [line for line in commands(plan("alpha", older, WISH, CERTS).steps) if "7473" in line]
+    assert ran and all("udp" in line for line in ran)
 
 
 def test_the_port_is_the_one_that_the_agent_listens_on() -> None:
@@ -216,7 +228,8 @@ def test_the_port_is_the_one_that_the_agent_listens_on() -> None:
 
 def test_nftables_rule_stands_in_the_chain_that_drops_and_comes_back_at_the_next_boot() -> None:
     steps = whole(dataclasses.replace(BARE, **FIREWALLS["nftables"]))
-    (line,) = [line for line in commands(steps) if line.startswith("nft ")]
+    line, datagrams = [line for line in commands(steps) if line.startswith("nft ")]
+    assert datagrams.startswith("nft insert rule inet filter input ip6 saddr 2001:db8::2 udp dport 7473 accept")
     assert line.startswith("nft insert rule inet filter input ip6 saddr 2001:db8::2 tcp dport 7473 accept")
     kept = put(steps)["/etc/nftables.conf"].content.decode()
     assert kept.startswith("flush ruleset\n") and line.removeprefix("nft ") in kept

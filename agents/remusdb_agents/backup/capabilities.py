@@ -125,6 +125,7 @@ class Host:
             silence_ms=self._context.config.failover.silence_ms,
             standby=standby,
             busy_with=replica.peer if replica is not None and replica.stream is not None else "",
+            datagrams=self._context.ears.probe() if self._context.ears is not None else None,
             errors=errors,
             refusals=[Refusal(problem.what, problem.hint) for problem in judge(tree, here, None)],
             **found,

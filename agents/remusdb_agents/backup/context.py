@@ -25,6 +25,7 @@ FENCE_S = 60.0  # destroying a VM and moving its disks aside
 
 if TYPE_CHECKING:
     from remusdb_agents.backup.disks.base_copy import QuarantinedDisk
+    from remusdb_agents.backup.ears import Ears
     from remusdb_agents.backup.inbox import WholeEpoch
     from remusdb_agents.backup.standby.machine import StandbyMachine
 
@@ -45,6 +46,7 @@ class Context:
     arbiter: Arbiter | None
     admission: Admission
     machine: MakeMachine
+    ears: Ears | None = None  # for heartbeat datagrams, where they can be heard here
 
     @property
     def name(self) -> str:

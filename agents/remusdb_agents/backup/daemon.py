@@ -33,6 +33,7 @@ from remusdb.transport.listener import Listener
 from remusdb.transport.tls import server_context
 from remusdb_agents.backup.admission import MIB, Admission
 from remusdb_agents.backup.context import Context
+from remusdb_agents.backup.ears import listen
 from remusdb_agents.backup.guests import Guests
 from remusdb_agents.backup.registry import Registry
 from remusdb_agents.backup.rehearsal.copy import sweep
@@ -55,6 +56,7 @@ class AgentDaemon:
         """`machine`: what makes a standby."""
         self._config = config
         agent = config.agent
+        self._ears = listen(agent.listen, agent.port) if config.failover.datagrams else None
         self._context = Context(
             config,
             StateStore(agent.state_dir),
@@ -62,6 +64,7 @@ class AgentDaemon:
             Arbiter(config.arbiter) if config.arbiter else None,
             Admission(config.limits.memory_max_mib * MIB),
             machine,
+            self._ears,
         )
         self._registry = Registry(self._context)
         self._sessions = Sessions(self._context, self._registry)
@@ -94,6 +97,8 @@ class AgentDaemon:
             guests = Guests(self._sessions.serve, self._registry.live)
             listener.start(guests.serve)
             stack.callback(listener.close)
+            if self._ears is not None:
+                stack.callback(self._ears.close)
             log.info("agent %s listens on %s:%d", agent.name, agent.listen, agent.port)
             if not self._config.primaries:
                 log.warning("no host may keep standbys here: agent.toml has no [primaries.HOST]")

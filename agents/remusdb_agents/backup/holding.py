@@ -69,8 +69,9 @@ class Holding:
         """Change it so that it lasts. RemusError, Fenced."""
         self.state = self.context.store.update(self.vm, **changes)
 
-    def status(self, silence_limit_ms: int) -> StandbyStatus:
-        """The part of `remusdb status` that is known here. In a turn. `silence_limit_ms`: so long it may be silent."""
+    def status(self, silence_limit_ms: int, datagrams: bool) -> StandbyStatus:
+        """The part of `remusdb status` that is known here. In a turn. `silence_limit_ms`: so long it may be silent;
+        `datagrams`: it is heard by them."""
         my, phase, state = self.core.now, self.core.phase, self.state
         waits = phase is Phase.STARTING or (phase.holds and not phase.owns)
         silent_s = time.monotonic() - self.hearing.heard()
@@ -89,6 +90,7 @@ class Holding:
             troubles=self.troubles.names,
             primary_silence_ms=round(1000 * silent_s) if waits else None,
             silence_limit_ms=silence_limit_ms if waits else None,
+            heartbeat=("datagrams" if datagrams else "connection") if waits else None,
             quarantined_disks=state.quarantined_disks,
             decided_at_ns=state.decided_at_ns,
             resumed_at_ns=state.resumed_at_ns,

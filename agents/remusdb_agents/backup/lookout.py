@@ -47,19 +47,25 @@ class Lookout:
         """So long the primary may be silent now."""
         return round(1000 * self._limit_s)
 
+    @property
+    def datagrams(self) -> bool:
+        """Whether the primary is heard by datagrams now."""
+        return self._patience.datagrams
+
     def follow(self, heartbeat_ms: int) -> None:
         """Another connection of the primary, which said how often it will be heard at least. Any thread may tell."""
         self._heartbeat_s, self._follows = heartbeat_ms / 1000, True
 
-    def look(self, phase: Phase, heard: float, excused: Callable[[], bool]) -> Seen:
-        """What is to be done now. `heard`: the last sign of life, by time.monotonic().
+    def look(self, phase: Phase, heard: float, excused: Callable[[bool], bool], datagram_at: float = 0.0) -> Seen:
+        """What is to be done now. `heard`: the last sign of life, `datagram_at`: the last datagram.
 
-        `excused`: whether a silence has another cause than a death. It then has to last for all of `silence_ms`.
+        `excused`: whether a silence has another cause than a death, for a primary that is heard by datagrams or is not.
+        It then has to last for all of `silence_ms`. Times by time.monotonic().
         """
         now = time.monotonic()
-        self._learn(phase, heard)
+        self._learn(phase, heard, datagram_at)
         limit_s, most_s = self._limit_s, self._patience.most_s
-        if limit_s < most_s and now - heard >= limit_s and excused():
+        if limit_s < most_s and now - heard >= limit_s and excused(self.datagrams):
             limit_s = most_s
         silent = self._watch.look(now, heard, limit_s)
         copy_silent = self._copy_watch.look(now, heard, self._copy_patience_s)
@@ -71,12 +77,13 @@ class Lookout:
             return "copy silent"
         return "silent" if silent and self._automatic and phase is Phase.READY else ""
 
-    def _learn(self, phase: Phase, heard: float) -> None:
+    def _learn(self, phase: Phase, heard: float, datagram_at: float) -> None:
         # An initial sync loads hosts and link in its own way: what it shows says nothing of epochs.
         if self._follows or phase is not Phase.READY:
             self._follows = False
             self._patience.begin(self._heartbeat_s)
         self._patience.heard(heard)
+        self._patience.datagram(datagram_at)
         self._limit_s = self._patience.limit_s()
 
     def apart(self, work: Callable[[], object], vm: str) -> None:

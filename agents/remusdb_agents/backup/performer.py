@@ -76,7 +76,9 @@ class Performer:
         here, config = self._here, self._here.context.config
         stream = here.lines.stream(effect.line)
         assert stream is not None
-        here.hearing.follow(stream)
+        ears = here.context.ears
+        voice = ears.voice(here.vm, effect.term) if ears is not None else None
+        here.hearing.follow(stream, voice)
         here.inbox = Inbox(config.limits.epoch_max_bytes)  # that connection's thread may still have the last one
         bases = None if effect.resumed or here.machine is None else here.machine.bases
         return Welcome(
@@ -91,6 +93,7 @@ class Performer:
             taken=here.seeding.pause(),
             resets=True,
             copy_patience_ms=config.failover.copy_patience_ms,
+            datagrams=voice.offer if voice is not None else None,
         )
 
     def _tell(self, effect: do.Tell) -> None:

@@ -116,7 +116,7 @@ class Replica:
         """What `remusdb status` is told of this standby."""
         self._desk.reread()
         with self._desk.turn:
-            return self._proving.add_to(self._here.status(self._lookout.limit_ms))
+            return self._proving.add_to(self._here.status(self._lookout.limit_ms, self._lookout.datagrams))
 
     # --- the session (called by its receiving thread) ---
 
@@ -202,8 +202,10 @@ class Replica:
 
     def look(self) -> None:
         """Whether the primary is silent for too long; what follows from it is done in a thread of its own."""
-        heard = self._here.hearing.heard()
-        seen = self._lookout.look(self.phase, heard, self._here.hearing.excused)
+        hearing = self._here.hearing
+        datagram_at = hearing.datagram_at  # first: it is never newer than the last sign of life
+        heard = hearing.heard()
+        seen = self._lookout.look(self.phase, heard, hearing.excused, datagram_at)
         if seen == "heard":
             self._here.troubles.clear("arbiter", Reason.of(Code.PRIMARY_HEARD, peer=self.peer))
         elif seen == "copy silent":
