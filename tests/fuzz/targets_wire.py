@@ -42,7 +42,7 @@ SAMPLES: list[msgspec.Struct] = [
         [messages.RamBlock("pc.ram", 1 << 30)],
         [messages.Disk("vda", 1 << 30, 1 << 20)], 100, "10.0.0", "7", [1], True,
     ),
-    messages.Welcome("0.1.0", "beta", 7, 3, True, 500, [16], 9, 4, 60_000, beats.Offer(7, bytes(32))),
+    messages.Welcome("0.1.0", "beta", 7, 3, True, 500, [16], 9, 4, 60_000, True, beats.Offer(7, bytes(32))),
     messages.Taken(3),
     messages.Acked(3),
     messages.Base(0, 16, bytes(64)),
