@@ -74,7 +74,7 @@ LIMITED = [
     (FrameType.TAKEN, 1024),
     (FrameType.ASK, 4 << 10),
     (FrameType.WELCOME, 16 << 10),
-    (FrameType.COMMIT, 64 << 10),
+    (FrameType.COMMIT, 128 << 10),
     (FrameType.BASE, 64 << 10),
     (FrameType.STANDING, 64 << 10),
     (FrameType.HELLO, 1 << 20),
