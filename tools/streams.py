@@ -64,7 +64,14 @@ MY_SIMPLE = {
     "error": ["BEGIN", "SELECT 1", "SELECT nothing", "SELECT 2", "SELECT 3", "ROLLBACK"],
     "batch": ["BEGIN", "SELECT 1; COMMIT; BEGIN; SELECT 2", "SELECT 3", "ROLLBACK"],
     "implicit": ["BEGIN", "SELECT 1", "ANALYZE TABLE remus_t", "SELECT 2", "BEGIN", "ALTER TABLE remus_u ADD b INT"],
-    "manual": ["SET autocommit = 0", "SELECT * FROM remus_t", "SELECT 1", "ANALYZE TABLE remus_t", "SELECT 1", "COMMIT"],
+    "manual": [
+        "SET autocommit = 0",
+        "SELECT * FROM remus_t",
+        "SELECT 1",
+        "ANALYZE TABLE remus_t",
+        "SELECT 1",
+        "COMMIT",
+    ],
     "compound": ["BEGIN", "BEGIN NOT ATOMIC COMMIT; START TRANSACTION; UPDATE remus_t SET a = 3; END", "COMMIT"],
     "bulk": ["BEGIN", "SELECT REPEAT('x', 300), seq FROM seq_1_to_80", "SELECT 1", "COMMIT"],
 }

@@ -23,6 +23,7 @@ _BOOT_S = 240.0
 _UNPROTECTED_S = 8.0
 _KILL_S = (6.0, 12.0)  # after the VM is protected: long enough for figures that mean something
 _RECOVER_S = 30.0  # how long the clients are given until the trial counts as failed
+_EARLY_S = 90.0  # until connections are made again, and a transaction was open in one
 _TRANSACTIONS = 10  # of a connection, with commit protection
 _AFTER_S = 3.0  # how long they work on the survivor
 
@@ -100,6 +101,8 @@ class Trial:
         unprotected = ledger.tps(load.acks, began, time.monotonic_ns())
         with step(f"remusdb protect {vm.name} --to b"):
             product.cli("a", "protect", vm.name, "--to", "b", timeout_s=120.0)
+            if self._release == "commit":
+                wait_for(lambda: product.status(vm.name)["early_frames"], _EARLY_S, "no frame leaves early", 0.5)
         protected_ns = time.monotonic_ns()
         with step(f"{CLIENTS} clients work, protected"):
             time.sleep(self._chance.uniform(*_KILL_S))

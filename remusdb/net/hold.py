@@ -128,6 +128,9 @@ class HoldQueue:
         if self._open:
             self._marked.append((epoch, self._open))
             self._open = []
+
+    def name_flows(self) -> None:
+        """Note which flows are open, after a mark and before another frame is accepted."""
         if self._rule is not None:
             self.flows = self._rule.open_flows()
 

@@ -151,6 +151,8 @@ class GateProcess:
                 self._control.send(self._reply(request.sequence, Status.DONE, flows))
             else:
                 self._control.send(self._reply(request.sequence, self._do(request)))
+                if request.op is Op.MARK:  # what was read is of the time before the mark; the VM need not wait for it
+                    self._queue.name_flows()
         except (ConnectionError, BrokenPipeError):
             return False
         return True
