@@ -171,5 +171,5 @@ def test_a_list_that_is_none_is_refused(data: bytes) -> None:
         found = unpack_flows(data)
     except ValueError:
         return
-    assert b"".join(flow.pack() for flow in found)[:0] == b"" and len(found) <= FLOWS_MAX
+    assert len(found) <= FLOWS_MAX
     assert all(OpenFlow.unpack(flow.pack()) == flow for flow in found)
