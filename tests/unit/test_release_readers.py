@@ -100,6 +100,7 @@ def message(kind: bytes, body: bytes = b"") -> bytes:
     return kind + struct.pack("!I", 4 + len(body)) + body
 
 
+ROW = message(b"D", b"\0\1\0\0\0\1x")
 READY_T, READY_I = message(b"Z", b"T"), message(b"Z", b"I")
 
 
@@ -141,6 +142,12 @@ def test_a_row_that_looks_like_messages_is_a_row() -> None:
     reader = inside()
     forged = message(b"D", b"\0\1\0\0\0\x20" + message(b"C", b"COMMIT\0") + READY_I + message(b"C", b"BEGIN\0"))
     assert reader.read(forged, 0) and reader.open
+
+
+def test_what_is_lost_stays_so_whatever_follows_in_the_same_piece() -> None:
+    reader = inside()
+    assert not reader.read(message(b"Z", b"X") + READY_T, 0)
+    assert reader.lost and not reader.open and not reader.read(ROW, 0)
 
 
 def test_copy_both_is_lost() -> None:

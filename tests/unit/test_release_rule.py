@@ -144,7 +144,7 @@ def test_more_connections_than_there_is_room_for_wait() -> None:
 
 @pytest.mark.parametrize(
     ("at", "value"),
-    [(1, 3), (24, 0x46), (30, 0x20), (30, 0x01), (33, 17), (26, 0xFF), (22, 0x09), (56, 0x40), (56, 0xF0)],
+    [(1, 3), (16, 0x01), (24, 0x46), (30, 0x20), (30, 0x01), (33, 17), (26, 0xFF), (22, 0x09), (56, 0x40), (56, 0xF0)],
 )
 def test_what_is_not_plain_tcp_waits(at: int, value: int) -> None:
     guest = inside()

@@ -88,6 +88,8 @@ class PostgresReader:
                         return self._lose()
                     break  # what it says is not here yet
                 inside = self._state(kind, data[at + 5 : after]) and inside
+                if self.lost:
+                    return False
             elif kind in _CLOSES:
                 self.open = inside = False
             else:
