@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What commit protection's rule costs a gate's process: `python -m tools.bench.release [FILE]`, JSON to FILE or stdout.
 
-By protocol, in one process and by its CPU time: small frames a second (an answer of one row each, and an acknowledgement),
+By protocol, in one process and by its CPU time: small frames a second (an answer of one row, or an acknowledgement),
 and bytes a second of a large result in unsegmented frames of 64 KiB and in frames of 1500 bytes, rows of 100 bytes. And
 `copy`, the same frames copied once, in the same run: what the memory of the machine gives.
 """
