@@ -1,214 +1,220 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commit protection under any schedule: servers that answer, a gate that holds, cuts, commits, a crash at each step.
+"""A guest with database sessions, its gate with the product's CommitRule, and a backup, in one thread.
 
-The gate's queue and the rule are the product's. What is checked after each step, as if the host died there and the
-backup went on from the last epoch that it committed:
-
-- a client has no byte that the survivor has not sent, except in connections that this epoch's list breaks;
-- no byte of an answer that ends or begins a transaction, or is of a statement alone, ever left early;
-- what a client was told is committed is so in the survivor;
-- no connection is broken that was not inside a transaction when its server's bytes had come that far.
+Every frame that leaves is taken to have reached its client at once. After each step the primary is taken to die: the
+backup resumes the last epoch that it holds, whose sessions may from there on send anything, and `check` says what no
+client may have seen.
 """
 
 from __future__ import annotations
 
-import random
+import struct
+from collections import deque
 from dataclasses import dataclass, field
 
-from remusdb.core.release.frames import OpenFlow
-from remusdb.core.release.rule import CommitRule
+from remusdb.core.release.frames import ACK, SYN
+from remusdb.core.release.rule import CommitRule, Flow
 from remusdb.core.release.settings import ReleaseSettings
-from remusdb.net.hold import HoldQueue
-from tests.tcpframes import (
-    ACK,
-    ALONE,
-    BEGIN,
-    CHAIN,
-    COMMIT,
-    FAILED,
-    FIN,
-    GREETING,
-    MOD,
-    ROWS,
-    SYN,
-    UPDATE,
-    complete,
-    frame,
-    message,
-    ready,
-)
+from tests.unit.release_frames import frame, recorded
 
-LEASE = 1e9
-WIDE = message("T", bytes(30)) + message("D", bytes(3000)) + complete("SELECT 1") + ready("T")
-AT_ONCE = complete("COMMIT") + complete("BEGIN") + complete("UPDATE 1") + ready("T")  # several statements in one
-# In a state: what is answered, the state after it, whether something is committed by it.
-ANSWERS = {
-    "idle": [(BEGIN, "open", False), (ALONE, "idle", True), (FAILED[:-1] + b"I", "idle", False)],
-    "open": [
-        *[(UPDATE, "open", False), (ROWS, "open", False), (WIDE, "open", False)] * 2,
-        *[(COMMIT, "idle", True), (CHAIN, "open", True), (AT_ONCE, "open", True), (FAILED, "failed", False)],
-    ],
-    "failed": [(complete("ROLLBACK") + ready("I"), "idle", False), (complete("ROLLBACK") + ready("T"), "open", False)],
-}
-KEEPS = (UPDATE, ROWS, WIDE)
+PORTS = {"postgresql": 5432, "mysql": 3306, "mark": 9999}
+FIRST_SEQ = 2**32 - 300  # numbers begin again soon
+MARK = 9
+Step = tuple[str, int, int]
 
 
 class Broken(AssertionError):
-    """A promise that did not hold."""
+    """A promise was broken."""
+
+
+def _pg(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("!I", 4 + len(body)) + body
+
+
+def _my(number: int, body: bytes) -> bytes:
+    return len(body).to_bytes(3, "little") + bytes([number]) + body
+
+
+def _pg_answer(what: str, *, inside: bool) -> bytes:
+    end = _pg(b"Z", b"T" if inside else b"I")
+    tag = {"begin": b"BEGIN\0", "commit": b"COMMIT\0", "chain": b"COMMIT\0", "work": b"SELECT 1\0"}[what]
+    rows = _pg(b"D", b"\0\1\0\0\0\x09" + b"Z\0\0\0\5IC\0\0") * 3 if what == "work" else b""
+    return rows + _pg(b"C", tag) + end
+
+
+def _my_answer(what: str, *, inside: bool) -> bytes:
+    if what == "work":
+        return _my(1, b"\0\1\7" + bytes([inside]) + b"\0\0\0")
+    return _my(1, b"\0\0\0" + bytes([inside]) + b"\0\0\0")
+
+
+_HELLO = {
+    "postgresql": b"N" + _pg(b"R", bytes(4)) + _pg(b"Z", b"I"),
+    "mysql": recorded("mariadb1011")["plain"][0][1],
+    "mark": b"",
+}
 
 
 @dataclass
 class Session:
-    """One connection of a guest's server, and what its client has."""
+    """A session of the guest's server. Positions count the bytes of its connection from 0."""
 
-    port: int
-    first: int  # sequence number of its first byte
-    stream: bytearray = field(default_factory=bytearray)
-    waits: bytearray = field(default_factory=bytearray)  # for each byte, whether it must not leave early
-    states: list[tuple[int, str]] = field(default_factory=list)  # from which byte on
-    commits: list[int] = field(default_factory=list)  # where the answer begins by which each was made
-    sent: int = 0
-    has: int = 0  # of the client: behind the last byte that it was sent
+    kind: str
+    number: int
+    output: bytearray = field(default_factory=bytearray)
+    ends: list[tuple[int, int]] = field(default_factory=list)  # where answers lie that end or begin a transaction
+    inside: bool = False
+    marked: bool = False
+    sent: int = 0  # first transmissions
+    asked: int = 0  # bytes that the client sent
+    seen: int = 0  # up to here a client has bytes
+    acked: int = 0  # up to here a client knows that its own arrived
 
-    def answer(self, answer: bytes, state: str, commits: bool) -> None:
-        if commits:
-            self.commits.append(len(self.stream))
-        self.stream += answer
-        self.waits += bytes([answer not in KEEPS]) * len(answer)
-        self.states.append((len(self.stream), state))
+    def __post_init__(self) -> None:
+        self.output += _HELLO[self.kind]
 
-    @property
-    def state(self) -> str:
-        return self.states[-1][1] if self.states else "idle"
+    def ask(self, what: str) -> None:
+        """The client asks; the server answers at once, the answer is not sent yet."""
+        if self.kind == "mark" and self.sent < len(self.output):
+            return  # who sets marks waits until all was sent
+        self.asked += 10
+        what = what if self.inside or what == "work" else "begin"
+        if what == "begin" and self.inside:
+            what = "work"
+        self.inside = (self.inside and what != "commit") or what == "begin"
+        make = _my_answer if self.kind == "mysql" else _pg_answer
+        start, self.marked = len(self.output), self.inside and what == "work"
+        self.output += make(what, inside=self.inside)
+        if what != "work":
+            self.ends.append((start, len(self.output)))
 
-    def was_open(self, at: int) -> bool:
-        """Whether a transaction was open when its server's bytes had come so far."""
-        known = [state for begin, state in self.states if begin <= at]
-        return bool(known) and known[-1] == "open"
+    def frame(self, start: int, end: int, flags: int = ACK) -> bytes:
+        """The bytes of `start:end` as the guest's kernel sends them."""
+        port, client = PORTS[self.kind], 40000 + self.number
+        dscp = MARK if self.marked else 0
+        data = bytes(self.output[start:end])
+        seq = FIRST_SEQ + start
+        return frame(seq, data, flags=flags, port=port, client_port=client, dscp=dscp, ack=self.asked)
 
 
 @dataclass
-class Epoch:
-    """What the backup has of it, once it is committed."""
+class Sent:
+    """A frame that the guest sent."""
 
-    produced: dict[int, int]
-    flows: list[OpenFlow]
+    session: Session
+    end: int
+    asked: int
+    flow: Flow | None
+
+
+@dataclass
+class Cut:
+    """What an epoch holds of each session, and the list that goes with it."""
+
+    sent: list[int]
+    asked: list[int]
+    listed: set[int]
+    frames: list[Sent]
 
 
 class World:
-    """One schedule. `mistakes` are made by subclasses of the product's parts."""
+    """See above. `rule_class`, `late_list` and `uncounted` plant mistakes."""
 
-    def __init__(self, seed: int, queue: type[HoldQueue] = HoldQueue, rule: type[CommitRule] = CommitRule) -> None:
-        self.random = random.Random(seed)
-        settings = ReleaseSettings(postgresql_ports=(5432,), flows_max=self.random.choice([2, 8]))
-        self.gate = queue(1 << 20, rule(settings))
-        self.gate.hold()
-        self.sessions: list[Session] = []
-        self.epochs: list[Epoch] = [Epoch({}, [])]
-        self.committed = 0
-        self.early_bytes = 0
-        self.ports = 40000
-        for _ in range(3):
-            self._connect()
-        self._cut()
-        self._commit()
-
-    def run(self, steps: int) -> None:
-        """Broken, if a promise does not hold somewhere."""
-        for _ in range(steps):
-            self._step()
-            self._check()
-
-    def _step(self) -> None:
-        session = self.random.choice(self.sessions)
-        unsent = len(session.stream) - session.sent
-        match self.random.choices(range(9), [6, 12, 1, 2, 2, 5, 5, 0.2, 1])[0]:
-            case 0:
-                session.answer(*self.random.choice(ANSWERS[session.state]))
-            case 1 if unsent:
-                self._send(session, session.sent, self._size(unsent))
-            case 2 if unsent:  # lost before the gate
-                session.sent += self._size(unsent)
-            case 3 if session.sent:  # again
-                at = self.random.randrange(session.sent)
-                self._send(session, at, self._size(len(session.stream) - at))
-            case 4:
-                self._pass(frame(seq=session.first + session.sent, client_port=session.port))
-            case 5:
-                self._cut()
-            case 6:
-                self._commit()
-            case 7:
-                last = frame(seq=session.first + session.sent, client_port=session.port, flags=FIN | ACK)
-                self._pass(last)
-                self.sessions.remove(session)
-                self._connect()
-            case 8 if unsent == 0 and session.state == "open":  # a client that asks on at once
-                session.answer(UPDATE, "open", False)
-                self._send(session, session.sent, len(UPDATE))
-
-    def _size(self, most: int) -> int:
-        return self.random.choice([most, self.random.randint(1, most), min(most, 7)])
-
-    def _connect(self) -> None:
-        first = self.random.choice([1, 5000, MOD - 100])
-        self.ports += 1
-        session = Session(self.ports, first)
-        self.sessions.append(session)
-        self._pass(frame(seq=first - 1, client_port=session.port, flags=SYN | ACK))
-        session.answer(GREETING, "idle", False)
-
-    def _send(self, session: Session, at: int, size: int) -> None:
-        session.sent = max(session.sent, at + size)
-        self._pass(frame(bytes(session.stream[at : at + size]), seq=session.first + at, client_port=session.port))
-
-    def _pass(self, data: bytes) -> None:
-        self.gate.accept([data], 1.0)
-        while self.gate.early:
-            held = self.gate.early.popleft()
-            self._deliver(held.frame, early=True)
-            self.gate.sent_early(held, ok=True)
-
-    def _deliver(self, data: bytes, *, early: bool) -> None:
-        port, seq = int.from_bytes(data[46:48], "big"), int.from_bytes(data[48:52], "big")
-        size = len(data) - 64
+    def __init__(self, rule_class: type[CommitRule] = CommitRule, *, late_list: bool = False, uncounted: bool = False):
+        self.rule = rule_class(ReleaseSettings(postgresql_ports=(5432,), mysql_ports=(3306,), mark=MARK))
+        self.late_list, self.uncounted = late_list, uncounted
+        self.sessions = [Session(kind, at) for at, kind in enumerate(("postgresql", "mysql", "mark"))]
+        self.held: list[Sent] = []
+        self.cuts: deque[Cut] = deque()
+        self.sending: deque[Sent] = deque()
+        self.backup = Cut([0] * 3, [0] * 3, set(), [])
+        self.early = 0
         for session in self.sessions:
-            if session.port == port and size:
-                at = (seq - session.first) % MOD
-                if early and any(session.waits[at : at + size]):
-                    raise Broken("an answer that must wait left early")
-                self.early_bytes += size * early
-                session.has = max(session.has, at + size)
+            self._emit(session, 0, 0, SYN | ACK)
+            self._emit(session, 0, len(session.output))
+            session.sent = len(session.output)
+        for what in ("cut", "commit"):
+            self.step((what, 0, 0))
+        self.step(("leave", 0, 99))
+
+    def step(self, step: Step) -> None:
+        """Something happens; then the primary may be dead."""
+        what, number, size = step
+        session = self.sessions[number]
+        match what:
+            case "begin" | "work" | "commit_it" | "chain":
+                session.ask(what.removesuffix("_it"))
+            case "send" | "lose" | "swap":
+                self._send(session, what, size)
+            case "again":
+                start = max(0, session.sent - size)
+                self._emit(session, start, min(session.sent, start + 1 + size // 2))
+            case "ack":
+                session.asked += 1
+                self._emit(session, session.sent, session.sent)
+            case "cut":
+                self._cut()
+            case "commit" if self.cuts:
+                self.backup = self.cuts.popleft()
+                self.sending.extend(self.backup.frames)
+            case "leave":
+                for _ in range(min(size, len(self.sending))):
+                    self._leave()
+            case _:
+                pass
+        self.check()
+
+    def _send(self, session: Session, what: str, size: int) -> None:
+        start, end = session.sent, min(session.sent + size, len(session.output))
+        if end == start:
+            return
+        session.sent = end
+        if what == "send":
+            self._emit(session, start, end)
+        elif what == "swap":
+            middle = (start + end) // 2
+            for piece in ((middle, end), (start, middle)):
+                self._emit(session, *piece)
+
+    def _emit(self, session: Session, start: int, end: int, flags: int = ACK) -> None:
+        seq_of_syn = -1 if flags & SYN else 0
+        judged = self.rule.judge(session.frame(start, end, flags) if not flags & SYN else self._hello(session), 0.0)
+        sent = Sent(session, max(end, 0) + seq_of_syn * 0, session.asked, judged.flow)
+        if not judged.early:
+            self.held.append(sent)
+            if self.uncounted and judged.flow is not None:
+                self.rule.left(judged.flow)
+            return
+        self.early += 1
+        if any(start < last and first < end for first, last in session.ends):
+            raise Broken(f"an answer that ends or begins a transaction left early, {session.kind}")
+        self._reach(sent)
+
+    def _hello(self, session: Session) -> bytes:
+        return frame(FIRST_SEQ - 1, flags=SYN | ACK, port=PORTS[session.kind], client_port=40000 + session.number)
 
     def _cut(self) -> None:
-        self.gate.mark(len(self.epochs))
-        produced = {session.port: len(session.stream) for session in self.sessions}
-        self.epochs.append(Epoch(produced, list(self.gate.flows)))
-        for flow in self.gate.flows:
-            for session in self.sessions:
-                if session.port == flow.key.client_port and not session.was_open(self._seen(session, flow)):
-                    raise Broken("a connection would be broken that was not inside a transaction")
+        made = Cut([one.sent for one in self.sessions], [one.asked for one in self.sessions], self._list(), self.held)
+        self.cuts.append(made)
+        self.held = []
+
+    def _list(self) -> set[int]:
+        return {flow.key.client_port - 40000 for flow in self.rule.open_flows()}
+
+    def _leave(self) -> None:
+        sent = self.sending.popleft()
+        if sent.flow is not None and not self.uncounted:
+            self.rule.left(sent.flow)
+        self._reach(sent)
 
     @staticmethod
-    def _seen(session: Session, flow: OpenFlow) -> int:
-        return (flow.next_seq - session.first) % MOD
+    def _reach(sent: Sent) -> None:
+        sent.session.seen = max(sent.session.seen, sent.end)
+        sent.session.acked = max(sent.session.acked, sent.asked)
 
-    def _commit(self) -> None:
-        if self.committed + 1 < len(self.epochs):
-            self.committed += 1
-            self.gate.release(self.committed, LEASE)
-            while self.gate.sending:
-                held = self.gate.sending.popleft()
-                self._deliver(held.frame, early=False)
-                self.gate.sent(held, ok=True)
-                self.gate.left(held)
-
-    def _check(self) -> None:
-        epoch = self.epochs[self.committed]
-        broken = {flow.key.client_port for flow in epoch.flows}
-        for session in self.sessions:
-            produced = epoch.produced.get(session.port, 0)
-            if session.has > produced and session.port not in broken:
-                raise Broken("a client has bytes that the survivor will send anew")
-            if any(produced <= at < session.has for at in session.commits):
-                raise Broken("a client was told of a commit that is lost")
+    def check(self) -> None:
+        """The primary dies now: what a client has, the survivor has too, or it breaks that connection."""
+        listed = self._list() if self.late_list else self.backup.listed
+        for session, sent, asked in zip(self.sessions, self.backup.sent, self.backup.asked, strict=True):
+            if (session.seen > sent or session.acked > asked) and session.number not in listed:
+                raise Broken(f"a client of {session.kind} has bytes that the survivor knows nothing of")

@@ -21,9 +21,7 @@ from tests.unit.odd_bytes import DEEP, LINES
 # --- the gate's protocol, and the kernel's ---
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"\1", b"\xff" * 16, b"\1" * 17, b"\0" * 48, Reply(Status.DONE, 1).pack()[:-1]]
-)
+@pytest.mark.parametrize("data", [b"", b"\1", b"\xff" * 16, b"\1" * 17, b"\0" * 48, Reply(Status.DONE, 1).pack()[:-1]])
 def test_a_packet_of_the_gate_is_one_or_a_gate_error(data: bytes) -> None:
     for kind in (Request, Reply):
         with pytest.raises(GateError):
