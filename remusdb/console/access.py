@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may see a page, and who may act: asked of every request before anything else looks at it.
 
-`judge` decides on values alone; `Guard` asks it, answers for it where the answer is no, and puts the headers on all that
-goes out.
+`judge` decides on values alone; `Guard` asks it, answers for it where the answer is no, and puts the headers on all
+that goes out.
 
 Invariants: a request for another Host is refused (a name of a foreign page that was bound to our address); nothing is
 changed by GET, nor by a request that a foreign page could send; a token is compared in constant time.

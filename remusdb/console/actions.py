@@ -18,6 +18,10 @@ from remusdb.errors import UsageError
 from remusdb.names import VmName
 
 REHEARSE_S = 10.0
+COPIED = (
+    "They notice nothing while it is copied, except that the link and the disks are busy. After that each reply waits "
+    "until the backup holds what it depends on: some milliseconds."
+)
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,14 @@ ACTIONS = (
         "protect", "host", "Protect",
         "{vm} is copied to the host you name, while it runs. That takes as long as its memory and disks need to cross "
         "the link. Once it is done, {vm} is protected.",
-        "They notice nothing while it is copied, except that the link and the disks are busy. After that each reply waits "
-        "until the backup holds what it depends on: some milliseconds.",
+        COPIED,
         lambda one: _own(one, "unprotected") and one.term == 0 and getattr(one, "running", False),
         lambda vm, to: Protect(vm=vm, to=to), asks_host=True,
     ),
     Action(
         "reprotect", "host", "Protect again",
         "{vm} is protected to the host you name. What its old images there still hold is not sent again.",
-        "They notice nothing while it is copied, except that the link and the disks are busy. After that each reply waits "
-        "until the backup holds what it depends on: some milliseconds.",
+        COPIED,
         lambda one: (_own(one, "unprotected") and one.term > 0 and getattr(one, "running", False))
         or _own(one, "solo") or _kept(one, "promoted"),
         lambda vm, to: Reprotect(vm=vm, to=to), asks_host=True,
@@ -88,8 +90,8 @@ ACTIONS = (
     ),
     Action(
         "rehearse", "agent", "Rehearse a takeover",
-        f"A copy of {{vm}}'s last committed state is resumed here for {REHEARSE_S:.0f} seconds without a network, looked "
-        "at, and thrown away. The replica stands still meanwhile; what arrives for it waits in memory.",
+        f"A copy of {{vm}}'s last committed state is resumed here for {REHEARSE_S:.0f} seconds without a network, "
+        "looked at, and thrown away. The replica stands still meanwhile; what arrives for it waits in memory.",
         "They notice nothing.",
         lambda one: _kept(one, "ready"),
         lambda vm, _to: Rehearse(vm=vm, seconds=REHEARSE_S),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The application: which path is which page. Who may come so far is `access`'s to say.
 
-Whatever asks a daemon runs in a thread of the pool. Live pages are fragments of the same templates, sent when they change.
+Whatever asks a daemon runs in a thread of the pool. Live pages are fragments of the same templates, sent when they
+change.
 """
 
 from __future__ import annotations

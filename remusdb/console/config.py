@@ -10,7 +10,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from remusdb.config import Port, Text
 from remusdb.errors import ConfigError
@@ -27,7 +27,9 @@ class Console(Struct, frozen=True, kw_only=True):
     port: Port = 7480
     names: list[Text] = []
     run_dir: Path = Path("/run/remusdb")
-    daemons: Annotated[list[Literal["host", "agent"]], Meta(min_length=1, max_length=2)] = ["host", "agent"]
+    daemons: Annotated[list[Literal["host", "agent"]], Meta(min_length=1, max_length=2)] = field(
+        default_factory=lambda: ["host", "agent"]
+    )
     token_file: Path | None = None
     cert: Path | None = None
     key: Path | None = None
