@@ -210,7 +210,7 @@ class Console:
         good = verdict != "not-protected" and not told.errors
         return JSONResponse({"verdict": verdict}, 200 if good else 503)
 
-    def _page(self, template: str, **told: Any) -> Response:
+    def _page(self, template: str, /, **told: Any) -> Response:
         rules = self._rules
         return HTMLResponse(
             pages.page(template, may_act=rules.may_act, locked=rules.locked, secret=self._sessions.word, **told)

@@ -40,9 +40,9 @@ _made = Environment(
 _made.globals["version"] = __version__
 
 
-def page(name: str, **told: Any) -> str:
+def page(template: str, /, **told: Any) -> str:
     """A template with what it is told."""
-    return _made.get_template(name).render(**told)
+    return _made.get_template(template).render(**told)
 
 
 def overview(look: Look, machine: str) -> dict[str, Any]:
