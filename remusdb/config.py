@@ -36,6 +36,7 @@ class Host(Struct, frozen=True, kw_only=True):
     hooks_dir: Path = Path("/etc/remusdb/hooks.d")
     image_dir: Path = Path("/var/lib/remusdb/images")  # the same as the agent's
     libvirt_uri: Text = "qemu:///system"
+    console_group: str = "remusdb-console"  # may ask for what `remusdb console` shows and does
 
 
 class Tls(Struct, frozen=True, kw_only=True):
@@ -122,6 +123,7 @@ class Agent(Struct, frozen=True, kw_only=True):
     readable_dirs: list[Path] = field(default_factory=lambda: list(READABLE_DIRS))
     emulator: Path | None = None  # the QEMU of standbys here, where it is another than libvirt's own
     libvirt_uri: Text = "qemu:///system"
+    console_group: str = "remusdb-console"  # as the host daemon's
 
 
 class Failover(Struct, frozen=True, kw_only=True):

@@ -35,6 +35,10 @@ WORDS = {
     "host.hooks_dir": "executables that are run on each event: [hooks.md](hooks.md)",
     "host.image_dir": "the same as the agent's on one machine",
     "host.libvirt_uri": "which libvirt",
+    "host.console_group": (
+        'who, besides root, may ask the control socket for what `remusdb console` shows and does; "": nobody. A group '
+        "that does not exist is nobody, too"
+    ),
     "tls.ca": "what `remusdb certs` made: the CA of all hosts",
     "tls.cert": "this host's certificate",
     "tls.key": "and its key",
@@ -120,6 +124,7 @@ WORDS = {
     ),
     "agent.emulator": "QEMU of the standbys",
     "agent.libvirt_uri": "which libvirt",
+    "agent.console_group": "as `host.console_group`",
     "primaries.NAME.vms": (
         "`[primaries.NAME]` is a host, by the name in its certificate, that may keep standbys here; with "
         "`vms` these alone. Who is not named is refused"

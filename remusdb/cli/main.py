@@ -14,6 +14,7 @@ from remusdb.cli.asking import Settings, fill
 from remusdb.cli.certs import certs
 from remusdb.cli.check import check
 from remusdb.cli.config_check import config
+from remusdb.cli.console import console
 from remusdb.cli.daemons import agent, host
 from remusdb.cli.diagnose import diagnose
 from remusdb.cli.evacuate import evacuate
@@ -98,6 +99,7 @@ for command in (
     host,
     agent,
     config,
+    console,
     reprotect,
     switchover,
     evacuate,
