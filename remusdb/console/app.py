@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from msgspec import Struct
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -35,6 +36,7 @@ from remusdb.control.both import Told
 from remusdb.control.client import call
 from remusdb.errors import RemusError, UsageError
 from remusdb.history import Event
+from remusdb.jsontext import parse_json
 from remusdb.names import VmName, require_name
 
 BODY_MOST_BYTES = 4096
@@ -42,6 +44,12 @@ MOST_STREAMS = 64  # browsers that look at a live page
 WRONG_TOKEN_S = 0.5  # nobody tries many
 DAEMON_S = 5.0  # so long a daemon may take to answer a page
 SHOWN_EVENTS = 100
+
+
+class Wanted(Struct, frozen=True):
+    """What comes with an action."""
+
+    host: str | None = None
 
 
 class Console:
@@ -184,8 +192,7 @@ class Console:
         try:
             name = require_name(request.path_params["vm"])
             action = actions.named(request.path_params["action"])
-            body = json.loads(await _body(request) or b"{}")
-            host = str(body.get("host", "")) if isinstance(body, dict) else ""
+            host = parse_json(await _body(request) or b"{}", Wanted).host or ""
             if action.asks_host and not 1 <= len(host) <= 255:
                 raise UsageError("which host?", hint="one of [peers] in host.toml")
             work = self._works.begin(name, action, action.request(name, host))

@@ -25,6 +25,7 @@ class Console(Struct, frozen=True, kw_only=True):
 
     listen: Text = "127.0.0.1"
     port: Port = 7480
+    title: Text | None = None
     names: list[Text] = []
     run_dir: Path = Path("/run/remusdb")
     daemons: Annotated[list[Literal["host", "agent"]], Meta(min_length=1, max_length=2)] = field(

@@ -39,7 +39,7 @@ class Served:
         self._ended = threading.Event()
         console = Console(
             self.rules, self._watching, Works(config.run_dir), run_dir=config.run_dir, ask=ask,
-            machine=socket.gethostname(), port=config.port, ends=lambda: self.server.should_exit,
+            machine=config.title or socket.gethostname(), port=config.port, ends=lambda: self.server.should_exit,
         )  # fmt: skip
         self.server = uvicorn.Server(_settings(config, console.app()))
         self.listener = _listener(config)
