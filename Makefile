@@ -96,7 +96,7 @@ lint: venv
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/shellcheck $$(git grep -lI '^#!.*sh$$')
-	.venv/bin/codespell $$(git ls-files ':!*.zst' ':!requirements.lock' ':!*.min.*' ':!tests/vm/axe')
+	.venv/bin/codespell $$(git ls-files ':!*.zst' ':!requirements.lock' ':!*.min.*' ':!tests/host/axe')
 
 lock:
 	UV_CUSTOM_COMPILE_COMMAND='make lock' $(UV) pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \

@@ -99,9 +99,10 @@ def chromium(profile: Path, width: int = 1280, height: int = 900) -> Iterator[Ch
 
 
 def colours(browser: Chrome, scheme: str) -> None:
-    """Have pages look `light` or `dark`, as the reader's system asks for."""
-    wish = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [wish]})
+    """Have pages look `light` or `dark`, as the reader's system asks for; at once, without a transition."""
+    wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in wishes.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def resize(browser: Chrome, width: int, height: int) -> None:
