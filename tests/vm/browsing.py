@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Consoles of the lab's hosts, and who looks at them from outside: headless Chromium, Prometheus.
 
-The lab's hosts have networks of their own; a relay makes the loopback of one reachable from here. Chromium and Prometheus
-are Debian's. tests/vm/data has axe-core 4.14.1 as npm has it (sha256 of axe-core-4.14.1.tgz:
+The lab's hosts have networks of their own; a relay makes the loopback of one reachable from here. Chromium and
+Prometheus are Debian's. tests/vm/data has axe-core 4.14.1 as npm has it (sha256 of axe-core-4.14.1.tgz:
 e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745), compressed; MPL-2.0, for tests alone.
 """
 

@@ -141,7 +141,10 @@ def _refused_without_the_token(browser: webdriver.Chrome, port: int) -> None:
     browser.find_element(By.NAME, "token").send_keys("not-the-token-not-the-token")
     browser.find_element(By.CSS_SELECTOR, "button.primary").click()
     assert "not the token" in browser.find_element(By.TAG_NAME, "main").text
-    act = "return fetch(arguments[0], {method: 'POST', body: '{}', headers: {'content-type': 'application/json'}}).then(r => r.status)"
+    act = (
+        "return fetch(arguments[0], {method: 'POST', body: '{}', headers: {'content-type': 'application/json'}})"
+        ".then(answer => answer.status)"
+    )
     assert browser.execute_script(act, f"/vm/{VM}/do/switchover") == 401  # type: ignore[no-untyped-call]
     assert faults(browser) == []
 
