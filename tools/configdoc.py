@@ -186,9 +186,9 @@ Made from the types in `remusdb/config.py` and `remusdb/console/config.py` by `p
 not this page.
 
 Files in `/etc/remusdb`: `host.toml` of the daemon that protects this host's VMs, `agent.toml` of the agent that keeps
-other hosts', `console.toml` of the console. A key that is not listed here is refused when the daemon starts, and so is a
-value of the wrong kind or out of range, with the file and the key. `remusdb config check FILE` does the same without a daemon; with
-`--json` it shows every value in effect. A changed file counts from the daemon's next start. Examples:
+other hosts', `console.toml` of the console. A key that is not listed here is refused when the daemon starts, and so is
+a value of the wrong kind or out of range, with the file and the key. `remusdb config check FILE` does the same without
+a daemon; with `--json` it shows every value in effect. A changed file counts from the daemon's next start. Examples:
 [packaging/examples](../packaging/examples).
 """
 TABLE = "\n| key | default | what it is |\n|---|---|---|\n"

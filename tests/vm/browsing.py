@@ -118,8 +118,8 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 def faults(browser: webdriver.Chrome) -> list[str]:
     """What axe-core finds on this page that is serious or critical."""
-    browser.execute_script(zstandard.ZstdDecompressor().decompress(AXE.read_bytes()).decode())  # type: ignore[no-untyped-call]
-    found: dict[str, Any] = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")  # type: ignore[no-untyped-call]
+    browser.execute_script(zstandard.ZstdDecompressor().decompress(AXE.read_bytes()).decode())
+    found: dict[str, Any] = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
     assert found["passes"], "axe-core looked at nothing"
     return [
         f"{one['id']}: {one['nodes'][0]['html'][:200]}"

@@ -51,17 +51,17 @@ def open_page(browser: webdriver.Chrome, port: int, path: str) -> None:
     if browser.find_elements(By.NAME, "token"):
         browser.find_element(By.NAME, "token").send_keys(TOKEN)
         browser.find_element(By.CSS_SELECTOR, "button.primary").click()
-    browser.execute_script("window.notLoadedAgain = true")  # type: ignore[no-untyped-call]
+    browser.execute_script("window.notLoadedAgain = true")
 
 
 def head(browser: webdriver.Chrome) -> str:
-    return str(browser.execute_script("return document.querySelector('.verdict').innerText"))  # type: ignore[no-untyped-call]
+    return str(browser.execute_script("return document.querySelector('.verdict').innerText"))
 
 
 def await_head(browser: webdriver.Chrome, *words: str, within_s: float = 30) -> None:
     """Wait until the page says this, without having been loaded again."""
     eventually(lambda: all(word in head(browser) for word in words), within_s, f"{words}: {head(browser)}")
-    assert browser.execute_script("return window.notLoadedAgain")  # type: ignore[no-untyped-call]
+    assert browser.execute_script("return window.notLoadedAgain")
 
 
 def panels() -> dict[str, str]:
@@ -120,7 +120,7 @@ def test_a_console_while_a_vm_is_moved_and_a_host_dies(
     picture(browser, "console-switchover", 1200, 760)
     dialog.find_element(By.CSS_SELECTOR, "[type=submit]").click()
     eventually(lambda: "it runs on b now" in browser.find_element(By.ID, "work").text, 60, "it was not moved")
-    assert browser.execute_script("return window.notLoadedAgain")  # type: ignore[no-untyped-call]
+    assert browser.execute_script("return window.notLoadedAgain")
     eventually(lambda: pair.running(pair.b) == [VM], 20, "it does not run on b")
 
     # The host that runs it now dies, and the page of the other one sees it.
@@ -145,7 +145,7 @@ def _refused_without_the_token(browser: webdriver.Chrome, port: int) -> None:
         "return fetch(arguments[0], {method: 'POST', body: '{}', headers: {'content-type': 'application/json'}})"
         ".then(answer => answer.status)"
     )
-    assert browser.execute_script(act, f"/vm/{VM}/do/switchover") == 401  # type: ignore[no-untyped-call]
+    assert browser.execute_script(act, f"/vm/{VM}/do/switchover") == 401
     assert faults(browser) == []
 
 
