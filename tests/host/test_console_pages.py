@@ -16,11 +16,9 @@ from remusdb.reasons import Code, Reason
 from remusdb.wording import words
 from tests import waiting
 from tests.unit.console_rig import GOOD, KEPT, TOKEN, Site, console
-from tools.lab.webconsole import chromium, colours, resize
+from tests.vm.browsing import chromium, faults, screen, wear
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Selenium leaves sockets to the collector
-AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
-ASK_AXE = "const done = arguments[0]; axe.run().then(found => done(found.violations))"
 LOST = Reason.of(Code.PEER_LOST, peer="beta")
 STATES = {
     "protected": lambda site: None,
@@ -44,8 +42,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    with chromium(tmp_path_factory.mktemp("browser") / "profile") as made:
+def browser() -> Iterator[Chrome]:
+    with chromium() as made:
         yield made
 
 
@@ -61,20 +59,15 @@ def url(site: Site, browser: Chrome) -> Iterator[str]:
         browser.get("about:blank")  # its stream ends
 
 
-def faults(browser: Chrome) -> list[str]:
+def faulty(browser: Chrome) -> list[str]:
     """What axe-core finds serious, on a wide page by day and on a phone by night; and a page wider than its screen."""
     found = []
-    browser.execute_script(AXE)
     for width, scheme in ((1280, "light"), (390, "dark")):
-        resize(browser, width, 844)
-        colours(browser, scheme)
-        for one in browser.execute_async_script(ASK_AXE):
-            if one["impact"] in ("serious", "critical"):
-                places = [node["html"][:120] for node in one["nodes"]]
-                found.append(f"{width} {scheme}: {one['id']}: {one['help']}: {places}")
+        screen(browser, width, 844)
+        wear(browser, scheme)
+        found += [f"{width} {scheme}: {fault}" for fault in faults(browser)]
         if browser.execute_script("return document.documentElement.scrollWidth > innerWidth"):
             found.append(f"{width} {scheme}: the page is wider than the screen")
-    resize(browser, 1280, 900)
     return found
 
 
@@ -86,7 +79,7 @@ def test_pages_are_for_everybody_to_read(
     paths = ["/", "/vm/db1"] + ["/vm/reporting"] * (change == STATES["protected"])
     for path in paths:
         browser.get(url + path)
-        assert faults(browser) == [], path
+        assert faulty(browser) == [], path
 
 
 def test_an_action_is_done_by_the_keyboard_alone(site: Site, url: str, browser: Chrome) -> None:
@@ -99,7 +92,7 @@ def test_an_action_is_done_by_the_keyboard_alone(site: Site, url: str, browser: 
     button.send_keys(Keys.ENTER)
     dialog = browser.find_element(By.ID, "do-switchover")
     assert dialog.is_displayed() and "What clients see" in dialog.text
-    assert faults(browser) == []
+    assert faulty(browser) == []
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed() and site.asked == []
     button.send_keys(Keys.ENTER)

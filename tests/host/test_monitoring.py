@@ -14,12 +14,12 @@ def promtool(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_rules_are_ones() -> None:
-    told = promtool("check", "rules", "--lint-fatal", "alerts.yml")
+    told = promtool("check", "rules", "--lint-fatal", "remusdb.rules.yml")
     assert told.returncode == 0, told.stdout + told.stderr
 
 
 def test_each_alert_is_silent_until_it_is_true_and_then_fires() -> None:
-    told = promtool("test", "rules", "alerts_test.yml")
+    told = promtool("test", "rules", "remusdb.rules.test.yml")
     assert told.returncode == 0, told.stdout + told.stderr
 
 

@@ -28,7 +28,8 @@ from remusdb.control.api import (
     Switched,
     Switchover,
 )
-from remusdb.control.codec import Progress
+from remusdb.control.codec import Progress, Request
+from remusdb.control.server import Handler
 from remusdb.control.status import StandbyStatus, VmStatus
 from remusdb.history import Event, VmEvents
 from remusdb.reasons import Code, Reason
@@ -63,12 +64,18 @@ class Site:
     servers: dict[str, ControlServer] = field(default_factory=dict)
 
     def start(self) -> None:
-        past = {PastOf: lambda asked, _progress: VmEvents(vm=asked.vm, events=[*self.events])}
-        host = {
+        past: dict[type[Request[Any]], Handler] = {
+            PastOf: lambda asked, _progress: VmEvents(vm=asked.vm, events=[*self.events])
+        }
+        host: dict[type[Request[Any]], Handler] = {
             HostStatus: lambda _asked, _progress: HostVms(vms=self.own),
             Switchover: self._switchover, Protect: self._note, **past,
         }  # fmt: skip
-        agent = {AgentStatus: lambda _asked, _progress: AgentVms(vms=self.kept), Rehearse: self._note, **past}
+        agent: dict[type[Request[Any]], Handler] = {
+            AgentStatus: lambda _asked, _progress: AgentVms(vms=self.kept),
+            Rehearse: self._note,
+            **past,
+        }
         for name, handlers in (("host", host), ("agent", agent)):
             self.servers[name] = ControlServer(self.run_dir / f"{name}.sock", handlers)
             self.servers[name].start()

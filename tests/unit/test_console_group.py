@@ -30,6 +30,7 @@ from remusdb.control.api import (
     console_may,
 )
 from remusdb.control.codec import Request
+from remusdb.control.server import Handler
 from remusdb.errors import RefusedForSafety
 from remusdb.history import Event, append, newest
 from tests.unit.console_rig import FOLLOWS
@@ -41,7 +42,7 @@ GROUP = grp.getgrgid(os.getegid()).gr_name
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A server whose clients are all of the group, and not root."""
     monkeypatch.setattr(server_module, "_is_ours", lambda _sock: False)
-    handlers = {
+    handlers: dict[type[Request[Any]], Handler] = {
         HostStatus: lambda _asked, _progress: HostVms(vms=[]),
         Unprotect: lambda _asked, _progress: Unprotected(),
         Prepare: lambda _asked, _progress: pytest.fail("it was done"),

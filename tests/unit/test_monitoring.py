@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/monitoring: what its rules and its dashboard name is what the console tells. promtool runs them in tests/host."""
+"""docs/monitoring: its rules and dashboard name what the console tells. promtool runs the rules in tests/host."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from remusdb.control.status import StandbyStatus, VmStatus
 from remusdb.reasons import Code, Reason
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "monitoring"
-RULES = (FOLDER / "alerts.yml").read_text()
-DASHBOARD: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
+RULES = (FOLDER / "remusdb.rules.yml").read_text()
+DASHBOARD: dict[str, Any] = json.loads((FOLDER / "grafana-dashboard.json").read_text())
 SELECTOR = re.compile(r"\b(remusdb_\w+)(?:\{([^}]*)\})?")
 OF_THE_SCRAPE = {"instance", "job"}  # Prometheus adds them
 
@@ -79,7 +79,7 @@ def test_every_panel_has_a_query_of_its_own_and_no_other_lies_on_it() -> None:
 
 
 def test_every_alert_says_who_must_act_and_what_to_do_and_has_a_test() -> None:
-    tested = set(re.findall(r"alertname: (\w+)", (FOLDER / "alerts_test.yml").read_text()))
+    tested = set(re.findall(r"alertname: (\w+)", (FOLDER / "remusdb.rules.test.yml").read_text()))
     alerts = RULES.split("- alert: ")[1:]
     assert tested == {one.split()[0] for one in alerts}
     for one in alerts:

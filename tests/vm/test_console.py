@@ -1,176 +1,164 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The web console in a real browser, and a real Prometheus, while a VM is moved and its host dies."""
+"""The console as an operator meets it: in a browser, before real hosts, while a VM is moved and while a host dies.
+
+`make screenshots` runs this, and keeps pictures of the pages in docs/images.
+"""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import urllib.error
-import urllib.parse
-import urllib.request
+import os
+import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium.webdriver import Chrome
+from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.vm.pair import Pair, eventually, running_pair
-from tools.lab.webconsole import WebConsole, chromium, free_port
+from tests.vm.browsing import TOKEN, Prometheus, chromium, faults, relay, shoot, start_console, wear
+from tests.vm.pair import Pair, eventually
+from tools.lab import domains
+from tools.lab.guest import Mode
 
 REPO = Path(__file__).resolve().parents[2]
-FOLDER = REPO / "build" / "test" / __name__
-DASHBOARD = json.loads((REPO / "docs" / "monitoring" / "dashboard.json").read_text())
-QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-HEADLINE = "return document.querySelector('.verdict h1').textContent.trim().replace(/\\s+/g, ' ')"
+LOGS = REPO / "build" / "test" / "console"
+PICTURES = os.environ.get("REMUSDB_PICTURES")
+PLOTTED_S = 75 if PICTURES else 0  # so long a picture's plots go back
+VM = "orders-db"
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    """Two hosts with an arbiter, so that a backup may take over."""
-    with running_pair(FOLDER, arbiter=True) as made:
-        yield made
+def ports(pair: Pair) -> Iterator[dict[str, int]]:
+    """The consoles of both hosts, each behind a port of this machine."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    for host in (pair.a, pair.b):
+        start_console(host, LOGS / f"console-{host.name}.log")
+    with relay(pair.a) as a, relay(pair.b) as b:
+        yield {"a": a, "b": b}
 
 
 @pytest.fixture
-def consoles(pair: Pair, tmp_path: Path) -> Iterator[tuple[WebConsole, WebConsole]]:
-    a = WebConsole(pair.a, tmp_path)
-    try:
-        b = WebConsole(pair.b, tmp_path)
-        yield a, b
-        b.stop()
-    finally:
-        a.stop()
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chrome]:
-    with chromium(tmp_path / "profile") as made:
+def browser() -> Iterator[webdriver.Chrome]:
+    with chromium() as made:
         yield made
 
 
-def headline(browser: Chrome) -> str:
-    """The first words of the page."""
-    return str(browser.execute_script(HEADLINE))
+def open_page(browser: webdriver.Chrome, port: int, path: str) -> None:
+    """A page, with the token where it is asked for."""
+    browser.get(f"http://127.0.0.1:{port}{path}")
+    if browser.find_elements(By.NAME, "token"):
+        browser.find_element(By.NAME, "token").send_keys(TOKEN)
+        browser.find_element(By.CSS_SELECTOR, "button.primary").click()
+    browser.execute_script("window.notLoadedAgain = true")
 
 
-def log_in(browser: Chrome, console: WebConsole, path: str) -> None:
-    """Come to this page as a person does, by way of the form."""
-    browser.get(console.url + path)
-    browser.find_element(By.NAME, "token").send_keys(console.token)
-    browser.find_element(By.CSS_SELECTOR, "[type=submit]").click()
-    eventually(lambda: urllib.parse.urlsplit(browser.current_url).path == path, otherwise="the token lets nobody in")
-    browser.execute_script("window.loadedOnce = true")
+def head(browser: webdriver.Chrome) -> str:
+    return str(browser.execute_script("return document.querySelector('.verdict').innerText"))
 
 
-def not_loaded_again(browser: Chrome) -> bool:
-    """Whether this is still the page that `log_in` came to."""
-    return bool(browser.execute_script("return window.loadedOnce === true"))
+def await_head(browser: webdriver.Chrome, *words: str, within_s: float = 30) -> None:
+    """Wait until the page says this, without having been loaded again."""
+    eventually(lambda: all(word in head(browser) for word in words), within_s, f"{words}: {head(browser)}")
+    assert browser.execute_script("return window.notLoadedAgain")
 
 
-def act(browser: Chrome, action: str) -> str:
-    """Press the action's button, and confirm; what the question said."""
-    browser.find_element(By.CSS_SELECTOR, f"[data-dialog=do-{action}]").click()
-    dialog = browser.find_element(By.ID, f"do-{action}")
-    said = dialog.text
-    dialog.find_element(By.CSS_SELECTOR, "[type=submit]").click()
-    return said
+def panels() -> dict[str, str]:
+    """Each query of the dashboard that has data while a VM is protected, by the panel's title."""
+    board: dict[str, Any] = json.loads((REPO / "docs/monitoring/grafana-dashboard.json").read_text())
+    return {
+        f"{panel['title']} {target['refId']}": re.sub(
+            r"\$(vm|host)", ".*", target["expr"].replace("$__rate_interval", "10s")
+        )
+        for panel in board["panels"]
+        for target in panel["targets"]
+    }
 
 
-@contextmanager
-def prometheus(consoles: tuple[WebConsole, ...], folder: Path) -> Iterator[str]:
-    """Debian's, scraping these consoles each second: its URL."""
-    port = free_port()
-    scrapes = [
-        {
-            "job_name": f"remusdb-{number}",
-            "scrape_interval": "1s",
-            "authorization": {"credentials_file": str(console.token_file)},
-            "static_configs": [{"targets": [f"127.0.0.1:{console.port}"]}],
-        }
-        for number, console in enumerate(consoles)
-    ]
-    file = folder / "prometheus.yml"
-    file.write_text(json.dumps({"scrape_configs": scrapes}))  # JSON is YAML
-    command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={folder / 'tsdb'}"]
-    with (folder / "prometheus.log").open("w") as log:
-        process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=log)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+def picture(browser: webdriver.Chrome, name: str, width: int = 1200, height: int = 900) -> None:
+    if PICTURES:
+        Path(PICTURES).mkdir(exist_ok=True)
+        shoot(browser, Path(PICTURES) / f"{name}.png", width, height)
 
 
-def shown(url: str, query: str) -> list[Any]:
-    """What a panel of the dashboard shows, of all VMs and hosts."""
-    for variable, value in (("$vm", ".*"), ("$host", ".*"), ("$__rate_interval", "10s")):
-        query = query.replace(variable, value)
-    with urllib.request.urlopen(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}", timeout=10) as told:
-        result: list[Any] = json.load(told)["data"]["result"]
-    return result
-
-
-def refusal(console: WebConsole, path: str, **headers: str) -> int:
-    """How an action is refused that is asked for so."""
-    asked = urllib.request.Request(console.url + path, b"{}", {"content-type": "application/json", **headers})
-    with pytest.raises(urllib.error.HTTPError) as told:
-        urllib.request.urlopen(asked, timeout=10)
-    told.value.close()
-    return told.value.code
-
-
-def test_nobody_looks_or_acts_without_the_token(consoles: tuple[WebConsole, WebConsole], browser: Chrome) -> None:
-    console, path = consoles[0], "/vm/db1/do/switchover"
-    assert refusal(console, path) == 401
-    assert refusal(console, path, authorization="Bearer guessed") == 401
-    browser.get(console.url)
-    assert "/login" in browser.current_url
-    browser.find_element(By.NAME, "token").send_keys("guessed")
-    browser.find_element(By.CSS_SELECTOR, "[type=submit]").click()
-    eventually(lambda: "not the token" in browser.find_element(By.TAG_NAME, "main").text)
-    browser.get(console.url)
-    assert "/login" in browser.current_url
-
-
-@pytest.mark.timeout(600)
-def test_a_switchover_by_clicking_and_a_failover_are_seen_live(
-    pair: Pair, consoles: tuple[WebConsole, WebConsole], browser: Chrome, tmp_path: Path
+@pytest.mark.timeout(500)
+def test_a_console_while_a_vm_is_moved_and_a_host_dies(
+    pair: Pair, ports: dict[str, int], browser: webdriver.Chrome, tmp_path: Path
 ) -> None:
-    a, b = consoles
-    vm = pair.bare()
-    log_in(browser, a, "/")
-    assert headline(browser) == "NOT PROTECTED"
-    pair.protect(vm.name)
-    eventually(lambda: headline(browser) == "PROTECTED", otherwise="the overview does not say that it is protected")
-    assert not_loaded_again(browser)
-    with prometheus(consoles, tmp_path) as url:
-        for query in QUERIES:
-            eventually(lambda query=query: shown(url, query), 30, f"no data: {query}")  # type: ignore[misc]
-
-    log_in(browser, a, f"/vm/{vm.name}")
-    assert headline(browser) == f"{vm.name} PROTECTED"
-    said = act(browser, "switchover")
-    assert "What clients see" in said and "Connections stay" in said
-    eventually(lambda: pair.product.owner(vm.name) == "b", 30, "it was not moved")
-    eventually(lambda: "PROTECTED" not in headline(browser), otherwise="its page does not say that it left")
-    assert not_loaded_again(browser)
-
-    log_in(browser, b, f"/vm/{vm.name}")
-    assert headline(browser) == f"{vm.name} NOT PROTECTED"
-    act(browser, "reprotect")
-    eventually(lambda: headline(browser) == f"{vm.name} PROTECTED", 30, "it was not protected to a")
-    assert not_loaded_again(browser)
-
-    log_in(browser, a, f"/vm/{vm.name}")
-    assert headline(browser) == f"{vm.name} backup here"
-    pair.b.kill()
+    vm = domains.define_bare(pair.a, Mode.DIRTIER, name=VM)
+    pair.start(vm)
+    prometheus = Prometheus(tmp_path / "prometheus", ports)
     try:
-        eventually(lambda: headline(browser) == f"{vm.name} NOT PROTECTED", 30, "its page does not show the takeover")
-        assert not_loaded_again(browser)
-        assert "takeover" in browser.find_element(By.ID, "history").text
-        assert pair.runs(vm, pair.a)
+        pair.protect(VM)
+        _refused_without_the_token(browser, ports["a"])
+        open_page(browser, ports["a"], "/")
+        await_head(browser, "PROTECTED", VM)
+        open_page(browser, ports["a"], f"/vm/{VM}")
+        await_head(browser, "PROTECTED", "with b")
+        eventually(lambda: pair.product.status(VM)["proven_at_ns"], 60, "the standby was not proven")
+        _every_panel_has_data(prometheus)
     finally:
-        pair.product.reboot("b")
+        prometheus.close()
+    if PLOTTED_S:
+        time.sleep(PLOTTED_S)
+    for scheme in ("light", "dark"):
+        wear(browser, scheme)
+        for path, name in (("/", "overview"), (f"/vm/{VM}", "vm")):
+            open_page(browser, ports["a"], path)
+            await_head(browser, "PROTECTED")
+            if name == "vm":
+                eventually(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#plots canvas")) == 7, 10, "no plots")
+            assert faults(browser) == [], f"{name} in {scheme}"
+            picture(browser, f"console-{name}-{scheme}", 1200, 480 if name == "overview" else 1240)
+    wear(browser, "light")
+    picture(browser, "console-phone", 390, 844)
+
+    # A switchover by clicking.
+    browser.find_element(By.CSS_SELECTOR, "[data-dialog=do-switchover]").click()
+    dialog = browser.find_element(By.ID, "do-switchover")
+    assert "Connections stay" in dialog.text and f"{VM} moves to b" in dialog.text
+    assert faults(browser) == []
+    picture(browser, "console-switchover", 1200, 760)
+    dialog.find_element(By.CSS_SELECTOR, "[type=submit]").click()
+    eventually(lambda: "it runs on b now" in browser.find_element(By.ID, "work").text, 60, "it was not moved")
+    assert browser.execute_script("return window.notLoadedAgain")
+    eventually(lambda: pair.running(pair.b) == [VM], 20, "it does not run on b")
+
+    # The host that runs it now dies, and the page of the other one sees it.
+    pair.product.cli("b", "reprotect", VM, "--to", "a", timeout_s=90)
+    open_page(browser, ports["a"], f"/vm/{VM}")
+    await_head(browser, "backup here", "replica of b")
+    pair.b.kill()
+    await_head(browser, "NOT PROTECTED", "promoted")
+    eventually(lambda: "takeover" in browser.find_element(By.ID, "history").text, 20, "the history does not tell of it")
+    assert faults(browser) == []
+    picture(browser, "console-takeover", 1200, 760)
+    pair.product.reboot("b")
+
+
+def _refused_without_the_token(browser: webdriver.Chrome, port: int) -> None:
+    browser.get(f"http://127.0.0.1:{port}/vm/{VM}")
+    assert "Log in" in browser.title and VM not in browser.find_element(By.TAG_NAME, "main").text
+    browser.find_element(By.NAME, "token").send_keys("not-the-token-not-the-token")
+    browser.find_element(By.CSS_SELECTOR, "button.primary").click()
+    assert "not the token" in browser.find_element(By.TAG_NAME, "main").text
+    act = (
+        "return fetch(arguments[0], {method: 'POST', body: '{}', headers: {'content-type': 'application/json'}})"
+        ".then(answer => answer.status)"
+    )
+    assert browser.execute_script(act, f"/vm/{VM}/do/switchover") == 401
+    assert faults(browser) == []
+
+
+def _every_panel_has_data(prometheus: Prometheus) -> None:
+    empty = panels()
+
+    def shown() -> bool:
+        for title in [title for title, query in empty.items() if prometheus.ask(query)]:
+            del empty[title]
+        return not empty
+
+    eventually(shown, 60, f"no data: {empty}")
+    assert [one["value"][1] for one in prometheus.ask("remusdb_vm_protected")] == ["1"]
