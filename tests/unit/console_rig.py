@@ -72,8 +72,6 @@ class Site:
             Switchover: self._switchover, Protect: self._note, **past,
         }  # fmt: skip
         agent: dict[type[Request[Any]], Handler] = {
-            AgentStatus: lambda _asked, _progress: AgentVms(vms=self.kept), Rehearse: self._note, **past,
-        }  # fmt: skip
             AgentStatus: lambda _asked, _progress: AgentVms(vms=self.kept),
             Rehearse: self._note,
             **past,
