@@ -98,7 +98,7 @@ lint: venv
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/shellcheck $$(git grep -lI '^#!.*sh$$')
-	.venv/bin/codespell $$(git ls-files ':!*.zst' ':!requirements.lock')
+	.venv/bin/codespell $$(git ls-files ':!*.zst' ':!*.min.js' ':!requirements.lock')
 
 lock:
 	UV_CUSTOM_COMPILE_COMMAND='make lock' $(UV) pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \

@@ -70,6 +70,7 @@ def vm(look: Look, one: Status | None, name: str, work: Work | None, machine: st
         "full": [] if one is None else [line.split(None, 1) for line in status_view.in_full(one)],
         "actions": [] if one is None else offered(one),
         "work": work,
+        "began": time.strftime("%H:%M:%S", time.localtime(work.began)) if work is not None else "",
         "at": time.strftime("%H:%M:%S", time.localtime(look.at)),
     }
 

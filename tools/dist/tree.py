@@ -59,7 +59,6 @@ def make(root: Path, wheel: Path) -> None:
     (root / "usr/bin/remusdb").symlink_to("../lib/remusdb/bin/remusdb")
     for unit in (REPO / "packaging/systemd").glob("*.service"):
         _copy(unit, root / "usr/lib/systemd/system" / unit.name)
-    _copy("packaging/sysusers/remusdb.conf", root / "usr/lib/sysusers.d/remusdb.conf")
     _copy("packaging/apparmor/libvirt-qemu", root / "etc/apparmor.d/abstractions/libvirt-qemu.d/remusdb")
     _copy("packaging/deb/lintian-overrides", root / "usr/share/lintian/overrides/remusdb")
     for folder, mode in (("etc/remusdb", 0o755), ("etc/remusdb/tls", 0o700), ("etc/remusdb/hooks.d", 0o755)):
