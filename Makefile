@@ -23,7 +23,7 @@ UNTIL ?= reboot
 FUZZ_S ?= 3600
 FUZZ_RUNS ?=
 
-.PHONY: help setup venv demo cast soak matrix machines vagrant-box vagrant-demo test check quick lint lock bench fuzz dist dist-test clean
+.PHONY: help screenshots setup venv demo cast soak matrix machines vagrant-box vagrant-demo test check quick lint lock bench fuzz dist dist-test clean
 
 help:
 	@echo 'make demo [SEED=n] [RUNS=n] [KILL=host|qemu|link] [DB=postgresql|mariadb] [RELEASE=all|commit] [PLAIN=1]'
@@ -45,6 +45,8 @@ help:
 	@echo '             then what else is timed, apart from the tests: figures of a shared machine prove nothing'
 	@echo 'make fuzz [FUZZ_S=seconds|FUZZ_RUNS=n]'
 	@echo '             feed every parser with mutations: so long in all, or n inputs each; test does it for 60 s'
+	@echo 'make screenshots'
+	@echo '             pictures of the console before real hosts, in docs/images'
 	@echo 'make dist    the wheel and the .deb for Debian 12 and 13, in dist/'
 	@echo 'make dist-test'
 	@echo '             the .deb in clean Debians, made by mmdebstrap (root; the first time it takes minutes)'
@@ -101,11 +103,11 @@ lint: venv
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/shellcheck $$(git grep -lI '^#!.*sh$$')
-	.venv/bin/codespell $$(git ls-files ':!*.zst' ':!requirements.lock')
+	.venv/bin/codespell $$(git ls-files ':!*.zst' ':!*.min.js' ':!requirements.lock')
 
 lock:
 	UV_CUSTOM_COMPILE_COMMAND='make lock' $(UV) pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
-		--extra lab --extra setup --group dev -o requirements.lock pyproject.toml
+		--extra lab --extra setup --extra console --group dev -o requirements.lock pyproject.toml
 
 fuzz: venv
 	$(PYTHON) -m tests.fuzz $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS),--seconds $(FUZZ_S))
@@ -113,6 +115,9 @@ fuzz: venv
 bench: setup
 	@$(PYTHON) -m tools.bench $(if $(QUICK),--quick)
 	$(if $(QUICK),,$(PYTEST) tests/bench -W ignore::ResourceWarning -o log_cli=true -o log_cli_level=INFO)
+
+screenshots: setup
+	REMUSDB_PICTURES=docs/images $(PYTEST) -o timeout=400 tests/vm/test_console.py
 
 dist: venv
 	@$(PYTHON) -m tools.dist

@@ -37,6 +37,7 @@ class Host(Struct, frozen=True, kw_only=True):
     image_dir: Path = Path("/var/lib/remusdb/images")  # the same as the agent's
     libvirt_uri: Text = "qemu:///system"
     log: Literal["text", "logfmt", "json"] = "text"  # its form; `--log` and REMUSDB_LOG go before it
+    console_group: str = "remusdb-console"  # may ask for what `remusdb console` shows and does
 
 
 class Tls(Struct, frozen=True, kw_only=True):
@@ -128,6 +129,7 @@ class Agent(Struct, frozen=True, kw_only=True):
     emulator: Path | None = None  # the QEMU of standbys here, where it is another than libvirt's own
     libvirt_uri: Text = "qemu:///system"
     log: Literal["text", "logfmt", "json"] = "text"  # its form; `--log` and REMUSDB_LOG go before it
+    console_group: str = "remusdb-console"  # as the host daemon's
 
 
 class Failover(Struct, frozen=True, kw_only=True):

@@ -39,6 +39,7 @@ LINE_MAX_BYTES = 64 << 10  # an event has less, for `record` cuts its texts; a l
 READ_MAX_BYTES = 4 * FILE_MAX_BYTES  # of the end of a file that something else made longer
 TEXT_MAX_BYTES, DETAILS_MAX = 4096, 32  # the longest of ours name the disks of a VM that was quarantined
 QUEUE_MAX_EVENTS = 1024
+TOLD_MAX_BYTES = 1 << 20  # a control line has room for four times that
 LOCK_S = 2.0  # for another writer; if that one hangs (a stopped process), we append all the same: one line never mixes
 
 Author = Literal["agent", "worker", "host", "operator"]
@@ -174,6 +175,18 @@ def read(state_dir: Path, vm: str) -> list[Event]:
         except ValueError as exc:
             log.debug("%s: a line is left out: %s", path, exc)
     return events
+
+
+def newest(state_dir: Path, vm: str, last: int) -> VmEvents:
+    """So many of the newest events, fewer where they are long: all of them fit in a line of a control socket."""
+    kept: list[Event] = []
+    room = TOLD_MAX_BYTES
+    for event in reversed(read(state_dir, vm)[-last:]):
+        room -= len(msgspec.json.encode(event))
+        if room < 0:
+            break
+        kept.append(event)
+    return VmEvents(vm=vm, events=kept[::-1])
 
 
 def append(folder: Path, event: Event, *, file_max_bytes: int = FILE_MAX_BYTES, lock_s: float = LOCK_S) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from remusdb.config import AgentConfig, Arbiter, HostConfig, Peer, Primary
+from remusdb.console.config import Console
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 # Tables that are named by the operator, or told once for both files.
@@ -35,6 +36,10 @@ WORDS = {
     "host.hooks_dir": "executables that are run on each event: [hooks.md](hooks.md)",
     "host.image_dir": "the same as the agent's on one machine",
     "host.libvirt_uri": "which libvirt",
+    "host.console_group": (
+        'who, besides root, may ask the control socket for what `remusdb console` shows and does; "": nobody. A group '
+        "that does not exist is nobody, too"
+    ),
     "tls.ca": "what `remusdb certs` made: the CA of all hosts",
     "tls.cert": "this host's certificate",
     "tls.key": "and its key",
@@ -136,6 +141,7 @@ WORDS = {
     ),
     "agent.emulator": "QEMU of the standbys",
     "agent.libvirt_uri": "which libvirt",
+    "agent.console_group": "as `host.console_group`",
     "primaries.NAME.vms": (
         "`[primaries.NAME]` is a host, by the name in its certificate, that may keep standbys here; with "
         "`vms` these alone. Who is not named is refused"
@@ -162,6 +168,21 @@ WORDS = {
     "limits.rehearsal_backlog_max_bytes": "epochs that wait while a rehearsal runs; at this bound it ends early",
     "network.bridges": "the primary's bridge = the bridge here",
     "disks.VM.TARGET": "block device of this host for that disk. **Its content is overwritten**",
+    "console.listen": (
+        "address to listen on. Away from loopback only with `cert` and `key`, and with `token_file` or `client_ca`"
+    ),
+    "console.port": "and its port",
+    "console.title": "what the pages call this machine",
+    "console.names": "by which browsers and Prometheus may name it, besides its address; another `Host` is refused",
+    "console.run_dir": "as `host.run_dir`",
+    "console.daemons": "those that this machine has: of one that is named and does not answer, `remusdb_up` is 0",
+    "console.token_file": (
+        "a file with one line of 24 characters or more, closed to others: whoever has it may look and act. Without it, "
+        "and without `client_ca`, every user of this machine may look, and nobody can act"
+    ),
+    "console.cert": "the certificate that browsers are shown, PEM",
+    "console.key": "and its key",
+    "console.client_ca": "who has a certificate of this CA may look and act, nobody else comes so far",
     "arbiter.endpoints": "`https://ADDRESS:PORT` of each member of the etcd",
     "arbiter.prefix": "of the keys, one a VM",
     "arbiter.timeout_ms": "of one question to one member",
@@ -172,6 +193,7 @@ WORDS = {
 # What happens without the key, where its default does not say it.
 WITHOUT = {
     "arbiter.*": "no arbiter",
+    "console.title": "its host name",
     "vms.NAME.*": "",
     "primaries.NAME.vms": "any VM that is not another host's",
     "agent.emulator": "libvirt's own",
@@ -182,12 +204,13 @@ WITHOUT = {
 HEAD = """\
 # Every setting
 
-Made from the types in `remusdb/config.py` by `python -m tools.configdoc`: change those, not this page.
+Made from the types in `remusdb/config.py` and `remusdb/console/config.py` by `python -m tools.configdoc`: change those,
+not this page.
 
-Two files in `/etc/remusdb`: `host.toml` of the daemon that protects this host's VMs, `agent.toml` of the agent that
-keeps other hosts'. A key that is not listed here is refused when the daemon starts, and so is a value of the wrong
-kind or out of range, with the file and the key. `remusdb config check FILE` does the same without a daemon; with
-`--json` it shows every value in effect. A changed file counts from the daemon's next start. Examples:
+Files in `/etc/remusdb`: `host.toml` of the daemon that protects this host's VMs, `agent.toml` of the agent that keeps
+other hosts', `console.toml` of the console. A key that is not listed here is refused when the daemon starts, and so is
+a value of the wrong kind or out of range, with the file and the key. `remusdb config check FILE` does the same without
+a daemon; with `--json` it shows every value in effect. A changed file counts from the daemon's next start. Examples:
 [packaging/examples](../packaging/examples).
 """
 TABLE = "\n| key | default | what it is |\n|---|---|---|\n"
@@ -226,6 +249,8 @@ def page() -> str:
         _table(protection),
         "\n## agent.toml\n",
         _table(list(settings(AgentConfig))),
+        "\n## console.toml\n\nOf [the console](console.md). Nothing has to be set.\n",
+        _table(list(settings(Console, "console."))),
         "\n## `[arbiter]`, the same in both files\n",
         _table(list(settings(Arbiter, "arbiter."))),
     ]
@@ -253,6 +278,8 @@ def _default(one: Setting) -> str:
         return str(value).lower()
     if isinstance(value, int):
         return str(value) + (f" ({_size(value)})" if one.key.endswith("_bytes") else "")
+    if isinstance(value, list) and not value:
+        return "none"
     if isinstance(value, list):
         return ", ".join(f"`{part}`" for part in value)
     return f"`{value}`"

@@ -79,8 +79,10 @@ prints every setting in effect, by the names in [configuration.md](configuration
 SOCKETS = """
 ## The control sockets
 
-`/run/remusdb/host.sock` and `agent.sock`, for root. One JSON object a line, one request a connection. A request is its
-`op` with its arguments beside it: `{"op": "protect", "vm": "db1", "to": "beta"}`; what is not known here is refused.
+`/run/remusdb/host.sock` and `agent.sock`, for root; and for the group `console_group`, which may ask for what
+[the console](console.md) needs and is refused the rest. One JSON object a line, one request a connection. A request is
+its `op` with its arguments beside it: `{"op": "protect", "vm": "db1", "to": "beta"}`; what is not known here is
+refused.
 Then come any number of lines with `"is": "progress"` and the keys of a [Progress](#progress), and one
 `{"is": "done", "result": ...}`, or one with `"is": "failed"` and the keys of a [Failed](#failed).
 

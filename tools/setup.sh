@@ -11,7 +11,8 @@ fail() { say "$*"; exit 1; }
 packages="qemu-system-x86 qemu-utils seabios ovmf mtools libvirt-daemon libvirt-daemon-driver-qemu
 libvirt-daemon-driver-storage libvirt-clients libvirt-dev
 pkg-config gcc binutils libc6-dev python3-dev python3-venv mmdebstrap iproute2 nftables nbdkit nbdkit-plugin-python
-libnbd-bin postgresql-client e2fsprogs util-linux etcd-server openssh-client openssh-server busybox-static kmod systemd"
+libnbd-bin postgresql-client e2fsprogs util-linux etcd-server openssh-client openssh-server busybox-static kmod systemd
+chromium chromium-driver prometheus"
 least_qemu=1:10.0 # what the checkpoint mechanism was measured on; Debian 12 itself has 7.2
 
 installed() {
@@ -39,17 +40,20 @@ SOURCE
     apt-get update -qq >&2
 }
 
-# The lab runs an etcd and sshds of its own. Debian's packages start one for the machine too; with systemd etcd's may be (it
-# listens on loopback only), but without systemd its init script can fail, and the package with it. There neither is started.
+# The lab runs an etcd, sshds and a Prometheus of its own. Debian's packages start one for the machine too. A Prometheus
+# would listen on every address: it is not started, nor at the next boot. With systemd etcd's may be (it listens on
+# loopback only), but without systemd its init script can fail, and the package with it: there none is started.
 # shellcheck disable=SC2016 # what is written is a script
-without_machines_etcd() {
+without_starting() {
     policy=/usr/sbin/policy-rc.d
-    if [ -d /run/systemd/system ] || [ -e "$policy" ]; then
+    unwanted="prometheus"
+    [ -d /run/systemd/system ] || unwanted="etcd | ssh | prometheus"
+    if [ -e "$policy" ]; then
         "$@"
         return
     fi
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    printf '#!/bin/sh\ncase $1 in etcd | ssh) exit 101 ;; esac\n' > "$policy"
+    printf '#!/bin/sh\ncase $1 in %s) exit 101 ;; *.service) exec "$0" "${1%%.service}" ;; esac\n' "$unwanted" > "$policy"
     chmod +x "$policy"
     "$@"
     rm -f "$policy"
@@ -64,9 +68,13 @@ install_packages() {
         suite=bookworm-backports
         add_backports
     fi
+    had_prometheus=$(dpkg-query -W -f '${db:Status-Status}' prometheus 2> /dev/null || true)
     # shellcheck disable=SC2086
-    without_machines_etcd env DEBIAN_FRONTEND=noninteractive \
+    without_starting env DEBIAN_FRONTEND=noninteractive \
         apt-get install -qq -y -o DPkg::Lock::Timeout=120 --no-install-recommends -t "$suite" $packages >&2
+    if [ "$had_prometheus" != installed ] && [ -d /run/systemd/system ]; then
+        systemctl --quiet disable prometheus.service
+    fi
     installed || fail "some of these are still missing, or QEMU is older than $least_qemu: $packages"
 }
 

@@ -15,6 +15,7 @@ from remusdb.cli.bench import bench
 from remusdb.cli.certs import certs
 from remusdb.cli.check import check
 from remusdb.cli.config_check import config
+from remusdb.cli.console import console
 from remusdb.cli.daemons import agent, host
 from remusdb.cli.demo import demo
 from remusdb.cli.diagnose import diagnose
@@ -101,6 +102,7 @@ for command in (
     host,
     agent,
     config,
+    console,
     reprotect,
     switchover,
     evacuate,

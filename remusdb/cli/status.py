@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import click
 
 from remusdb.cli import status_view
-from remusdb.cli.asking import ask, json_option, run_dir_option, socket_of, vm_or_all_argument
+from remusdb.cli.asking import json_option, run_dir_option, socket_of, vm_or_all_argument
 from remusdb.cli.say import print_json, say
-from remusdb.control.api import AgentStatus, HostStatus
-from remusdb.control.status import StandbyStatus, VmStatus
-from remusdb.control.verdict import KEPT, Vms, judge
+from remusdb.control.both import ask_both
+from remusdb.control.verdict import Vms
 from remusdb.errors import NotProtected, PeerUnreachable, RemusError, UsageError, VmError
 from remusdb.names import VmName
 from remusdb.reasons import Code, Reason
@@ -102,43 +100,12 @@ def _daemons(agent_only: bool) -> list[str]:
 
 def _look(agent_only: bool, vm: VmName | None) -> Vms:
     """What the daemons tell, judged. PeerUnreachable or VmError if nobody tells anything."""
-    daemons = _daemons(agent_only)
-    own: list[VmStatus] = []
-    kept: list[StandbyStatus] = []
-    errors: dict[str, PeerUnreachable | VmError] = {}
-    libvirt_told = False
-    for daemon in daemons:
-        try:
-            if daemon == "host":
-                told = ask("host", HostStatus(vm=vm), timeout_s=10.0)
-                own, libvirt_told = told.vms, not told.warnings
-                say(*(f"remusdb: {warning}" for warning in told.warnings), err=True)
-            else:
-                kept = ask("agent", AgentStatus(vm=vm), timeout_s=10.0).vms
-        except (PeerUnreachable, VmError) as exc:
-            errors[daemon] = exc
-    found = _merged(own, kept)
-    if errors and not found:
-        raise next(iter(errors.values()))
-    if vm is not None and not found:
+    told = ask_both(socket_of("host").parent, _daemons(agent_only), vm)
+    say(*(f"remusdb: {warning}" for warning in told.warnings), err=True)
+    if told.errors and not told.vms:
+        raise next(iter(told.errors.values()))
+    if vm is not None and not told.vms:
         raise VmError(f"there is no VM {vm} here")
-    unreachable = {name: error for name, error in errors.items() if isinstance(error, PeerUnreachable)}
-    for error in unreachable.values():
+    for error in told.unreachable.values():
         say(f"remusdb: {error.id} {error}", err=True)
-    host_answers = agent_only or ("host" in daemons and "host" not in unreachable)
-    libvirt_told |= isinstance(errors.get("host"), VmError)  # it does not know the one that was asked about
-    gone = {one.vm for one in kept if libvirt_told and one.state == "promoted"} - {one.vm for one in own}
-    return judge(found, named=vm is not None, host_answers=host_answers, removed=gone)
-
-
-def _merged(own: Sequence[VmStatus], kept: Sequence[StandbyStatus]) -> list[VmStatus | StandbyStatus]:
-    """Both daemons' VMs, each once: the host daemon's word where it has one, else the agent's.
-
-    A standby is a libvirt domain, too: the host daemon sees it as one that is not protected.
-    """
-    named = {one.vm for one in own if one.state != "unprotected"}
-    theirs = [one for one in kept if one.state in KEPT or one.vm not in named]
-    here = {one.vm for one in theirs if one.state in KEPT or one.state == "promoted"}
-    mine = {one.vm: one for one in own if one.vm not in here}
-    left = [one for one in theirs if one.vm not in mine]
-    return sorted([*mine.values(), *left], key=lambda one: one.vm)
+    return told.judged(named=vm is not None, host_needed=not agent_only)

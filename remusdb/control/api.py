@@ -6,13 +6,14 @@ Invariant: a VM's name in a request is one that a VM can have, at both ends.
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal
+from typing import Annotated, Any, Generic, Literal
 
 from msgspec import Meta, Struct
 
 from remusdb.control.codec import Nothing, Reply, Request
 from remusdb.control.status import StandbyStatus, VmStatus
 from remusdb.core.terms import Term
+from remusdb.history import VmEvents
 from remusdb.names import HostName, VmName, require_name
 from remusdb.preflight.checks import Check
 from remusdb.says import says
@@ -216,6 +217,12 @@ class AgentStatus(Request[AgentVms], frozen=True, kw_only=True, tag="status"):
     vm: Annotated[str | None, says("that one alone")] = None
 
 
+class PastOf(OfVm[VmEvents], frozen=True, kw_only=True, tag="history"):
+    """The newest events of the VM in this daemon's history."""
+
+    last: Annotated[int, Meta(ge=1, le=500), says("so many, unless they are very long")] = 100
+
+
 class Failover(OfVm[TakenOver], frozen=True, kw_only=True):
     """Take a VM over, now."""
 
@@ -246,5 +253,14 @@ class Forget(OfVm[Forgotten], frozen=True, kw_only=True):
     lose_replica: Annotated[bool, says("also if a complete replica is here whose primary is silent")] = False
 
 
-HOST = (Protect, Reprotect, Switchover, Evacuate, Fence, Unprotect, HostStatus, CheckVm, Prepare)
-AGENT = (AgentStatus, Failover, Rehearse, Export, Forget)
+HOST = (Protect, Reprotect, Switchover, Evacuate, Fence, Unprotect, HostStatus, CheckVm, Prepare, PastOf)
+AGENT = (AgentStatus, Failover, Rehearse, Export, Forget, PastOf)
+# What the console's group may ask for besides root: nothing that writes where the caller says, and no word of honour
+# (`peer_is_dead`, `primary_is_dead`) that a program cannot give.
+CONSOLE = (HostStatus, AgentStatus, PastOf, Protect, Reprotect, Switchover, Unprotect, Failover, Rehearse)
+
+
+def console_may(asked: Request[Any]) -> bool:
+    """Whether a member of the console's group may ask for this."""
+    honour = getattr(asked, "peer_is_dead", False) or getattr(asked, "primary_is_dead", False)
+    return isinstance(asked, CONSOLE) and not honour

@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
+from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -23,3 +25,14 @@ def notify(state: str) -> None:
             sock.sendall(state.encode())
     except OSError as exc:
         log.warning("systemd cannot be notified of %s: %s", state, exc)
+
+
+def alive_until(end: threading.Event, alive: Callable[[], bool] = lambda: True) -> None:
+    """Wait for `end`; meanwhile tell systemd's watchdog, if it wants to know, that this process lives while it does."""
+    try:
+        limit_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+    except ValueError:
+        limit_s = 0.0
+    while not end.wait(limit_s / 3 or None):
+        if alive():
+            notify("WATCHDOG=1")

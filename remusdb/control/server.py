@@ -9,6 +9,7 @@ broken, ends the daemon. One thread a connection, one request a connection.
 
 from __future__ import annotations
 
+import grp
 import logging
 import os
 import socket
@@ -20,9 +21,9 @@ from typing import Any
 from remusdb import durable
 from remusdb.control.codec import Done, Failed, Progress, ProgressFn, Request, Requests
 from remusdb.control.lines import LineChannel
-from remusdb.errors import BadFrame, NoThread, RemusError, UsageError
+from remusdb.errors import BadFrame, NoThread, RefusedForSafety, RemusError, UsageError
 from remusdb.quietly import NOISY
-from remusdb.safefiles import make_folder
+from remusdb.safefiles import UCRED, make_folder
 from remusdb.threads import spawn, vital
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,13 @@ class ControlServer:
         path: Path | str,
         handlers: Mapping[type[Request[Any]], Handler],
         request_timeout_s: float = REQUEST_TIMEOUT_S,
+        *,
+        group: str = "",
+        group_may: Callable[[Request[Any]], bool] = lambda _asked: False,
     ) -> None:
+        """`group`, where there is one of this name, may connect besides root, for what `group_may` says."""
         self._request_timeout_s = request_timeout_s
+        self._group, self._group_may = group, group_may
         self._path = Path(path)
         self._handlers = handlers
         self._requests = Requests(handlers)
@@ -62,6 +68,7 @@ class ControlServer:
             self._listener = socket.socket(socket.AF_UNIX)
             os.fchmod(self._listener.fileno(), 0o600)  # before bind: the file is never wider, not even for a moment
             self._listener.bind(str(self._path))
+            self._admit_group()
             self._listener.listen(16)
         except OSError as exc:
             self.close()
@@ -71,6 +78,19 @@ class ControlServer:
         except NoThread:
             self.close()
             raise
+
+    def _admit_group(self) -> None:
+        """Let the group connect. The folder is root's alone, so the name still is our socket."""
+        try:
+            number = grp.getgrnam(self._group).gr_gid if self._group else None
+        except KeyError:
+            number = None  # there is no console on this machine
+        if number is not None:
+            try:
+                os.chown(self._path, -1, number)
+                os.chmod(self._path, 0o660)
+            except OSError as exc:
+                log.warning("group %s cannot be let in at %s: %s", self._group, self._path, exc.strerror)
 
     def close(self) -> None:
         """Stop listening and take the socket file away; running requests are left to end by themselves."""
@@ -125,7 +145,7 @@ class ControlServer:
             sock.settimeout(self._request_timeout_s)
             line = self._line(channel)
             if line is not None:
-                _send(channel, self._answer(line, _progress_to(channel)))
+                _send(channel, self._answer(line, _progress_to(channel), trusted=_is_ours(sock)))
         except OSError as exc:
             log.info("control socket: the client went away: %s", exc, extra=NOISY)
         finally:
@@ -141,11 +161,13 @@ class ControlServer:
             channel.send(Failed.by(UsageError(f"no request within {self._request_timeout_s:g} s")))
         return None
 
-    def _answer(self, line: bytes, progress: ProgressFn) -> Done | Failed:
+    def _answer(self, line: bytes, progress: ProgressFn, *, trusted: bool) -> Done | Failed:
         op = "?"
         try:
             request = self._requests.read(line)
             op = request.op()
+            if not trusted and not self._group_may(request):
+                raise RefusedForSafety(f"`{op}` asked so is for root alone", hint="use the command line, as root")
             return Done.by(self._handlers[type(request)](request, progress))
         except RemusError as exc:
             log.info("control request `%s`: %s", op, exc, extra=NOISY)
@@ -153,6 +175,13 @@ class ControlServer:
         except Exception as exc:  # task boundary: the daemon outlives any request
             log.exception("control request `%s` failed", op)
             return Failed.by(RemusError(f"the daemon failed: {type(exc).__name__}: {exc}"))
+
+
+def _is_ours(sock: socket.socket) -> bool:
+    """Whether root, or the user whose daemon this is, is at the other end: by the kernel's word."""
+    told = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+    _pid, user, _group = UCRED.unpack(told)
+    return user in (0, os.geteuid())
 
 
 def _send(channel: LineChannel, answer: Done | Failed) -> None:

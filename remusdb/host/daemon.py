@@ -23,6 +23,7 @@ from remusdb.control.api import (
     Fence,
     HostStatus,
     HostVms,
+    PastOf,
     Prepare,
     Prepared,
     Protect,
@@ -31,12 +32,13 @@ from remusdb.control.api import (
     Switchover,
     Unprotect,
     Unprotected,
+    console_may,
 )
 from remusdb.control.codec import Nothing
-from remusdb.control.notify import notify
+from remusdb.control.notify import alive_until, notify
 from remusdb.control.status import VmStatus
 from remusdb.errors import RefusedForSafety, RemusError, VmError
-from remusdb.history import History
+from remusdb.history import History, VmEvents, newest
 from remusdb.hooks import Hooks
 from remusdb.host.evacuation import evacuate
 from remusdb.host.libvirt_view import Inspection, LibvirtInspection
@@ -82,7 +84,10 @@ class HostDaemon:
                 HostStatus: self._status,
                 CheckVm: self._check,
                 Prepare: self._prepare,
+                PastOf: self._past,
             },
+            group=config.host.console_group,
+            group_may=console_may,
         )
 
     def run(self) -> None:
@@ -92,7 +97,7 @@ class HostDaemon:
         self.start()
         notify("READY=1")
         log.info("host daemon of %s is ready", self._name)
-        self._stop_asked.wait()
+        alive_until(self._stop_asked)
         notify("STOPPING=1")
         self.stop()
         log.info("host daemon ends; VMs are left as they are")
@@ -177,3 +182,6 @@ class HostDaemon:
 
     def _prepare(self, asked: Prepare, _progress: ProgressFn) -> Prepared:
         return Prepared(changes=self._inspection.prepare(asked.vm))
+
+    def _past(self, asked: PastOf, _progress: ProgressFn) -> VmEvents:
+        return newest(self._state_dir, asked.vm, asked.last)

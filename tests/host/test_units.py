@@ -27,7 +27,7 @@ MOST_EXPOSED = 4.0
 OTHER = 65534
 
 
-@pytest.mark.parametrize("daemon", DAEMONS)
+@pytest.mark.parametrize("daemon", [*DAEMONS, "console"])
 def test_how_exposed_it_is_by_systemds_own_measure(daemon: str) -> None:
     command = ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(UNITS / f"remusdb-{daemon}.service")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

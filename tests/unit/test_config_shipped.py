@@ -45,7 +45,12 @@ def test_a_unit_runs_what_there_is(unit: Path) -> None:
 
 def test_there_is_a_unit_for_each_daemon_and_for_the_hosts_end() -> None:
     kinds = {unit.stem: read_unit(unit)["Service"]["Type"] for unit in UNITS}
-    assert kinds == {"remusdb-agent": "notify", "remusdb-host": "notify", "remusdb-evacuate": "oneshot"}
+    assert kinds == {
+        "remusdb-agent": "notify",
+        "remusdb-host": "notify",
+        "remusdb-evacuate": "oneshot",
+        "remusdb-console": "notify",
+    }
 
 
 def test_vms_are_moved_before_anything_that_they_need_is_stopped() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from remusdb.cli.main import cli
 from remusdb.config import AgentConfig, Arbiter, HostConfig
+from remusdb.console.config import Console
 from tools import clidoc, configdoc
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,7 @@ def test_the_settings_page_is_current() -> None:
 def test_every_setting_has_words_and_no_words_are_left_over() -> None:
     known = [*configdoc.settings(HostConfig), *configdoc.settings(AgentConfig)]
     keys = {one.key for one in known} | {one.key for one in configdoc.settings(Arbiter, "arbiter.")}
+    keys |= {one.key for one in configdoc.settings(Console, "console.")}
     assert keys == set(configdoc.WORDS)
     assert set(configdoc.WITHOUT) <= keys
 

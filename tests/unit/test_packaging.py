@@ -15,24 +15,32 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"remusdb", "remusdb_agents"}
 # Distribution to the licence that it is used under. An Apache-2.0 program cannot be shipped with what is GPL-2.0-only.
 LICENCES = {
+    "anyio": "MIT",
     "bcrypt": "Apache-2.0",
     "cffi": "MIT",
     "click": "BSD-3-Clause",
     "cryptography": "Apache-2.0",
+    "h11": "MIT",
+    "idna": "BSD-3-Clause",
     "invoke": "BSD-2-Clause",
+    "jinja2": "BSD-3-Clause",
     "libvirt-python": "LGPL-2.1-or-later",
     "markdown-it-py": "MIT",
+    "markupsafe": "BSD-3-Clause",
     "mdurl": "MIT",
     "msgspec": "BSD-3-Clause",
     "numpy": "BSD-3-Clause",
     "paramiko": "LGPL-2.1-or-later",
+    "prometheus-client": "Apache-2.0",
     "psutil": "BSD-3-Clause",
     "pycparser": "BSD-3-Clause",
     "pygments": "BSD-2-Clause",
     "pynacl": "Apache-2.0",
     "pyroute2": "Apache-2.0",  # or GPL-2.0-or-later, as one likes
     "rich": "MIT",
+    "starlette": "BSD-3-Clause",
     "typing-extensions": "PSF-2.0",
+    "uvicorn": "BSD-3-Clause",
     "xxhash": "BSD-2-Clause",
     "zstandard": "BSD-3-Clause",
 }
@@ -78,7 +86,8 @@ def plain(requirement: str) -> str:
 
 
 def declared() -> set[str]:
-    optional = PROJECT["project"]["optional-dependencies"]["setup"]  # what the .deb has, too
+    extras = PROJECT["project"]["optional-dependencies"]
+    optional = [*extras["setup"], *extras["console"]]  # what the .deb has, too
     return {plain(line) for line in [*PROJECT["project"]["dependencies"], *optional]}
 
 

@@ -56,8 +56,9 @@ def required() -> list[Requirement]:
 
 
 def extra() -> list[Requirement]:
-    """What `remusdb setup` needs besides, which the hosts that are set up do not."""
-    return [Requirement(line) for line in _project()["optional-dependencies"]["setup"]]
+    """What `remusdb setup` and `remusdb console` need besides, which a host can do without."""
+    extras = _project()["optional-dependencies"]
+    return [Requirement(line) for name in ("setup", "console") for line in extras[name]]
 
 
 def depends() -> str:

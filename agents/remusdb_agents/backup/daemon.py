@@ -20,12 +20,14 @@ from remusdb.control.api import (
     Failover,
     Forget,
     Forgotten,
+    PastOf,
     Rehearse,
     Rehearsed,
     TakenOver,
+    console_may,
 )
 from remusdb.control.notify import notify
-from remusdb.history import History
+from remusdb.history import History, VmEvents, newest
 from remusdb.hooks import Hooks
 from remusdb.reasons import Code, Reason
 from remusdb.state import StateStore
@@ -89,7 +91,10 @@ class AgentDaemon:
                     Rehearse: self._rehearse,
                     Export: self._export,
                     Forget: self._forget,
+                    PastOf: self._past,
                 },
+                group=agent.console_group,
+                group_may=console_may,
             )
             control.start()
             stack.callback(control.close)
@@ -128,3 +133,6 @@ class AgentDaemon:
     def _forget(self, asked: Forget, _progress: ProgressFn) -> Forgotten:
         with self._registry.known(asked.vm) as replica:
             return replica.forget(lose_replica=asked.lose_replica)
+
+    def _past(self, asked: PastOf, _progress: ProgressFn) -> VmEvents:
+        return newest(self._config.agent.state_dir, asked.vm, asked.last)
