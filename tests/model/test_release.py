@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -93,7 +94,7 @@ def _eager_mark(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
 
-MISTAKES = {
+MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], dict[str, Any]]] = {
     "the list is of after the cut": lambda _: {"late_list": True},
     "held frames are not counted": lambda _: {"uncounted": True},
     "no list": lambda _: {"rule_class": NoList},

@@ -7,6 +7,7 @@ import functools
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from remusdb.core.release.frames import ACK, SYN
 
@@ -45,6 +46,6 @@ def frame(
     return bytes(10) + CLIENT_MAC + GUEST_MAC + tag + (b"\x86\xdd" if six else b"\x08\x00") + packet
 
 
-def hello(seq: int, **said: int) -> bytes:
+def hello(seq: int, **said: Any) -> bytes:
     """The SYN, ACK that begins a connection."""
     return frame(seq, flags=SYN | ACK, **said)
