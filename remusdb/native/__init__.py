@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is written in C because it touches every byte of every page (`kernels.c`) or is done a hundred times in a stop
-(`scan.c`). core/pagework.py and capture/pagemap.py have the same in numpy.
+(`scan.c`), or because it touches each row of an answer (`release.c`). core/pagework.py and capture/pagemap.py have the
+same in numpy, core/release/skip.py in Python.
 
 `kernels` is None where it was not built (no C compiler), or where REMUSDB_KERNELS=numpy asks for the other one.
 """

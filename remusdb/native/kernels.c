@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "release.h"
 #include "scan.h"
 
 enum { PAGE_BYTES = 4096, LINE_BYTES = 64, LINES = PAGE_BYTES / LINE_BYTES, LINE_WORDS = LINE_BYTES / 8 };
@@ -164,6 +165,8 @@ static PyMethodDef methods[] = {
     {"delta", delta, METH_VARARGS, "See pagework.delta."},
     {"patch", patch, METH_VARARGS, "See pagework.patch."},
     {"collect", collect, METH_VARARGS, "See PageMap.collect."},
+    {"skip_rows", skip_rows, METH_VARARGS, "See release/skip.py."},
+    {"skip_messages", skip_messages, METH_VARARGS, "See release/skip.py."},
     {NULL, NULL, 0, NULL},
 };
 

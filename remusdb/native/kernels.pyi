@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kernels.c and scan.c have; core/pagework.py and capture/pagemap.py say what they do.
+"""What kernels.c, scan.c and release.c have: see core/pagework.py, capture/pagemap.py and core/release/skip.py.
 
 ValueError for a buffer that is too small.
 """
@@ -26,3 +26,5 @@ def collect(
     named: WriteableBuffer,
     hot: ReadableBuffer,
 ) -> tuple[int, int, int]: ...
+def skip_rows(data: ReadableBuffer, at: int, number: int) -> tuple[int, int]: ...
+def skip_messages(data: ReadableBuffer, at: int) -> int: ...

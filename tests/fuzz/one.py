@@ -18,7 +18,7 @@ import atheris
 
 with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # each module is named
     with atheris.instrument_imports(include=["remusdb", "remusdb_agents"], enable_loader_override=False):
-        from tests.fuzz import targets_local, targets_wire
+        from tests.fuzz import targets_local, targets_release, targets_wire
 
 from remusdb.errors import RemusError
 from tests.fuzz.mutate import structured
@@ -31,7 +31,7 @@ def _planted(data: bytes) -> None:
 
 
 PLANTED = "planted"  # a parser with a mistake: that it is found is a test of all this
-TARGETS: dict[str, Target] = {**targets_wire.TARGETS, **targets_local.TARGETS}
+TARGETS: dict[str, Target] = {**targets_wire.TARGETS, **targets_local.TARGETS, **targets_release.TARGETS}
 MISTAKEN = {PLANTED: Target(_planted, lambda: [b"plain"])}
 
 

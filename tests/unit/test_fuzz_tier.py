@@ -14,10 +14,11 @@ import pytest
 from tests.fuzz.mutate import mutated, structured
 from tests.fuzz.target import Target
 from tests.fuzz.targets_local import TARGETS as LOCAL
+from tests.fuzz.targets_release import TARGETS as RELEASE
 from tests.fuzz.targets_wire import TARGETS as WIRE
 
 ROOT = Path(__file__).parent.parent.parent
-ALL = {**WIRE, **LOCAL}
+ALL = {**WIRE, **LOCAL, **RELEASE}
 
 
 @pytest.mark.parametrize("target", ALL.values(), ids=ALL)

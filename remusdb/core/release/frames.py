@@ -113,7 +113,7 @@ def segment_of(frame: bytes) -> Segment | None:
 
 
 def _segment(frame: bytes) -> Segment | None:
-    if frame[1] & ~_GSO_ECN not in _PLAIN_GSO:
+    if frame[1] & ~_GSO_ECN not in _PLAIN_GSO or frame[_VNET + 6] & 1:  # a source cannot be a group's
         return None
     (kind,) = _SHORT.unpack_from(frame, _VNET + 12)
     at, vlan = _VNET + 14, None

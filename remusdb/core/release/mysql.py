@@ -15,8 +15,6 @@ the old EOF packets by the one behind the columns. docs/decisions/0034-what-the-
 
 from __future__ import annotations
 
-import enum
-
 from remusdb.core.release import mysql_packets as packets
 from remusdb.core.release.skip import skip_rows
 
@@ -27,15 +25,17 @@ _FOLLOWING_MAX = 200  # packets behind the OK of a prepared statement: numbers b
 _COLUMN = b"\x03def"
 
 
-class _At(enum.Enum):
-    GREETING, LOGIN, BETWEEN, PREPARED, FILE, COUNT, COLUMNS, ROWS, GOES_ON, LOST = range(10)
+# What comes next; plain numbers, since this is asked for each packet.
+_GREETING, _LOGIN, _BETWEEN, _PREPARED, _FILE, _COUNT, _COLUMNS, _ROWS, _GOES_ON, _LOST = range(10)
+_ANSWERS = (_BETWEEN, _COUNT, _FILE)
+_PLAIN = (_BETWEEN, _COUNT, _COLUMNS, _ROWS)
 
 
 class MySqlReader:
     """Of one connection, from its first byte. Keeps some 600 bytes at most."""
 
     def __init__(self) -> None:
-        self._at = _At.GREETING
+        self._at = _GREETING
         self._was = False  # a transaction was open, for certain, when the last answer ended
         self._inside = False  # and all that the payload brought so far is of it
         self._number = 0  # of the next packet
@@ -51,53 +51,70 @@ class MySqlReader:
     @property
     def open(self) -> bool:
         """Whether a transaction is open, for certain, after all that was read."""
-        return self._was and self._at is _At.BETWEEN and not self._head
+        return self._was and self._at == _BETWEEN and not self._head
 
     @property
     def lost(self) -> bool:
         """Nothing can be known of it any more."""
-        return self._at is _At.LOST
+        return self._at == _LOST
 
     def read(self, payload: bytes, dscp: int) -> bool:
         """See Reader."""
         self._inside = self.open
         at, end = 0, len(payload)
-        while at < end and not self.lost:
-            if self._at is _At.ROWS and not self._head:
-                after, self._number = skip_rows(payload, at, self._number)
-                at, self._first = after, self._first and after == at
-                if at == end:
-                    break
-            if len(self._head) < _HEADER_BYTES:
-                after = at + _HEADER_BYTES - len(self._head)
-                self._head += payload[at:after]
-                at = min(after, end)
-                if len(self._head) < _HEADER_BYTES:
-                    break
-                self._size = self._rest = int.from_bytes(self._head[:3], "little")
-                self._check_number(self._head[3])
-            after = min(at + self._rest, end)
-            self._kept += payload[at : min(after, at + packets.PREFIX_BYTES - len(self._kept))]
-            self._rest -= after - at
-            at = after
-            if not self._rest and not self.lost:
-                self._packet(self._kept, self._size)
-                self._head = self._kept = b""
+        while at < end and self._at != _LOST:
+            if not self._head:
+                if self._at == _ROWS:
+                    after, self._number = skip_rows(payload, at, self._number)
+                    at, self._first = after, self._first and after == at
+                if at + _HEADER_BYTES <= end:
+                    size = payload[at] | payload[at + 1] << 8 | payload[at + 2] << 16
+                    after = at + _HEADER_BYTES + size
+                    if 0 < size and after <= end:
+                        if payload[at + 3] == self._number and self._at in _PLAIN:
+                            self._number = (self._number + 1) & 255
+                        else:
+                            self._check_number(payload[at + 3], size)
+                        if self._at != _LOST:
+                            at += _HEADER_BYTES
+                            self._packet(payload[at : min(after, at + packets.PREFIX_BYTES)], size)
+                        at = after
+                        continue
+            if at < end:
+                at = self._piece(payload, at)
         return self._inside and self.open
 
-    def _lose(self) -> None:
-        self._at, self._was, self._inside, self._head, self._kept = _At.LOST, False, False, b"", b""
+    def _piece(self, payload: bytes, at: int) -> int:
+        """Read on, from `at`, in a packet that the payload does not hold whole; where that ends."""
+        if len(self._head) < _HEADER_BYTES:
+            after = at + _HEADER_BYTES - len(self._head)
+            self._head += payload[at:after]
+            if len(self._head) < _HEADER_BYTES:
+                return len(payload)
+            at = after
+            self._size = self._rest = int.from_bytes(self._head[:3], "little")
+            self._check_number(self._head[3], self._size)
+        after = min(at + self._rest, len(payload))
+        self._kept += payload[at : min(after, at + packets.PREFIX_BYTES - len(self._kept))]
+        self._rest -= after - at
+        if not self._rest and not self.lost:
+            self._packet(self._kept, self._size)
+            self._head = self._kept = b""
+        return after
 
-    def _check_number(self, number: int) -> None:
-        """Whether a packet of that number, and of `_size`, can come now."""
+    def _lose(self) -> None:
+        self._at, self._was, self._inside, self._head, self._kept = _LOST, False, False, b"", b""
+
+    def _check_number(self, number: int, size: int) -> None:
+        """Whether a packet of that number and size can come now."""
         fits = number == self._number
-        if self._at is _At.LOGIN:
-            fits = (fits or number == self._number + 1) and self._size <= _LOGIN_MAX
-        elif self._at is _At.PREPARED and number == 1:
-            fits, self._at = True, _At.BETWEEN
-        elif self._at is _At.FILE:
+        if self._at == _LOGIN:
+            fits = (fits or number == self._number + 1) and size <= _LOGIN_MAX
+        elif self._at == _PREPARED and number == 1:
+            fits, self._at = True, _BETWEEN
+        elif self._at == _FILE:
             fits = True
-        if not fits or (not self._size and self._at is not _At.GOES_ON):
+        if not fits or (not size and self._at != _GOES_ON):
             self._lose()
         self._number = (number + 1) % 256
 
@@ -110,37 +127,37 @@ class MySqlReader:
         self._inside = self._inside and certain and status is not None and status.open
         self._more = status is not None and bool(status.flags & packets.MORE)
         self._was = status is not None and status.open and not self._more
-        self._at = _At.COUNT if self._more else _At.BETWEEN
+        self._at = _COUNT if self._more else _BETWEEN
         if not self._more:
             self._number = 1
 
     def _packet(self, packet: bytes, size: int) -> None:
         """A whole packet came."""
-        match self._at:
-            case _At.GREETING:
-                offers = packets.offers_compression(packet)
-                self._compresses = bool(offers)
-                self._at, self._number = _At.LOGIN, 2
-                if offers is None:
-                    self._lose()
-            case _At.LOGIN:
-                self._login(packet, size)
-            case _At.BETWEEN | _At.COUNT | _At.FILE:
-                self._answer(packet, size)
-            case _At.PREPARED:
-                self._columns -= 1
-                if self._columns < 0:
-                    self._lose()
-            case _At.COLUMNS:
-                self._column(packet, size)
-            case _At.ROWS:
-                self._row(packet, size)
-            case _:  # a row that goes on
-                self._at = _At.GOES_ON if size == _WHOLE else _At.ROWS
+        state = self._at
+        if state == _COLUMNS:
+            self._column(packet, size)
+        elif state == _ROWS:
+            self._row(packet, size)
+        elif state in _ANSWERS:
+            self._answer(packet, size)
+        elif state == _PREPARED:
+            self._columns -= 1
+            if self._columns < 0:
+                self._lose()
+        elif state == _GOES_ON:
+            self._at = _GOES_ON if size == _WHOLE else _ROWS
+        elif state == _LOGIN:
+            self._login(packet, size)
+        else:
+            offers = packets.offers_compression(packet)
+            self._compresses = bool(offers)
+            self._at, self._number = _LOGIN, 2
+            if offers is None:
+                self._lose()
 
     def _login(self, packet: bytes, size: int) -> None:
         if packet[0] == packets.OK:
-            self._at, self._number = _At.BETWEEN, 1
+            self._at, self._number = _BETWEEN, 1
             if packets.status_of_ok(packet, size) is None:
                 self._lose()
         elif packet[0] not in (1, packets.EOF):  # more of the login; another way to log in
@@ -152,14 +169,14 @@ class MySqlReader:
             self._lose()
             return
         self._compresses = False
-        kind, alone = packet[0], self._at is _At.FILE
+        kind, alone = packet[0], self._at == _FILE
         if kind == packets.ERR:
             self._answered(None)
         elif (
             kind == packets.OK and not alone and not self._more and (left := packets.prepared(packet, size)) is not None
         ):
             self._was = self._inside = False
-            self._at, self._columns = _At.PREPARED, left + 2  # EOF packets
+            self._at, self._columns = _PREPARED, left + 2  # EOF packets
             if left > _FOLLOWING_MAX:
                 self._lose()
         elif kind == packets.OK:
@@ -171,18 +188,18 @@ class MySqlReader:
             flags = int.from_bytes(packet[3:5], "little")
             self._answered(packets.Status(flags, False))
         elif kind == packets.INFILE and not alone:
-            self._at = _At.FILE
+            self._at = _FILE
         elif (count := packets.column_count(packet, size)) is None or alone:
             self._lose()
         else:
-            self._at, self._columns, self._eof = _At.COLUMNS, count, False
+            self._at, self._columns, self._eof = _COLUMNS, count, False
 
     def _column(self, packet: bytes, size: int) -> None:
         self._columns -= 1
         if packet[:4] != _COLUMN or size == _WHOLE:
             self._lose()
         elif not self._columns:
-            self._at, self._first = _At.ROWS, True
+            self._at, self._first = _ROWS, True
 
     def _row(self, packet: bytes, size: int) -> None:
         """A row, or what ends or follows: an EOF right behind the columns says that the client wants them."""
@@ -190,7 +207,7 @@ class MySqlReader:
         if packet[0] == packets.ERR:
             self._answered(None)
         elif packet[0] != packets.EOF or size == _WHOLE:
-            self._at = _At.GOES_ON if size == _WHOLE else _At.ROWS
+            self._at = _GOES_ON if size == _WHOLE else _ROWS
         elif first and size == packets.EOF_BYTES:
             self._eof = True
             if int.from_bytes(packet[3:5], "little") & packets.CURSOR:

@@ -83,11 +83,13 @@ class PostgresReader:
                 at = after
                 continue
             if kind in (_READY, _COMPLETE):
+                if length > _TAG_MAX + 4:
+                    return self._lose()
                 if after > end:
-                    if length > _TAG_MAX + 4:
-                        return self._lose()
                     break  # what it says is not here yet
                 inside = self._state(kind, data[at + 5 : after]) and inside
+                if self.lost:
+                    return False
             elif kind in _CLOSES:
                 self.open = inside = False
             else:
