@@ -177,9 +177,8 @@ class World:
                 self._emit(session, *piece)
 
     def _emit(self, session: Session, start: int, end: int, flags: int = ACK) -> None:
-        seq_of_syn = -1 if flags & SYN else 0
         judged = self.rule.judge(session.frame(start, end, flags) if not flags & SYN else self._hello(session), 0.0)
-        sent = Sent(session, max(end, 0) + seq_of_syn * 0, session.asked, judged.flow)
+        sent = Sent(session, end, session.asked, judged.flow)
         if not judged.early:
             self.held.append(sent)
             if self.uncounted and judged.flow is not None:
