@@ -16,7 +16,7 @@ from remusdb.console.actions import offered
 from remusdb.console.watching import Look
 from remusdb.console.works import Work
 from remusdb.control.status import VmStatus
-from remusdb.control.verdict import Status, Vms, is_kept, weakness
+from remusdb.control.verdict import Status, Vms, is_kept
 from remusdb.history import Event
 from remusdb.reasons import Code
 
@@ -134,10 +134,10 @@ def _row(one: Status, found: Vms) -> dict[str, Any]:
     if doubt is not None:
         badge, tone = "NOT PROTECTED", "bad"
     elif isinstance(one, VmStatus) and one.state == "protected":
-        badge, tone = "PROTECTED", "warn" if weakness(one) else "good"
+        badge, tone = "PROTECTED", "warn" if one.weakness else "good"
     else:
         badge, tone = ("backup here" if is_kept(one) else one.state), "calm"
-    reason = doubt.reason if doubt is not None else weakness(one) or one.reason
+    reason = doubt.reason if doubt is not None else one.weakness or one.reason
     return {
         "name": one.vm,
         "badge": badge,
