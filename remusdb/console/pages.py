@@ -131,13 +131,14 @@ def _verdict(found: Vms) -> dict[str, Any]:
 def _row(one: Status, found: Vms) -> dict[str, Any]:
     """One VM, in short: is it safe, and why not."""
     doubt = next((doubt for doubt in found.not_protected if doubt.vm == one.vm), None)
+    weakness = one.weakness if isinstance(one, VmStatus) else ""
     if doubt is not None:
         badge, tone = "NOT PROTECTED", "bad"
     elif isinstance(one, VmStatus) and one.state == "protected":
-        badge, tone = "PROTECTED", "warn" if one.weakness else "good"
+        badge, tone = "PROTECTED", "warn" if weakness else "good"
     else:
         badge, tone = ("backup here" if is_kept(one) else one.state), "calm"
-    reason = doubt.reason if doubt is not None else one.weakness or one.reason
+    reason = doubt.reason if doubt is not None else weakness or one.reason
     return {
         "name": one.vm,
         "badge": badge,
