@@ -85,8 +85,9 @@ class DiskReads:
             return dirty, []
         self._left -= len(rows)
         numbers, content = dirty.numbers[rows], dirty.content[rows]
-        for at in range(0, len(rows) if cache is not None else 0, STEP_PAGES):
-            cache.remember(numbers[at : at + STEP_PAGES], content[at : at + STEP_PAGES])
+        if cache is not None:
+            for at in range(0, len(rows), STEP_PAGES):
+                cache.remember(numbers[at : at + STEP_PAGES], content[at : at + STEP_PAGES])
         others = np.ones(len(dirty.numbers), np.bool_)
         others[rows] = False
         rest = DirtyBlock(dirty.block, dirty.numbers[others], dirty.content[others])

@@ -201,6 +201,10 @@ def test_without_a_cache_of_what_was_sent_references_work_as_well(tmp_path: Path
         pair.ship(frames)
         pair.apply()
     assert np.array_equal(pair.replica, pair.memory)
+    pair.memory[into[0], 7] ^= 1
+    pair.ship(pair.cut(into[:1]))
+    pair.memory[into[0]] = pair.disk[read[0]]
+    assert referred(pair.cut(into[:1])) == 1, "of a page that goes whole, nothing is known that would be less"
 
 
 def test_an_epoch_has_so_many_references_at_most(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ CODES = {code.value for code in Code}
 # comes new does not go here: it is explained in the glossary.
 PLAIN = set(
     """
-    abandoned again answered arrives asked at awaited broke by cannot certs clock config crash crashed deciding
+    abandoned again answered arrives asked at awaited bench broke by cannot certs clock config crash crashed deciding
     destroy devices diagnose died disk disputed doubt down dropped dumped elsewhere empty end ended ending error failed
     fit fits forget forgotten full given guest have heard here history idle in inspect io it may no none not off
     other overruled prepare qemu quit ready reboot reconnected refused refuses rejoining restarted resumed run running
