@@ -60,6 +60,19 @@ def test_the_page_shows_each_load_and_each_mode() -> None:
     assert "tpcb_c1_ratio" in shown and "unprotected" in shown and ">find<" in shown and "Bulk from the VM" in shown
 
 
+def test_the_page_shows_what_was_measured_elsewhere() -> None:
+    (one,) = rounds(10)
+    for mode in one.values():
+        mode |= {"bulk": {"out": 1.0, "in": 2.0}, "idle": {}}
+    turns = {"remote_apply": {"tpcb_c1": [{"tps": 5.0}]}}
+    found = {
+        "scan": {"turns": {"fixed-drt": [{"mb_s": 12.5}]}},
+        "syncrep": {"turns": turns, "failover": {"promote_ms": 777.0}},
+    }
+    shown = page.of(found, [one])
+    assert ">fixed-drt<" in shown and ">12.5<" in shown and "remote_apply" in shown and "<td>777</td>" in shown
+
+
 def test_a_load_that_wrote_nothing_has_no_share() -> None:
     assert "wire_over_dirty" not in of(rounds(10, dirty_pages=0))
 

@@ -28,6 +28,7 @@ from remusdb.worker.disk_reads import LEAST_LINES, DiskReads
 from remusdb.worker.encoder import Encoder, EpochFrames
 from remusdb.worker.initial_sync import DiskPump
 from remusdb.worker.outbox import Outbox
+from remusdb_agents.backup import references
 from remusdb_agents.backup.disks.images import ReplicaImages
 from remusdb_agents.backup.inbox import EpochTooLarge, Inbox
 from remusdb_agents.backup.references import References
@@ -94,6 +95,13 @@ class Pair:
                     self.replica[decoded.numbers] = resolve(decoded, self.replica[decoded.numbers])
             self.applied += 1
         self.reads.told(self.applied)
+
+
+@pytest.fixture(autouse=True)
+def no_disk_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is: tests/unit/test_references.py is about disks that are."""
+    monkeypatch.setattr(references, "SLOW_S", 60.0)
+    monkeypatch.setattr(references, "MOST_S", 60.0)
 
 
 @pytest.fixture
@@ -188,6 +196,28 @@ def test_who_takes_none_gets_none_and_a_new_connection_begins_with_nothing(pair:
     assert read(6) == 0, "the index is of before"
 
 
+def test_references_are_made_again_when_the_agent_takes_them_again(pair: Pair) -> None:
+    """Its disks were slow for a while. What was written meanwhile is not taken for what it was."""
+
+    def read(block: int, into: int, writes: bytes = b"") -> int:
+        pair.memory[into] = pair.disk[block]
+        frames = pair.cut(np.array([into]), writes)
+        pair.ship(frames)
+        return referred(frames)
+
+    old = pair.disk[1].copy()
+    pair.reads.told(None)
+    assert read(0, 0) == 0
+    pair.disk[1:2] = fresh = noise(1)
+    assert read(1, 1, written(1, fresh)) == 0
+    pair.apply()
+    pair.memory[2] = old
+    assert referred(pair.cut(np.array([2]))) == 0, "that content is on the disk no more"
+    assert read(0, 3) == 1 and read(1, 4) == 1
+    pair.apply()
+    assert np.array_equal(pair.replica[3:5], pair.memory[3:5])
+
+
 def test_without_a_cache_of_what_was_sent_references_work_as_well(tmp_path: Path) -> None:
     """`encoding = "full"`: whatever was read is referred to, all else goes whole."""
     pair = Pair(tmp_path / "vm", encoding="full")
@@ -195,12 +225,16 @@ def test_without_a_cache_of_what_was_sent_references_work_as_well(tmp_path: Path
     for _ in range(10):
         read, into = RNG.integers(0, BLOCKS, 40), np.sort(RNG.permutation(PAGES)[:60])
         pair.memory[into[:40]] = pair.disk[read]
-        pair.memory[into[40:], 7] ^= 1
+        pair.memory[into[40:], 7] += 1
         frames = pair.cut(into)
         assert referred(frames) == 40
         pair.ship(frames)
         pair.apply()
     assert np.array_equal(pair.replica, pair.memory)
+    pair.memory[into[0], 7] ^= 1
+    pair.ship(pair.cut(into[:1]))
+    pair.memory[into[0]] = pair.disk[read[0]]
+    assert referred(pair.cut(into[:1])) == 1, "of a page that goes whole, nothing is known that would be less"
 
 
 def test_an_epoch_has_so_many_references_at_most(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

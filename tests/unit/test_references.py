@@ -137,15 +137,33 @@ def test_disks_that_cannot_be_read_refuse(disks: ReplicaImages) -> None:
     assert here.word(1) == b""
 
 
-def test_slow_disks_are_asked_no_more(disks: ReplicaImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The epoch's output waited for them. What was read is right all the same."""
+def test_slow_disks_are_left_alone_for_a_while(disks: ReplicaImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The epoch's output waited for them. What was read is right all the same, and one bad moment is not for good."""
     content = noise(1)
     write(disks, 0, 0, content)
-    monkeypatch.setattr(references, "SLOW_S", 0.0)
+    payload, now, takes_s = encode_references(0, np.array([0]), places((0, 0)), content), [100.0], [0.4]
+
+    def read(disk: int, offset: int, length: int) -> memoryview:
+        now[0] += takes_s[0]
+        return disks.read(disk, offset, length)
+
+    monkeypatch.setattr(references, "monotonic", lambda: now[0])
+    slow = SimpleNamespace(sizes=disks.sizes, will_read=disks.will_read, read=read)
     here = References()
-    taken = here.follow(frame(encode_references(0, np.array([0]), places((0, 0)), content)), disks)
+    taken = here.follow(frame(payload), slow)
     assert np.array_equal(decode_pages(taken.payload).data, content)
     assert here.word(1) == b""
+    now[0] += 0.4 * references.RESTS - 1
+    assert here.word(2) == b"", "it rests"
+    now[0] += 2
+    assert unpack(Acked, here.word(3)).applied == 3
+    takes_s[0] = 0.1
+    here.follow(frame(payload), slow)
+    assert here.word(4) != b"", "that was quick"
+    takes_s[0] = 0.4
+    here.follow(frame(payload), slow)
+    here.begin()
+    assert here.word(0) != b"", "of another session"
 
 
 def test_disks_that_do_not_come_to_an_end_are_not_waited_for(

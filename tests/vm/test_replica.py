@@ -28,10 +28,11 @@ def same_bytes(one: Path, other: Path) -> bool:
     return subprocess.run(["cmp", "--silent", str(one), str(other)], check=False).returncode == 0
 
 
-def configure(pair: Pair, vm: str, key: str, value: object) -> None:
-    """A setting of one VM, from its next protection on."""
+def configure(pair: Pair, vm: str, key: str, value: object, **more: object) -> None:
+    """Settings of one VM, from its next protection on."""
     config = pair.a.path("/etc/remusdb/host.toml")
-    config.write_text(config.read_text() + f"[vms.{vm}]\n{key} = {json.dumps(value)}\n")
+    lines = "".join(f"{name} = {json.dumps(wanted)}\n" for name, wanted in {key: value, **more}.items())
+    config.write_text(config.read_text() + f"[vms.{vm}]\n{lines}")
     pair.product.daemons["host", "a"].terminate()
     pair.product.daemons["host", "a"].wait(20)
     pair.product.start_host()
@@ -89,13 +90,19 @@ def test_postgres_vm_memory_and_disk_are_equal(pair: Pair, key: str, value: obje
 
 
 @pytest.fixture
-def bare_reader(pair: Pair) -> Iterator[domains.Vm]:
+def encoding() -> str:
+    """How memory is sent; a test may want another one."""
+    return "delta"
+
+
+@pytest.fixture
+def bare_reader(pair: Pair, encoding: str) -> Iterator[domains.Vm]:
     """A running guest that reads its disk of noise, twice its memory, at random, with disk-read tracking."""
     path = "/var/lib/libvirt/images/noise.raw"
     pair.a.path(path).parent.mkdir(parents=True, exist_ok=True)
     pair.a.path(path).write_bytes(secrets.token_bytes(DISK_MIB << 20))
     vm = domains.define_disk_reader(pair.a, path, DISK_MIB << 8, name=f"reads-{secrets.token_hex(2)}")
-    configure(pair, vm.name, "disk_read_tracking", True)
+    configure(pair, vm.name, "disk_read_tracking", True, encoding=encoding)
     pair.start(vm)
     yield vm
     pair.a.run(["virsh", "destroy", vm.name], check=False)
@@ -106,6 +113,7 @@ def refers(pair: Pair, vm: str) -> bool:
     return bool(pair.product.status(vm)["drt_references"])
 
 
+@pytest.mark.parametrize("encoding", ["delta", "full"])
 def test_bare_guest_that_reads_its_disk_is_equal_with_references(pair: Pair, bare_reader: domains.Vm) -> None:
     """Pages come from the backup's own disk, while blocks of it are overwritten, zeroed and discarded."""
     name = bare_reader.name
@@ -155,7 +163,9 @@ def test_prepared_vm_is_driven_over_its_private_socket(pair: Pair) -> None:
     pair.a.run(["virsh", "start", vm.name])
     pair.protect(vm.name)
     assert pair.product.status(vm.name)["monitor"] == "private"
-    time.sleep(1.0)
+    found = json.loads(pair.product.cli("a", "bench", vm.name, "--seconds", "2", "--json").stdout)
+    assert found["states"] == {"protected": 3} and found["epochs_per_s"] > 0 and found["pause_ms_p50"] > 0
+    assert {"qemu", "worker", "gate", "guard", "nbdkit"} <= set(found["cpu_ms_per_s"])
     pair.settle(vm.name)
     assert pair.differing_blocks(vm.name) == []
 

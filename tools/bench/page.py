@@ -32,6 +32,7 @@ def of(found: dict[str, Any], rounds: Rounds) -> str:
     for way, text in (("out", "from the VM to a client"), ("in", "from a client to the VM")):
         bars = [(mode, [float(one[mode]["bulk"][way]) for one in rounds]) for mode in rounds[0]]
         parts.append(f"<h2>Bulk {text}: MB/s</h2>{_bars(bars)}")
+    parts += _elsewhere(found)
     protected = [mode for mode in rounds[0] if mode != UNPROTECTED]
     for mode in protected:
         stages = rounds[-1][mode]["idle"].get("stages_ms", {})
@@ -40,6 +41,21 @@ def of(found: dict[str, Any], rounds: Rounds) -> str:
     return f"<!doctype html><meta charset=utf-8><title>remusdb bench</title><style>{_STYLE}</style>" + (
         "<h1>What protection costs</h1><p>Medians; a thin line is the spread of the rounds.</p>" + "".join(parts)
     )
+
+
+def _elsewhere(found: dict[str, Any]) -> list[str]:
+    """What was not measured in the turns of the database's VM, where it was at all."""
+    parts = []
+    if scans := found.get("scan", {}).get("turns"):
+        bars = [(mode, [float(turn["mb_s"]) for turn in turns]) for mode, turns in scans.items()]
+        parts.append(f"<h2>A table larger than memory is scanned: MB/s</h2>{_bars(bars)}")
+    for way, loads in found.get("syncrep", {}).get("turns", {}).items():
+        bars = [(load, [float(turn["tps"]) for turn in turns]) for load, turns in loads.items()]
+        parts.append(f"<h2>PostgreSQL's own replication, {html.escape(way)}: transactions a second</h2>{_bars(bars)}")
+    if failover := found.get("syncrep", {}).get("failover"):
+        rows = [[key, _short(value)] for key, value in failover.items()]
+        parts.append(_table("PostgreSQL's own replication, the primary's host killed", rows))
+    return parts
 
 
 def _table(title: str, rows: list[list[str]]) -> str:

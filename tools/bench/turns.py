@@ -24,9 +24,9 @@ VM = "pg"
 MODES: dict[str, Settings] = {
     UNPROTECTED: {},
     "remus": {"epoch_mode": "fixed", "encoding": "full"},  # as the paper begins: whole pages, by the clock
-    "remus-drt": {"epoch_mode": "fixed", "encoding": "full", "disk_read_tracking": True},
-    "fixed": {"epoch_mode": "fixed"},  # with its compression: what changed since a page was sent
-    "fixed-drt": {"epoch_mode": "fixed", "disk_read_tracking": True},  # and with its disk-read tracking
+    "remus-drt": {"epoch_mode": "fixed", "encoding": "full", "disk_read_tracking": True},  # and disk-read tracking
+    "fixed": {"epoch_mode": "fixed"},  # what changed since a page was sent (the paper: ASC)
+    "fixed-drt": {"epoch_mode": "fixed", "disk_read_tracking": True},  # both
     "on-demand": {"epoch_mode": "on-demand"},
 }
 QUICK = (UNPROTECTED, "fixed", "on-demand")

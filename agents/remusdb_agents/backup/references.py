@@ -5,7 +5,8 @@ Done by the thread that receives, before the epoch can be whole: an epoch that i
 Invariant: what leaves here is the page that the primary meant, by its digest, or ReferenceRefused, upon which the
 connection ends, and the session goes on with the pages themselves.
 
-    taking ──a reference is refused, or the disks are slow──▶ not taking any more in this session: ACKs have no payload
+    taking  ──a reference is refused──▶ not taking any more in this session: ACKs have no payload
+            ──the disks are slow──▶ resting, likewise, for RESTS times as long as they took ──▶ taking
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 RUN_BLOCKS = 64  # read at once: so long whoever applies may wait for it
 SLOW_S = 0.25  # for one frame: an epoch's output waits for it
+RESTS = 50  # so at most 2 % of the time goes to slow reads, and a busy moment does not end it for good
 MOST_S = 1.0  # for one frame; the pages are here sooner when the primary sends them
 
 
@@ -46,15 +48,15 @@ class References:
     """Of one VM, session by session. `follow` is for the thread that receives; the rest for any."""
 
     def __init__(self) -> None:
-        self._takes = True
+        self.begin()
 
     def begin(self) -> None:
         """A new session."""
-        self._takes = True
+        self._takes, self._rests_until = True, 0.0
 
     def word(self, applied: int) -> bytes:
         """The payload of an ACK, when the disks have the writes up to this epoch."""
-        return pack(Acked(applied)) if self._takes else b""
+        return pack(Acked(applied)) if self._takes and monotonic() >= self._rests_until else b""
 
     def concern(self, frame: Frame) -> bool:
         """Whether this frame has pages that stand on a disk."""
@@ -73,10 +75,15 @@ class References:
             if isinstance(exc, BadFrame):
                 raise
             raise ReferenceRefused(f"a block that a page was said to be cannot be read: {exc}") from exc
-        took_s = monotonic() - began
+        now = monotonic()
+        took_s = now - began
         if self._takes and took_s > SLOW_S:
-            self._takes = False
-            log.warning("pages are not taken from the replica's disks any more: they took %.2f s to be read", took_s)
+            self._rests_until = now + RESTS * took_s
+            log.warning(
+                "pages took %.2f s to be read from the replica's disks: none are taken from there for %.0f s",
+                took_s,
+                RESTS * took_s,
+            )
         return Frame(frame.type, frame.term, frame.epoch, payload)
 
 
