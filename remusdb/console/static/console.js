@@ -55,7 +55,7 @@
       const chart = new uPlot({
         width: Math.max(200, figure.clientWidth - 26), height: 150, legend: { show: false }, cursor: { show: false },
         scales: { y: { range: (_u, _low, high) => [0, high > 0 ? high * 1.1 : 1] } },
-        axes: [{ ...axis, space: 70, values: (_u, all) => all.map(clock) }, { ...axis, size: 62, values: (_u, all) => all.map(plot.show) }],
+        axes: [{ ...axis, space: 70, size: 32, values: (_u, all) => all.map(clock) }, { ...axis, size: 62, values: (_u, all) => all.map(plot.show) }],
         series: [{}, ...plot.series.map((_one, at) => ({ stroke: css(at ? "--two" : "--one"), width: 1.75, points: { show: false }, fill: at ? undefined : `${css("--one")}22` }))],
       }, dataOf(plot), canvas);
       return { plot, chart, canvas, value };
