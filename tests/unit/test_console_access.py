@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from remusdb.console import serve
 from remusdb.console.access import Asked, Rules, judge
 from remusdb.console.config import Console, load_console, read_token
 from remusdb.control.api import Switchover
+from remusdb.control.both import Told, ask_both
 from remusdb.errors import ConfigError
 from tests.unit.console_rig import TOKEN, Browser, Site, console
 
@@ -224,3 +226,18 @@ def test_a_client_certificate_stands_for_the_token_but_not_for_the_page() -> Non
     assert judge(Asked(origin="https://db.example:7480", **good), rules, "w").status == 200
     assert judge(Asked(origin="http://db.example:7480", **good), rules, "w").status == 403
     assert judge(Asked(**good), rules, "w").status == 403
+
+
+def test_who_has_no_token_cannot_keep_the_daemons_busy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def counted(*words: Any, **more: Any) -> Told:
+        asked.append(words)
+        return ask_both(*words, **more)
+
+    monkeypatch.setattr(serve, "ask_both", counted)
+    with console(site.run_dir, TOKEN) as browser:
+        for _ in range(40):
+            assert browser.ask("/healthz")[0] == 200
+            assert browser.ask("/readyz")[0] == 200
+    assert len(asked) < 40  # of 80
