@@ -8,7 +8,7 @@ primary which was replaced is mute, as with `release = "all"`, so that its frame
 
 from __future__ import annotations
 
-from remusdb.core.patience import LEAST_S
+from remusdb.core.patience import LEAST_DATAGRAMS_S
 
 # Of the least time for which the agent waits: clocks of two hosts differ by far less, frames take some ms to leave.
 SHARE = 0.75
@@ -20,4 +20,4 @@ def lease_until(cut_at_s: float, silence_s: float) -> float:
     The agent has heard the COMMIT of that epoch, which was sent after its cut: it does not take the VM over before its
     least silence limit is over since then. `silence_s`: what its operator set.
     """
-    return cut_at_s + SHARE * min(silence_s, LEAST_S)
+    return cut_at_s + SHARE * min(silence_s, LEAST_DATAGRAMS_S)
