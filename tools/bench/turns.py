@@ -28,10 +28,13 @@ MODES: dict[str, Settings] = {
     "fixed": {"epoch_mode": "fixed"},  # what changed since a page was sent (the paper: ASC)
     "fixed-drt": {"epoch_mode": "fixed", "disk_read_tracking": True},  # both
     "on-demand": {"epoch_mode": "on-demand"},
+    "fixed-commit": {"epoch_mode": "fixed", "release": "commit"},  # commit protection: only a transaction's ends wait
+    "commit": {"epoch_mode": "on-demand", "release": "commit"},
 }
 QUICK = (UNPROTECTED, "fixed", "on-demand")
 SHOWN = ("pause_ms_p50", "pause_ms_p99", "commit_ms_p50", "commit_ms_p99", "dirty_pages", "bytes_per_epoch",
-         "epochs_per_s", "epochs_for", "stages_ms", "clock_lost_ppm", "drt_reference_share")  # fmt: skip
+         "epochs_per_s", "epochs_for", "stages_ms", "clock_lost_ppm", "drt_reference_share",
+         "early_frames")  # fmt: skip
 WORKER = "remusdb.worker"
 _BOOT_S, _PROTECT_S = 240.0, 180.0
 _SCALE = 10  # branches of TPC-B: with fewer the clients wait for each other
