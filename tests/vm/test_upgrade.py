@@ -30,25 +30,31 @@ LOGS = BUILD / "test" / "upgrade"
 POSTINST = REPO / "packaging/deb/postinst"
 BEFORE = "0.0.9"
 WORK_S = 4.0
-SYSTEMCTL = """#!/bin/sh
+# What the package's script calls, for this host alone: every unit is active, and every group is there already.
+STAND_INS = {
+    "systemctl": """#!/bin/sh
 echo "$*" >> /run/systemctl.asked
-"""
+""",
+    "getent": """#!/bin/sh
+exit 0
+""",
+}
 
 
 @contextlib.contextmanager
 def systemctl(host: Host) -> Iterator[Path]:
-    """A `systemctl` of this host alone, for which every unit is active; the file has what it was asked for."""
-    fake, real = host.path("/run") / "systemctl", shutil.which("systemctl")
-    assert real is not None, "tools/setup.sh installs systemd"
+    """Stand-ins for what would touch this machine; the file has what `systemctl` was asked for."""
     host.path("/run/systemd/system").mkdir(parents=True)
-    fake.write_text(SYSTEMCTL)
-    fake.chmod(0o755)
-    host.run(["mount", "--bind", "/run/systemctl", real])
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, host.path("/run/systemd"))
+        for name, script in STAND_INS.items():
+            fake, real = host.path("/run") / name, shutil.which(name)
+            assert real is not None, "tools/setup.sh installs systemd"
+            fake.write_text(script)
+            fake.chmod(0o755)
+            host.run(["mount", "--bind", f"/run/{name}", real])
+            undo.callback(host.run, ["umount", real])
         yield host.path("/run") / "systemctl.asked"
-    finally:
-        host.run(["umount", real])
-        shutil.rmtree(host.path("/run/systemd"))
 
 
 def upgrade(rig: Rig, name: str) -> list[str]:
@@ -59,8 +65,8 @@ def upgrade(rig: Rig, name: str) -> list[str]:
         lines = asked.read_text().splitlines()
     for line in lines:
         verb, _, unit = line.partition(" ")
-        if verb == "try-restart":
-            daemon = unit.removeprefix("remusdb-").removesuffix(".service")
+        daemon = unit.removeprefix("remusdb-").removesuffix(".service")
+        if verb == "try-restart" and (daemon, name) in rig.product.daemons:  # nothing happens to one that does not run
             process = rig.product.daemons[daemon, name]
             process.terminate()  # as systemd does, with KillMode=process: to the daemon alone
             process.wait(20)
