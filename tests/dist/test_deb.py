@@ -33,12 +33,13 @@ cat > /tmp/imports.py << 'END'
 import importlib, pkgutil, remusdb, remusdb_agents
 for package in (remusdb, remusdb_agents):
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not found.name.endswith(("__main__", ".nbd_plugin", ".setup.ssh")):
+        if not found.name.endswith(("__main__", ".nbd_plugin", ".setup.ssh")) and ".console." not in found.name:
             importlib.import_module(found.name)
 print(remusdb.__file__, remusdb_agents.__file__)
 print("compiled" if remusdb.native.kernels.collect else "")
 END
 /usr/lib/remusdb/bin/python3 -P -W error /tmp/imports.py
+say console; remusdb console 2>&1 && exit 1 || echo "exit $?"
 say setup; remusdb setup a=192.0.2.1 b=192.0.2.2 2>&1 && exit 1 || echo "exit $?"
 say versions
 /usr/lib/remusdb/bin/python3 -P -c 'import importlib.metadata as m, sys
@@ -126,6 +127,11 @@ def test_each_python_package_is_as_new_as_it_must_be(said: dict[str, str]) -> No
 def test_setup_says_what_it_lacks_where_it_lacks_it(said: dict[str, str], root: Path) -> None:
     """It is for one machine, and paramiko is only recommended; Debian 12's package has it. There is no network."""
     assert ("apt install python3-paramiko" if "trixie" in root.name else "cannot be logged in to") in said["setup"]
+
+
+def test_the_console_says_what_it_lacks(said: dict[str, str]) -> None:
+    """What it needs is recommended, and not installed here."""
+    assert "apt install python3-starlette" in said["console"] and "exit 1" in said["console"]
 
 
 def test_no_other_program_sees_its_python(said: dict[str, str]) -> None:
