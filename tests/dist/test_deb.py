@@ -111,7 +111,7 @@ def test_it_runs(said: dict[str, str]) -> None:
     assert said["version"] == f"remusdb {__version__}\n"
     assert "exit 5" in said["check"] and "hint:" in said["check"], said["check"]  # no daemon runs there
     assert said["certs"].split()[-3:] == ["ca.pem", "cert.pem", "key.pem"]
-    assert said["config"].count(": good: ") == 2
+    assert said["config"].count(": good: ") == 3
     files, native = said["imports"].splitlines()
     assert files.split() == [f"/usr/lib/remusdb/app/{name}/__init__.py" for name in ("remusdb", "remusdb_agents")]
     assert native == "compiled", "what is written in C is in the package, for this Python"
@@ -148,7 +148,7 @@ def test_man_page_completion_rule_and_hook_are_there(said: dict[str, str]) -> No
 
 def test_nothing_starts_by_itself(said: dict[str, str]) -> None:
     assert said["enabled"] == ""
-    assert len(said["units"].split()) == 3
+    assert len(said["units"].split()) == 4
     assert said["modes"].splitlines()[1] == "700 root /etc/remusdb/tls"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -81,7 +82,9 @@ def _make(codename: str, control: str, root: Path, log: Path) -> None:
             f'rm "$1/{package.name}"',
         )
         command = debian.bootstrap(made, suites, left_out=["/usr/share/locale/*"], hooks=hooks)
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=_BUILD_S)
+        # Else Debian's packages of Python put what they compile where the Makefile wants ours.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=_BUILD_S, env=env)
         made.rename(root)
 
 
