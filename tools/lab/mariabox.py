@@ -7,20 +7,15 @@ For what a server says on the wire (tools/lab/mariasays.py): Debian 12 has Maria
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.lab import debian
-from tools.lab.paths import CACHE
+from tools.lab import box
 
 CODENAMES = ("bookworm", "trixie")
 _PACKAGES = ("mariadb-server",)
-_BUILD_S = 1200.0
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 # As in pgbox: the shell is the first process of a PID namespace, so its end is that of all it started.
 _RUN = """\
@@ -41,29 +36,15 @@ chroot "$2/root" sh -euxc '
 
 def ensure(codename: str, log: Path) -> Path:
     """The folder of that Debian, made first if there is none (a minute or two)."""
-    key = hashlib.sha256(repr((_PACKAGES, _LEFT_OUT)).encode()).hexdigest()[:12]
-    root = CACHE / f"mariabox-{codename}-{key}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"mariabox-{codename}.lock").open("w") as lock, log.open("w") as out:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not root.exists():
-            for old in CACHE.glob(f"mariabox-{codename}-*"):
-                shutil.rmtree(old)
-            with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-                made = Path(folder) / "root"
-                command = debian.bootstrap(made, [codename], packages=_PACKAGES, left_out=_LEFT_OUT)
-                subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=_BUILD_S)
-                made.rename(root)
-    return root
+    return box.ensure("mariabox", codename, _PACKAGES, _LEFT_OUT, log)
 
 
 @contextlib.contextmanager
 def server(root: Path, log: Path) -> Iterator[None]:
     """Runs on port 3306 of loopback in this thread's network namespace; root has no password. `root`: of `ensure`."""
-    own = [*"setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --propagation private".split()]
     with tempfile.TemporaryDirectory() as folder, log.open("w") as out:
         process = subprocess.Popen(
-            [*own, "sh", "-c", _RUN, "sh", str(root), folder],
+            [*box.OWN, "sh", "-c", _RUN, "sh", str(root), folder],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

@@ -7,20 +7,16 @@ For the extension that runs in a guest (agents/guest/postgresql): Debian 12 has 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.lab import debian
-from tools.lab.paths import CACHE, REPO
+from tools.lab import box
+from tools.lab.paths import REPO
 
 VERSIONS = {"bookworm": 15, "trixie": 17}
 SOURCE = REPO / "agents/guest/postgresql"
-_BUILD_S = 1200.0
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/lib/llvm*")
 # The overlay is in memory. The shell stays, as the first process of a PID namespace: its end is that of all it started.
 # A program that changes its user, as the server does, would no longer be told that its parent died.
@@ -49,20 +45,7 @@ def ensure(codename: str, log: Path) -> Path:
     """The folder of that Debian, made first if there is none (a minute or two)."""
     server = VERSIONS[codename]
     packages = (f"postgresql-{server}", f"postgresql-server-dev-{server}", *"libkrb5-dev make gcc libc6-dev".split())
-    key = hashlib.sha256(repr((packages, _LEFT_OUT)).encode()).hexdigest()[:12]
-    root = CACHE / f"pgbox-{codename}-{key}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"pgbox-{codename}.lock").open("w") as lock, log.open("w") as out:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not root.exists():
-            for old in CACHE.glob(f"pgbox-{codename}-*"):
-                shutil.rmtree(old)
-            with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-                made = Path(folder) / "root"
-                command = debian.bootstrap(made, [codename], packages=packages, left_out=_LEFT_OUT)
-                subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=_BUILD_S)
-                made.rename(root)
-    return root
+    return box.ensure("pgbox", codename, packages, _LEFT_OUT, log)
 
 
 @contextlib.contextmanager
@@ -71,11 +54,10 @@ def server(root: Path, codename: str, setting: str, log: Path) -> Iterator[None]
 
     The extension is built from the source there. `root`: of `ensure`. Words of make and of the server go to `log`.
     """
-    own = [*"setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --propagation private".split()]
     with tempfile.TemporaryDirectory() as folder, log.open("w") as out:
         places = [str(root), folder, str(SOURCE), str(VERSIONS[codename]), setting]
         process = subprocess.Popen(
-            [*own, "sh", "-c", _RUN, "sh", *places],
+            [*box.OWN, "sh", "-c", _RUN, "sh", *places],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
