@@ -15,30 +15,27 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from remusdb.core.release.frames import OpenFlow
+from remusdb.core.release.frames import ACK, FIN, OpenFlow
 from remusdb.core.release.rule import CommitRule
 from remusdb.core.release.settings import ReleaseSettings
 from remusdb.net.hold import HoldQueue
-from tests.tcpframes import (
-    ACK,
+from tests.unit.postgresql_words import (
     ALONE,
     BEGIN,
     CHAIN,
     COMMIT,
     FAILED,
-    FIN,
     GREETING,
-    MOD,
     ROWS,
-    SYN,
     UPDATE,
     complete,
-    frame,
     message,
     ready,
 )
+from tests.unit.release_frames import frame, hello
 
 LEASE = 1e9
+_NUMBERS = 1 << 32
 WIDE = message("T", bytes(30)) + message("D", bytes(3000)) + complete("SELECT 1") + ready("T")
 AT_ONCE = complete("COMMIT") + complete("BEGIN") + complete("UPDATE 1") + ready("T")  # several statements in one
 # In a state: what is answered, the state after it, whether something is committed by it.
@@ -133,13 +130,13 @@ class World:
                 at = self.random.randrange(session.sent)
                 self._send(session, at, self._size(len(session.stream) - at))
             case 4:
-                self._pass(frame(seq=session.first + session.sent, client_port=session.port))
+                self._pass(frame(session.first + session.sent, client_port=session.port))
             case 5:
                 self._cut()
             case 6:
                 self._commit()
             case 7:
-                last = frame(seq=session.first + session.sent, client_port=session.port, flags=FIN | ACK)
+                last = frame(session.first + session.sent, client_port=session.port, flags=FIN | ACK)
                 self._pass(last)
                 self.sessions.remove(session)
                 self._connect()
@@ -151,16 +148,16 @@ class World:
         return self.random.choice([most, self.random.randint(1, most), min(most, 7)])
 
     def _connect(self) -> None:
-        first = self.random.choice([1, 5000, MOD - 100])
+        first = self.random.choice([1, 5000, _NUMBERS - 100])
         self.ports += 1
         session = Session(self.ports, first)
         self.sessions.append(session)
-        self._pass(frame(seq=first - 1, client_port=session.port, flags=SYN | ACK))
+        self._pass(hello(first - 1, client_port=session.port))
         session.answer(GREETING, "idle", False)
 
     def _send(self, session: Session, at: int, size: int) -> None:
         session.sent = max(session.sent, at + size)
-        self._pass(frame(bytes(session.stream[at : at + size]), seq=session.first + at, client_port=session.port))
+        self._pass(frame(session.first + at, bytes(session.stream[at : at + size]), client_port=session.port))
 
     def _pass(self, data: bytes) -> None:
         self.gate.accept([data], 1.0)
@@ -174,7 +171,7 @@ class World:
         size = len(data) - 64
         for session in self.sessions:
             if session.port == port and size:
-                at = (seq - session.first) % MOD
+                at = (seq - session.first) % _NUMBERS
                 if early and any(session.waits[at : at + size]):
                     raise Broken("an answer that must wait left early")
                 self.early_bytes += size * early
@@ -192,7 +189,7 @@ class World:
 
     @staticmethod
     def _seen(session: Session, flow: OpenFlow) -> int:
-        return (flow.next_seq - session.first) % MOD
+        return (flow.next_seq - session.first) % _NUMBERS
 
     def _commit(self) -> None:
         if self.committed + 1 < len(self.epochs):

@@ -83,7 +83,9 @@ class Session:
             what = "work"
         self.inside = (self.inside and what != "commit") or what == "begin"
         make = _my_answer if self.kind == "mysql" else _pg_answer
-        start, self.marked = len(self.output), self.inside and what == "work"
+        start = len(self.output)
+        # Only who waits until all was sent may mark: else an answer to COMMIT that is still to be sent is marked, too.
+        self.marked = self.kind == "mark" and self.inside and what == "work"
         self.output += make(what, inside=self.inside)
         if what != "work":
             self.ends.append((start, len(self.output)))

@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remusdb.core.release.postgresql import PostgresReader
-from tests.tcpframes import ALONE, BEGIN, CHAIN, COMMIT, FAILED, GREETING, ROWS, UPDATE, complete, message, ready
+from tests.unit.postgresql_words import (
+    ALONE,
+    BEGIN,
+    CHAIN,
+    COMMIT,
+    FAILED,
+    GREETING,
+    ROWS,
+    UPDATE,
+    complete,
+    message,
+    ready,
+)
 
 NOTIFIED = message("A", bytes(9))
 
